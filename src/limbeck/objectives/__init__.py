@@ -1,0 +1,43 @@
+"""The objective: every divergence, every target, never all the logits. Imports torch and nothing else."""
+
+from limbeck.objectives.divergences import (
+    DIVERGENCES,
+    JSD,
+    TVD,
+    AlphaBeta,
+    CrossEntropy,
+    Divergence,
+    EntropySwitched,
+    ForwardKL,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    resolve,
+)
+from limbeck.objectives.fused import Outcome, TermStats, fused_divergence
+from limbeck.objectives.targets import IGNORED, Dense, Labels, Sparse, Target
+from limbeck.objectives.terms import Term
+
+__all__ = [
+    "DIVERGENCES",
+    "IGNORED",
+    "JSD",
+    "TVD",
+    "AlphaBeta",
+    "CrossEntropy",
+    "Dense",
+    "Divergence",
+    "EntropySwitched",
+    "ForwardKL",
+    "Labels",
+    "Outcome",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
+    "Sparse",
+    "Target",
+    "Term",
+    "TermStats",
+    "fused_divergence",
+    "resolve",
+]

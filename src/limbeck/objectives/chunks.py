@@ -1,0 +1,184 @@
+"""The loop over chunks of positions: matmul, compare, multiply back.
+
+Shape suffixes: N positions; n positions of a chunk; D width of the learner; E of a teacher; V vocabulary
+(the shared part of it); W rows of the learner's head, V and padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limbeck.objectives import matmul
+from limbeck.objectives.kernels import eager
+from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
+from limbeck.objectives.targets import Dense
+from limbeck.objectives.terms import Index, Prepared
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one call needs, checked. Tensors are detached and in the dtype of the matmuls."""
+
+    hidden_ND: Tensor
+    head_VD: Tensor
+    bias_V: Tensor | None
+    terms: list[Prepared]
+    softcap: float | None
+    scale: float
+    chunk_tokens: int | None
+    precise: bool
+    statistics: bool
+
+    @property
+    def compute(self) -> torch.dtype:
+        """float32, or float64 for float64 inputs."""
+        return torch.promote_types(self.hidden_ND.dtype, torch.float32)
+
+    @property
+    def logits_dtype(self) -> torch.dtype:
+        return self.compute if self.precise else self.hidden_ND.dtype
+
+
+@dataclass
+class Totals:
+    """What the loop adds up. Gradients are in float32 at least, ``None`` where not wanted."""
+
+    loss_sum: Tensor
+    sums: list[Tensor]
+    counts: list[Tensor]
+    results: list[RowResult]
+    grad_hidden_ND: Tensor | None = None
+    grad_head_VD: Tensor | None = None
+    grad_bias_V: Tensor | None = None
+
+
+def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
+    """Run the loop, making the gradients that are asked for."""
+    totals = _empty_totals(job, hidden=hidden, head=head, bias=bias)
+    gradient = hidden or head or bias
+    active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
+    size = job.chunk_tokens or choose_chunk(job)
+    buffers = _Buffers(job, size)
+    for index in _chunks(active_N, size):
+        hidden_nD = job.hidden_ND[index]
+        logits_nV = buffers.student(hidden_nD)
+        terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale)
+                 for i, term in enumerate(job.terms)]  # fmt: skip
+        results = eager.run(logits_nV, terms, job.softcap, gradient, job.statistics)
+        for term, total, result in zip(job.terms, totals.results, results, strict=True):
+            _store(total, result, index, term.weight_N[index] != 0)
+        if gradient:
+            grad_nV = logits_nV.to(job.hidden_ND.dtype)
+            if totals.grad_hidden_ND is not None:
+                totals.grad_hidden_ND[index] = grad_nV @ job.head_VD
+            if totals.grad_head_VD is not None:
+                matmul.accumulate_head(totals.grad_head_VD, grad_nV, hidden_nD)
+            if totals.grad_bias_V is not None:
+                totals.grad_bias_V += grad_nV.sum(0, dtype=job.compute)
+    for i, term in enumerate(job.terms):
+        totals.sums[i] = (term.weight_N * totals.results[i].divergence_n).sum()
+        totals.loss_sum = totals.loss_sum + term.weight * totals.sums[i]
+    return totals
+
+
+def choose_chunk(job: Job) -> int:
+    """Positions per chunk: as few as keep the matmuls efficient, so that little is held."""
+    return 256
+
+
+def _chunks(active_N: Tensor, size: int) -> Iterator[Index]:
+    """Cut the positions that count into equal chunks, none longer than ``size``."""
+    every = bool(active_N.all())
+    positions_A = None if every else active_N.nonzero().squeeze(1)
+    count = len(active_N) if positions_A is None else len(positions_A)
+    pieces = -(-count // size)
+    for i in range(pieces):
+        part = slice(i * count // pieces, (i + 1) * count // pieces)
+        yield part if positions_A is None else positions_A[part]
+
+
+class _Buffers:
+    """The logits of one chunk, allocated once: fresh pages for every chunk would cost as much as a pass."""
+
+    def __init__(self, job: Job, size: int) -> None:
+        self.job = job
+        self.size = min(size, len(job.hidden_ND))
+        self.vocab_size = job.head_VD.shape[0]
+        self._student_nV: Tensor | None = None
+        self._teacher_nV: dict[int, Tensor] = {}
+
+    def student(self, hidden_nD: Tensor) -> Tensor:
+        job = self.job
+        if self._student_nV is None:
+            self._student_nV = hidden_nD.new_empty(self.size, self.vocab_size, dtype=job.logits_dtype)
+        out_nV = self._student_nV[: len(hidden_nD)]
+        return matmul.logits(out_nV, hidden_nD, job.head_VD, job.bias_V, job.scale)
+
+    def teacher(self, i: int, term: Prepared, index: Index) -> DenseRows | None:
+        if not isinstance(term.source, Dense):
+            return None
+        dense = term.source
+        if dense.logits_NV is not None:
+            # A gather is a copy, which may be overwritten; a slice is the caller's.
+            rows_nV = dense.logits_NV[index][:, : self.vocab_size]
+            return DenseRows(rows_nV.detach(), None, owned=not isinstance(index, slice))
+        assert dense.hidden_NE is not None
+        assert dense.head_VE is not None
+        hidden_nE = dense.hidden_NE.detach()[index]
+        if i not in self._teacher_nV:
+            dtype = hidden_nE.dtype
+            if self.job.precise:
+                dtype = torch.promote_types(dtype, torch.float32)
+            self._teacher_nV[i] = hidden_nE.new_empty(self.size, self.vocab_size, dtype=dtype)
+        out_nV = self._teacher_nV[i][: len(hidden_nE)]
+        bias_V = None if dense.bias_V is None else dense.bias_V.detach()[: self.vocab_size]
+        head_VE = dense.head_VE.detach()[: self.vocab_size]
+        return DenseRows(
+            matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale), dense.softcap, owned=True
+        )
+
+
+def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: float) -> RowTerm:
+    rows: DenseRows | SparseRows
+    if dense is not None:
+        rows = dense
+    else:
+        assert not isinstance(term.source, Dense)
+        rows = term.source.rows(index)
+    # The logit scale multiplies what the matmul gave, so it is one more factor of the gradient.
+    return RowTerm(rows, term.divergence, term.temperature, term.weight_N[index] * (term.weight * scale))
+
+
+def _empty_totals(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
+    positions = len(job.hidden_ND)
+    like = job.hidden_ND
+
+    def zeros(dtype: torch.dtype) -> Tensor:
+        return like.new_zeros(positions, dtype=dtype)
+
+    def result() -> RowResult:
+        if not job.statistics:
+            return RowResult(zeros(job.compute))
+        return RowResult(zeros(job.compute), zeros(job.compute), zeros(job.compute), zeros(torch.bool))
+
+    return Totals(
+        loss_sum=like.new_zeros((), dtype=job.compute),
+        sums=[like.new_zeros((), dtype=job.compute) for _ in job.terms],
+        counts=[(term.weight_N != 0).sum() for term in job.terms],
+        results=[result() for _ in job.terms],
+        grad_hidden_ND=torch.zeros_like(like) if hidden else None,
+        grad_head_VD=torch.zeros_like(job.head_VD, dtype=job.compute) if head else None,
+        grad_bias_V=like.new_zeros(job.head_VD.shape[0], dtype=job.compute) if bias else None,
+    )
+
+
+def _store(total: RowResult, result: RowResult, index: Index, part_n: Tensor) -> None:
+    """Write a chunk's statistics where they belong, zero where the term leaves the position out."""
+    for name in ("divergence_n", "student_entropy_n", "teacher_entropy_n", "agreement_n"):
+        into, values = getattr(total, name), getattr(result, name)
+        if into is not None and values is not None:
+            into[index] = torch.where(part_n, values, torch.zeros_like(values))

@@ -1,0 +1,88 @@
+"""What a backend is asked to do with one chunk of logits, and what it answers.
+
+A backend is a function ``(logits_nV, terms, softcap, gradient, statistics) -> list[RowResult]``. It
+reads the learner's logits, and if a gradient is wanted leaves, in their place, the derivative of
+
+    sum over terms, positions of coefficient_n * D_n
+
+by what the matmul gave (so before the soft cap). Backends differ in speed only; the same numbers come
+from each, to rounding.
+
+Shape suffixes: n positions of the chunk; m = n + 1; V vocabulary; r entries of these positions together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from limbeck.objectives.divergences import Divergence
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """The teacher's logits for these positions, as its matmul gave them.
+
+    Args:
+        logits_nV: floating, of any dtype.
+        softcap: the teacher's, still to be applied.
+        owned: whether the backend may overwrite them.
+    """
+
+    logits_nV: Tensor
+    softcap: float | None
+    owned: bool
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """A few outcomes with known probabilities, and perhaps one bucket for all the others.
+
+    Args:
+        offsets_m: int64; position ``i`` owns entries ``offsets_m[i] .. offsets_m[i + 1]``.
+        ids_r: int64 token ids.
+        logprobs_r: the teacher's, ``>= LOG_ZERO``, in the compute type, as are the next three.
+        tail_n: logarithm of the teacher's probability of everything else; ``None`` where nothing else
+            takes part (labels, an unbiased draw).
+        entropy_n: the teacher's entropy.
+        offset_n: added to the divergence to make it independent of what was drawn, or ``None``.
+        top_n: int64, the teacher's likeliest token, -1 if unknown.
+    """
+
+    offsets_m: Tensor
+    ids_r: Tensor
+    logprobs_r: Tensor
+    tail_n: Tensor | None
+    entropy_n: Tensor
+    offset_n: Tensor | None
+    top_n: Tensor
+
+
+@dataclass(frozen=True)
+class RowTerm:
+    """One term over the chunk: ``coefficient_n`` multiplies each position's divergence in the loss."""
+
+    rows: DenseRows | SparseRows
+    divergence: Divergence
+    temperature: float
+    coefficient_n: Tensor
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """Per position, in the compute type; the last three only where statistics were asked for.
+
+    Entropies, in nats, are of the two distributions that the term compares, at its temperature.
+    ``agreement_n`` is bool: a likeliest token of the teacher is a likeliest token of the student.
+    """
+
+    divergence_n: Tensor
+    student_entropy_n: Tensor | None = None
+    teacher_entropy_n: Tensor | None = None
+    agreement_n: Tensor | None = None
+
+
+Backend: TypeAlias = Callable[[Tensor, Sequence[RowTerm], float | None, bool, bool], list[RowResult]]
