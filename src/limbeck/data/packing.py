@@ -1,0 +1,142 @@
+"""Rows and batches. This is the only place that shifts labels.
+
+``labels_BT[b, i]`` is the token that follows ``ids_BT[b, i]`` in the same document; everything
+below sees hidden states and targets that belong together and never shifts again.
+
+Shape letters: B rows of a batch, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.data.corpus import Corpus
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens with the labels they are to predict.
+
+    Attributes:
+        ids_BT: int64 token ids; padding holds ``0`` (never attended to: it stands on the right).
+        positions_BT: int64 positions within a document; 0 where a document begins.
+        segments_BT: int64 number of the document within its row, -1 in padding.
+        labels_BT: int64 next token of the same document, -100 where nothing is learned.
+    """
+
+    ids_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor
+    labels_BT: Tensor
+
+    def row_keys(self) -> list[str]:
+        """Each row's hash over its ids and document borders: what a stored signal is keyed by."""
+        rows = zip(self.ids_BT.numpy(), self.segments_BT.numpy(), strict=True)
+        return [hashlib.sha256(i[s >= 0].tobytes() + s[s >= 0].tobytes()).hexdigest()[:32] for i, s in rows]
+
+    def count(self) -> int:
+        """Labels that are learned."""
+        return int((self.labels_BT != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        move = [t.to(device, non_blocking=True) for t in (self.ids_BT, self.positions_BT, self.segments_BT, self.labels_BT)]
+        return Batch(*move)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pieces of documents that share a row. A piece: ids [L + 1] and label mask [L + 1].
+
+    A piece carries one token more than it occupies: the last label of a piece that was cut is the
+    first token of the next piece, so every token is predicted exactly once.
+    """
+
+    pieces: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+class Rows:
+    """All rows of a corpus, cut to ``seq_len``; row r is the same in every process and every run.
+
+    ``pack=True``: documents stand one after another, cut where a row ends. ``pack=False``: a row
+    holds one document, or one piece of a long one, and is padded on the right.
+    """
+
+    def __init__(self, corpus: Corpus, seq_len: int, *, pack: bool) -> None:
+        self.corpus, self.seq_len, self.pack = corpus, seq_len, pack
+        # A document of n tokens has n - 1 positions with a next token: that is what a row holds.
+        spans = np.maximum(corpus.lengths - 1, 0)
+        if pack:
+            self._ends = np.cumsum(spans)
+            total = int(self._ends[-1]) if len(spans) else 0
+            self._n_rows = -(-total // seq_len)
+        else:
+            self._ends = np.cumsum(-(-spans // seq_len))  # rows up to and with document d
+            self._n_rows = int(self._ends[-1]) if len(spans) else 0
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def __getitem__(self, r: int) -> Row:
+        if not 0 <= r < self._n_rows:
+            raise IndexError(r)
+        if not self.pack:
+            d = self.document_of(r)
+            within = r - (int(self._ends[d - 1]) if d else 0)
+            return Row((self._piece(d, within * self.seq_len, self.seq_len),))
+        position, pieces, room = r * self.seq_len, [], self.seq_len
+        d = int(np.searchsorted(self._ends, position, side="right"))
+        while room and d < len(self._ends):
+            offset = position - (int(self._ends[d - 1]) if d else 0)
+            length = min(int(self._ends[d]) - position, room)
+            if length > 0:
+                pieces.append(self._piece(d, offset, length))
+            position, room, d = position + length, room - length, d + 1
+        return Row(tuple(pieces))
+
+    def _piece(self, d: int, offset: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, learn = self.corpus.document(d)
+        return ids[offset : offset + length + 1], learn[offset : offset + length + 1]
+
+    def document_of(self, r: int) -> int:
+        """The document of row r, where rows are not packed."""
+        return int(np.searchsorted(self._ends, r, side="right"))
+
+    def count(self, r: int) -> int:
+        """Labels in row r."""
+        return sum(int(learn[1:].sum()) for _, learn in self[r].pieces)
+
+
+def collate(rows: list[Row]) -> Batch:
+    """Rows to tensors, padded on the right to the longest; the one place that shifts labels."""
+    width = max(sum(len(ids) - 1 for ids, _ in row.pieces) for row in rows)
+    shape = (len(rows), width)
+    ids_BT, positions_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    segments_BT, labels_BT = np.full(shape, -1, np.int64), np.full(shape, IGNORED, np.int64)
+    for b, row in enumerate(rows):
+        at = 0
+        for number, (ids, learn) in enumerate(row.pieces):
+            to = at + len(ids) - 1
+            ids_BT[b, at:to] = ids[:-1]
+            labels_BT[b, at:to] = np.where(learn[1:], ids[1:].astype(np.int64), IGNORED)
+            positions_BT[b, at:to] = np.arange(to - at)
+            segments_BT[b, at:to] = number
+            at = to
+        # Padding goes on counting: a restart would look like one more packed document.
+        positions_BT[b, at:] = np.arange(width - at) + (positions_BT[b, at - 1] + 1 if at else 0)
+    return Batch(*(torch.from_numpy(array) for array in (ids_BT, positions_BT, segments_BT, labels_BT)))
+
+
+def row_order(n_rows: int, seed: int) -> Iterator[int]:
+    """Row numbers for ever: each epoch a new permutation, the same for the same seed."""
+    epoch = 0
+    while True:
+        yield from np.random.default_rng([seed, epoch]).permutation(n_rows).tolist()
+        epoch += 1

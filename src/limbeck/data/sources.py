@@ -1,0 +1,205 @@
+"""Where documents come from: text, JSON lines, Parquet, a hub data set, Python's own library.
+
+A document is read, hashed and handed on one at a time; a corpus never has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import InputError, RecipeError
+from limbeck.recipe import HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain ``text``, or a conversation (``messages``: dicts with ``role`` and ``content``).
+
+    ``prompt``/``response`` pairs become a conversation of two messages with ``chat=False``, so that
+    a tokenizer without a chat template can still read them.
+    """
+
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] = ()
+    chat: bool = True
+    key: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        content = self.text if self.text is not None else json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+        object.__setattr__(self, "key", digest)
+
+
+def documents(sources: tuple[Source, ...]) -> Iterator[Document]:
+    """All documents of a corpus, in the order of the files; empty ones are left out.
+
+    Raises:
+        RecipeError, InputError: a source is missing, unreadable, or holds no document.
+    """
+    for number, source in enumerate(sources):
+        key = f"data.corpus.{number}"
+        found = False
+        for document in islice(_read(source, key), source.max_documents):
+            found = True
+            yield document
+        if not found:
+            raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
+
+
+def _read(source: Source, key: str) -> Iterator[Document]:
+    match source:
+        case TextSource():
+            return _text(source, key)
+        case JsonlSource():
+            return _jsonl(source, key)
+        case ParquetSource():
+            return _parquet(source, key)
+        case HubSource():
+            return _hub(source, key)
+        case StdlibSource():
+            return _stdlib(source)
+
+
+def _existing(path: str, key: str, *, folder: bool = False) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise RecipeError(f"there is no {path}", key=key, fix="Relative paths start at the current directory")
+    if found.is_dir() and not folder:
+        raise RecipeError(f"{path} is a folder", key=key, fix="Name a file")
+    return found
+
+
+def _read_text(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 (byte {error.start})", key=key, fix=f"Convert it: iconv -f LATIN1 -t UTF-8 {path.name}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", key=key, fix="Check its permissions") from None
+
+
+def _text(source: TextSource, key: str) -> Iterator[Document]:
+    path = _existing(source.text, f"{key}.text", folder=True)
+    files = sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        whole = _read_text(file, f"{key}.text")
+        for piece in whole.split(source.separator) if source.separator else [whole]:
+            if piece.strip():
+                yield Document(text=piece.strip("\n"))
+
+
+def _jsonl(source: JsonlSource, key: str) -> Iterator[Document]:
+    path = _existing(source.jsonl, f"{key}.jsonl")
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise InputError(
+                            f"{path}, line {number} is not JSON ({error.msg})", key=f"{key}.jsonl", fix="One object a line"
+                        ) from None
+                    yield from _row(row, source.field, f"{path}, line {number}", key)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start})", key=f"{key}.jsonl", fix="Convert it") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", key=f"{key}.jsonl") from None
+
+
+def _parquet(source: ParquetSource, key: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = _existing(source.parquet, f"{key}.parquet")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                for row in batch.to_pylist():
+                    yield from _row(row, source.field, str(path), key)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is not a whole Parquet file ({error})", key=f"{key}.parquet") from None
+
+
+def _hub(source: HubSource, key: str) -> Iterator[Document]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.dataset, source.name, split=source.split, revision=source.revision)
+    except Exception as error:  # the library raises many kinds: not found, offline, unknown split, ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"{source.dataset} cannot be loaded ({reason[:200]})", key=f"{key}.dataset", fix="Check name, split and network"
+        ) from None
+    for row in rows:
+        yield from _row(row, source.field, source.dataset, key)
+
+
+def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
+    """One document of a table's row: `messages`, or `prompt` and `response`, or plain text."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is no object", key=key, fix='Write {"text": "..."}')
+    if isinstance(row.get("messages"), list):
+        messages = tuple(
+            {k: v for k, v in message.items() if v is not None} for message in row["messages"] if isinstance(message, dict)
+        )
+        if any(not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str) for m in messages):
+            raise InputError(f"{where}: a message needs `role` and `content`, both strings", key=key)
+        if any(m["role"] == "assistant" for m in messages):
+            yield Document(messages=messages)
+    elif isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
+        if row["response"].strip():
+            yield Document(
+                messages=(
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["response"]},
+                ),
+                chat=False,
+            )
+    elif isinstance(row.get(column), str):
+        if row[column].strip():
+            yield Document(text=row[column])
+    else:
+        raise InputError(
+            f"{where} has neither `{column}`, nor `messages`, nor `prompt` and `response` (it has {', '.join(map(str, row)) or 'nothing'})",
+            key=key,
+            fix="Name the text's column with `field:`",
+        )
+
+
+def _stdlib(source: StdlibSource) -> Iterator[Document]:
+    """Docstrings of modules, classes and functions, or whole sources, of this Python's library."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+    seen: set[str] = set()
+    for path in sorted(root.rglob("*.py")):
+        if skip & set(path.relative_to(root).parts):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
+            continue
+        if source.stdlib == "sources":
+            if text.strip():
+                yield Document(text=text)
+            continue
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                doc = ast.get_docstring(node)
+                if doc and len(doc) >= 40 and doc not in seen:
+                    seen.add(doc)
+                    yield Document(text=doc)

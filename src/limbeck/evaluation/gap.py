@@ -1,0 +1,148 @@
+"""How far a student is from its teacher, on documents that no one trained on.
+
+Everything is measured per document, so that it can be resampled and compared in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from limbeck.data.packing import IGNORED, Rows, collate
+from limbeck.models.language_model import LanguageModel
+from limbeck.objectives.fused import Term, fused_divergence
+from limbeck.objectives.targets import Dense, Labels, Target
+from limbeck.statistics import Interval, bootstrap
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Sums over each held-out document's labels; float64 [D].
+
+    Attributes:
+        nats: negative log-likelihood of the document's tokens.
+        kl: KL(teacher ‖ student) in nats, summed over positions; None without a teacher.
+        agreement: positions at which teacher and student find the same token most probable.
+        tokens: labels.
+        n_bytes: UTF-8 bytes that the labels stand for.
+    """
+
+    nats: np.ndarray
+    kl: np.ndarray | None
+    agreement: np.ndarray | None
+    tokens: np.ndarray
+    n_bytes: np.ndarray
+
+
+@torch.no_grad()
+def measure(
+    lm: LanguageModel,
+    rows: Rows,
+    teacher: LanguageModel | None = None,
+    *,
+    batch_rows: int = 8,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Measured:
+    """Measure a model, and its distance to ``teacher``, over unpacked rows of held-out documents."""
+    documents = len(rows.corpus)
+    sums = {name: np.zeros(documents) for name in ("nats", "kl", "agreement", "tokens")}
+    lm.model.eval()
+    if teacher is not None:
+        teacher.model.eval()
+    lengths = [sum(len(ids) for ids, _ in rows[r].pieces) for r in range(len(rows))]
+    order = np.argsort(lengths, kind="stable").tolist()  # like lengths together: less padding
+    for start in range(0, len(order), batch_rows):
+        chosen = order[start : start + batch_rows]
+        batch = collate([rows[r] for r in chosen]).to(lm.device)
+        learned = batch.labels_BT != IGNORED
+        of_row = torch.tensor([rows.document_of(r) for r in chosen])[:, None].expand(learned.shape)
+        document_N = of_row[learned.cpu()].numpy()
+        targets: list[Target] = [Labels(batch.labels_BT[learned])]
+        if teacher is not None:
+            hidden_BTE, head = teacher.hidden(batch.ids_BT, batch.positions_BT), teacher.head()
+            targets.append(Dense(hidden_BTE[learned], head.weight_VD, head.bias_V, softcap=head.softcap, scale=head.scale))
+        hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
+        outcome = fused_divergence(
+            hidden_BTD[learned],
+            head.weight_VD,
+            [Term(target) for target in targets],
+            bias_V=head.bias_V,
+            softcap=head.softcap,
+            scale=head.scale,
+            vocab_size=lm.vocab_size,
+        )
+        np.add.at(sums["nats"], document_N, _numpy(outcome.stats[0].divergence_N))
+        np.add.at(sums["tokens"], document_N, 1.0)
+        if teacher is not None:
+            np.add.at(sums["kl"], document_N, _numpy(outcome.stats[1].divergence_N))
+            np.add.at(sums["agreement"], document_N, _numpy(outcome.stats[1].agreement_N))
+        progress(len(chosen))
+    with_teacher = teacher is not None
+    return Measured(
+        nats=sums["nats"],
+        kl=sums["kl"] if with_teacher else None,
+        agreement=sums["agreement"] if with_teacher else None,
+        tokens=sums["tokens"],
+        n_bytes=rows.corpus.n_bytes.astype(np.float64),
+    )
+
+
+def _numpy(values_N: torch.Tensor | None) -> np.ndarray:
+    assert values_N is not None
+    return values_N.double().cpu().numpy()
+
+
+# ------------------------------------------------------------------------- estimates, with intervals
+
+_BITS = 1 / math.log(2)
+
+
+def bits_per_byte(runs: list[Measured], resamples: int) -> Interval:
+    """Bits that the model needs for a byte of text, on average; comparable across tokenizers."""
+    nats, n_bytes = _stack(runs, "nats"), runs[0].n_bytes[None]
+    return bootstrap(lambda a, b: a / b * _BITS, nats, n_bytes, resamples=resamples)
+
+
+def kl_per_token(runs: list[Measured], resamples: int) -> Interval:
+    """KL(teacher ‖ student) in nats per token."""
+    return bootstrap(lambda a, b: a / b, _stack(runs, "kl"), runs[0].tokens[None], resamples=resamples)
+
+
+def top1_agreement(runs: list[Measured], resamples: int) -> Interval:
+    """Share of positions at which both find the same token most probable."""
+    return bootstrap(lambda a, b: a / b, _stack(runs, "agreement"), runs[0].tokens[None], resamples=resamples)
+
+
+def difference(runs: list[Measured], control: list[Measured], resamples: int) -> Interval:
+    """Bits per byte of a student less those of the control: below zero, the teacher helped. Paired."""
+    return bootstrap(
+        lambda a, b, n: (a - b) / n * _BITS,
+        _stack(runs, "nats"),
+        _stack(control, "nats"),
+        runs[0].n_bytes[None],
+        resamples=resamples,
+    )
+
+
+def gap_closed(runs: list[Measured], control: list[Measured], teacher: Measured, resamples: int) -> Interval | None:
+    """Share of the way from the control to the teacher that the student went, in bits per byte.
+
+    None where the control is as good as the teacher: there is no gap to close.
+    """
+    if float(_stack(control, "nats").mean(0).sum()) <= float(teacher.nats.sum()):
+        return None
+    return bootstrap(
+        lambda s, c, t: (c - s) / np.where(c - t > 0, c - t, np.nan),
+        _stack(runs, "nats"),
+        _stack(control, "nats"),
+        teacher.nats[None],
+        resamples=resamples,
+    )
+
+
+def _stack(runs: list[Measured], name: str) -> np.ndarray:
+    return np.stack([getattr(run, name) for run in runs])

@@ -1,0 +1,110 @@
+"""A causal language model seen as what distillation needs: hidden states, and a head.
+
+The logits of a whole batch are never made; ``objectives`` joins hidden states and head a chunk at
+a time. That the pieces found here really make the model's own logits is proven on loading.
+
+Shape letters: B rows, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.errors import RecipeError
+from limbeck.models.tokenizer import vocabulary_size
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    softcap: float | None
+    scale: float
+
+
+class LanguageModel:
+    """A transformers model (or peft's wrapping of one) with its tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.vocab_size = vocabulary_size(tokenizer)
+
+    @property
+    def core(self) -> Any:
+        """The transformers model itself, adapters inside it if there are any."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def config(self) -> Any:
+        return self.core.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def rows(self) -> int:
+        """Rows of the head: the vocabulary with its padding."""
+        return int(self.head().weight_VD.shape[0])
+
+    def parameters(self) -> int:
+        """Number of parameters; tied ones count once, adapters are counted as merged."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
+
+    def bytes(self) -> int:
+        """Bytes of the weights as they are held."""
+        return sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "lora_" not in name)
+
+    def hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D]. Documents packed into a row do not see each other:
+        where a position does not follow its neighbour's, a new one begins."""
+        out = self.core.get_decoder()(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
+        return out.last_hidden_state
+
+    def head(self) -> Head:
+        layer = self.core.get_output_embeddings()
+        config = self.config
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+
+    @torch.no_grad()
+    def prove(self, key: str) -> None:
+        """Check on real forward passes that head and hidden states make this model's logits, and
+        whether documents packed into one row stay apart; sets ``self.packs``.
+
+        Raises:
+            RecipeError: the architecture does something to its logits that is not known here.
+        """
+        training = self.model.training
+        self.model.eval()
+        ids = torch.arange(7, device=self.device)[None] % self.vocab_size
+        positions = torch.arange(7, device=self.device)[None]
+        hidden = self.hidden(ids, positions)
+        head = self.head()
+        logits = head.scale * torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V)
+        if head.softcap:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        theirs = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        spread = float((theirs - theirs.mean()).abs().max()) + 1e-6
+        if logits.shape != theirs.shape or float((logits - theirs).abs().max()) > 0.02 * spread:
+            raise RecipeError(
+                f"{type(self.core).__name__} changes its logits in a way limbeck does not know",
+                key=key,
+                fix="Use another architecture for this model",
+            )
+        together = torch.cat([ids[:, :3], ids[:, 1:5]], 1)
+        packed = self.hidden(together, torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=self.device))[:, 3:]
+        apart = self.hidden(ids[:, 1:5], positions[:, :4])
+        self.packs = bool(torch.allclose(packed.float(), apart.float(), rtol=0.05, atol=0.02 * float(apart.abs().max())))
+        self.model.train(training)
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

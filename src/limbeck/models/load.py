@@ -1,0 +1,172 @@
+"""A causal language model from a folder, a hub name, or a configuration."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.errors import RecipeError
+from limbeck.models.language_model import LanguageModel
+from limbeck.recipe import ConfigModel, Lora, PathModel
+
+_DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
+
+
+def load_model(
+    spec: PathModel | ConfigModel, tokenizer: Any, *, key: str, seed: int = 0, seq_len: int | None = None
+) -> LanguageModel:
+    """Build the model that a recipe section describes, with its head proven.
+
+    Args:
+        spec: the recipe's section.
+        tokenizer: its vocabulary sizes a model from a config; a model from a path must cover it.
+        key: the section's place in the recipe, for errors.
+        seed: initialises a model from a config.
+        seq_len: the longest row it will see.
+
+    Raises:
+        RecipeError: it cannot be loaded, or its sizes are impossible.
+    """
+    quiet()
+    model = _from_path(spec, key) if isinstance(spec, PathModel) else _from_config(spec, tokenizer, key, seed, seq_len)
+    lm = LanguageModel(model.to(device()), tokenizer)
+    if lm.rows < lm.vocab_size:
+        raise RecipeError(
+            f"the model has {lm.rows} token embeddings, the tokenizer {lm.vocab_size} tokens",
+            key=key,
+            fix="Use the tokenizer the model was trained with",
+        )
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if seq_len and longest and longest < seq_len:
+        raise RecipeError(
+            f"data.seq_len is {seq_len}, but this model reads {longest} positions",
+            key=key,
+            fix=f"Write `seq_len: {longest}` or less",
+        )
+    lm.prove(key)
+    return lm
+
+
+def device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet() -> None:
+    """No progress bars and advice from the libraries below: limbeck has its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message=".*(generation flags|pad_token_id|lora_dropout).*")
+
+
+def _from_path(spec: PathModel, key: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(spec.path)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        held = "only pickled weights" if list(folder.glob("*.bin")) else "no weights"
+        raise RecipeError(
+            f"{spec.path} holds {held}", key=f"{key}.path", fix="Name a folder with *.safetensors (nothing else is loaded)"
+        )
+    if folder.is_file():
+        raise RecipeError(f"{spec.path} is a file", key=f"{key}.path", fix="Name the folder that holds config.json")
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec.path,
+            revision=spec.revision,
+            dtype=_DTYPES[spec.dtype],
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise RecipeError(
+            f"{spec.path} cannot be loaded ({reason})", key=f"{key}.path", fix="Name a folder that from_pretrained loads"
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise RecipeError(
+            f"the weights of {spec.path} lack {missing[0]} and {len(missing) - 1} others",
+            key=f"{key}.path",
+            fix="The files do not fit the config.json beside them",
+        )
+    return model
+
+
+def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len: int | None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from limbeck.models.tokenizer import vocabulary_size
+
+    sizes = dict(spec.config)
+    kind = sizes.pop("model_type")
+    try:
+        default = AutoConfig.for_model(kind)
+    except (ValueError, KeyError):
+        from transformers import CONFIG_MAPPING
+
+        near = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING), 1)
+        fix = f"Did you mean `{near[0]}`?" if near else "Write one that transformers knows, for example llama"
+        raise RecipeError(f"there is no architecture `{kind}`", key=f"{key}.config.model_type", fix=fix) from None
+    known = set(default.to_dict()) | set(getattr(default, "attribute_map", {}))
+    for name in sizes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            fix = f"Did you mean `{near[0]}`?" if near else f"Known: see {type(default).__name__}"
+            raise RecipeError(f"a {kind} configuration has no such key", key=f"{key}.config.{name}", fix=fix)
+    vocab = vocabulary_size(tokenizer)
+    if sizes.get("vocab_size", vocab) < vocab:
+        raise RecipeError(
+            f"got {sizes['vocab_size']}, but the tokenizer has {vocab} tokens",
+            key=f"{key}.config.vocab_size",
+            fix="Leave it out: it follows the tokenizer",
+        )
+    sizes.setdefault("vocab_size", vocab)
+    if seq_len and "max_position_embeddings" in known:
+        sizes.setdefault("max_position_embeddings", max(seq_len, 512))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        sizes.setdefault(name, getattr(tokenizer, name, None))
+    if "num_attention_heads" in sizes and "num_key_value_heads" in known:
+        sizes.setdefault("num_key_value_heads", sizes["num_attention_heads"])
+    try:
+        config = AutoConfig.for_model(kind, **sizes)
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=_DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+    except Exception as error:  # impossible sizes fail in many ways inside the architecture
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+        raise RecipeError(f"these sizes make no model ({reason})", key=f"{key}.config", fix="Check them") from None
+
+
+def with_lora(lm: LanguageModel, lora: Lora, seed: int) -> LanguageModel:
+    """The model with low-rank adapters to train; everything else, the head too, is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return LanguageModel(get_peft_model(lm.model, config), lm.tokenizer)
+    except ValueError as error:
+        raise RecipeError(str(error).splitlines()[0][:200], key="student.lora.targets", fix="Name linear modules") from None
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Hash over every weight's name, shape, type and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

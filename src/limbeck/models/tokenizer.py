@@ -1,0 +1,82 @@
+"""Tokenizers: loaded or trained, and compared by their token maps, never by their names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RecipeError
+
+END = "<|endoftext|>"
+
+
+def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
+    """A fast tokenizer from a folder or hub name. Raises RecipeError naming ``key``."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing
+        where = "the folder holds no tokenizer" if Path(path).is_dir() else f"there is no tokenizer at {path}"
+        raise RecipeError(f"{where} ({_first_line(error)})", key=key, fix="Name a folder with a tokenizer.json") from None
+    if not tokenizer.is_fast:
+        raise RecipeError("a slow tokenizer has no offsets", key=key, fix="Convert it to a tokenizer.json")
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE without pre-set vocabulary: lossless for any text, one special token.
+
+    ``<|endoftext|>`` both opens and closes documents, as in GPT-2. Deterministic.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, bos_token=END, pad_token=END)
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the greatest id a token has: what a model's softmax has to cover."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_map_fingerprint(tokenizer: Any) -> str:
+    """Hash of the map from token to id. Equal maps may be compared id by id."""
+    pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: (pair[1], pair[0]))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+
+
+def require_equal_maps(ours: Any, theirs: Any, *, key: str) -> None:
+    """Refuse to compare two vocabularies by id unless their token maps are equal.
+
+    Raises:
+        RecipeError: names the first token that differs.
+    """
+    a, b = ours.get_vocab(), theirs.get_vocab()
+    if a == b:
+        return
+    differing = next((token for token in sorted(a.keys() | b.keys()) if a.get(token) != b.get(token)), "")
+    raise RecipeError(
+        f"its vocabulary ({len(b)} tokens) is not the teacher's ({len(a)} tokens): "
+        f"{differing!r} is {b.get(differing, 'absent')} here and {a.get(differing, 'absent')} there",
+        key=key,
+        fix="Use a student with the teacher's tokenizer, or a `config`",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__

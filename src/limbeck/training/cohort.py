@@ -1,0 +1,159 @@
+"""The models of one run, frozen and learning, and the lessons that tie them.
+
+The loop below knows no technique: a technique is a list of lessons and a source of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from limbeck.data.packing import IGNORED, Batch
+from limbeck.models.language_model import Head, LanguageModel
+from limbeck.objectives.fused import Outcome, Term, fused_divergence
+from limbeck.objectives.schedules import Schedule
+from limbeck.objectives.targets import Dense, Labels, Target
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One thing one learner learns from one source.
+
+    Attributes:
+        learner: name of the member that learns.
+        source: ``labels`` (the batch's own tokens), or the name of the member that teaches.
+        divergence: how the two distributions are compared (a name, or a typed divergence);
+            unused for labels, whose divergence is the cross-entropy.
+        temperature: softens both distributions; the term is scaled by its square, so that its
+            gradient keeps its size (Hinton et al. 2015, section 2.1).
+        weight: of this term in the learner's loss.
+    """
+
+    learner: str
+    source: str = LABELS
+    divergence: Any = "forward_kl"
+    temperature: float = 1.0
+    weight: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
+
+    @property
+    def name(self) -> str:
+        return f"{self.learner}<{self.source}"
+
+
+@dataclass
+class Tally:
+    """Sums over tokens, on the learner's device; counts make means of them."""
+
+    loss: torch.Tensor
+    count: torch.Tensor
+    agreement: torch.Tensor | None = None
+
+
+@dataclass
+class Member:
+    """A model of the cohort. ``learns``: it is updated."""
+
+    lm: LanguageModel
+    learns: bool
+
+
+class Cohort:
+    """One forward pass for each member, one backward pass for each learner."""
+
+    def __init__(self, members: Mapping[str, Member], lessons: list[Lesson], precision: str = "fp32") -> None:
+        self.members, self.lessons, self.precision = dict(members), list(lessons), precision
+        for lesson in lessons:
+            if lesson.learner not in members or not members[lesson.learner].learns:
+                raise ValueError(f"lesson {lesson.name}: {lesson.learner} does not learn here")
+            if lesson.source != LABELS and lesson.source not in members:
+                raise ValueError(f"lesson {lesson.name}: there is no {lesson.source}")
+        for name, member in self.members.items():
+            member.lm.model.train(member.learns)
+            if not member.learns:
+                member.lm.model.requires_grad_(False)
+            if member.learns and not any(lesson.learner == name for lesson in lessons):
+                raise ValueError(f"{name} has nothing to learn")
+
+    @property
+    def learners(self) -> dict[str, LanguageModel]:
+        return {name: member.lm for name, member in self.members.items() if member.learns}
+
+    def _in_order(self) -> list[str]:
+        """Sources before those who learn from them."""
+        sources = {lesson.source for lesson in self.lessons}
+        return sorted(self.members, key=lambda name: name not in sources)
+
+    def forward_backward(self, batch: Batch, denominators: Mapping[str, int], progress: float) -> dict[str, Tally]:
+        """Add to every learner's gradients what this batch teaches it.
+
+        Args:
+            batch: rows, their labels already shifted.
+            denominators: per lesson name, the labels of the whole global batch that it learns from:
+                counted before the first backward, so that accumulation changes nothing.
+            progress: 0 at the first step, 1 at the last, for the weights.
+
+        Returns:
+            Per lesson, sums over this batch's tokens.
+        """
+        learned = batch.labels_BT != IGNORED
+        whole = bool(learned.all())
+        labels_N = batch.labels_BT[learned]
+        taught: dict[str, Target] = {LABELS: Labels(labels_N)}
+        tallies: dict[str, Tally] = {}
+        for name in self._in_order():
+            member = self.members[name]
+            lessons = [lesson for lesson in self.lessons if lesson.learner == name]
+            with torch.set_grad_enabled(member.learns), member.lm.autocast(self.precision):
+                hidden_BTD = member.lm.hidden(batch.ids_BT, batch.positions_BT)
+                # Padding and prompts need no logits: leave them out before the head.
+                hidden_ND = hidden_BTD.flatten(0, 1) if whole else hidden_BTD[learned]
+                head = member.lm.head()
+                if any(lesson.source == name for lesson in self.lessons):
+                    taught[name] = as_target(hidden_ND, head)
+                if not lessons:
+                    continue
+                terms = [self._term(lesson, taught, denominators, progress) for lesson in lessons]
+                outcome = compare(hidden_ND, head, terms, member.lm.vocab_size)
+            outcome.loss_sum.backward()
+            for i, lesson in enumerate(lessons):
+                agreement = outcome.stats[i].agreement_N
+                tallies[lesson.name] = Tally(
+                    outcome.sums[i], outcome.counts[i], agreement.sum() if agreement is not None else None
+                )
+        return tallies
+
+    def _term(
+        self, lesson: Lesson, taught: Mapping[str, Target], denominators: Mapping[str, int], progress: float
+    ) -> Term:
+        scale = lesson.temperature**2 if lesson.source != LABELS else 1.0
+        return Term(
+            taught[lesson.source],
+            divergence=lesson.divergence,
+            temperature=lesson.temperature if lesson.source != LABELS else 1.0,
+            weight=lesson.weight.at(progress) * scale / max(denominators[lesson.name], 1),
+            name=lesson.name,
+        )
+
+
+def as_target(hidden_ND: torch.Tensor, head: Head) -> Dense:
+    """What a model thinks, as something to learn from; no gradient flows back into it."""
+    bias = head.bias_V.detach() if head.bias_V is not None else None
+    return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
+
+
+def compare(hidden_ND: torch.Tensor, head: Head, terms: list[Term], vocab_size: int) -> Outcome:
+    """The objective on a model's hidden states and head."""
+    return fused_divergence(
+        hidden_ND,
+        head.weight_VD,
+        terms,
+        bias_V=head.bias_V,
+        softcap=head.softcap,
+        scale=head.scale,
+        vocab_size=vocab_size,
+    )

@@ -1,0 +1,92 @@
+"""What is measured while training: ``metrics.jsonl`` is the record, TensorBoard a view of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from limbeck.training.cohort import Tally
+
+
+class Meter:
+    """Means over the tokens between two lines of ``metrics.jsonl``.
+
+    Args:
+        folder: where ``metrics.jsonl`` and the TensorBoard events go.
+        resume_at: bytes of ``metrics.jsonl`` that belong to the state resumed from (what was
+            written after that checkpoint is cut off: it will be written again), and its step.
+    """
+
+    def __init__(self, folder: Path, resume_at: tuple[int, int] = (0, 0)) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        size, step = resume_at
+        self.file = (folder / "metrics.jsonl").open("ab")
+        self.file.truncate(min(size, self.file.seek(0, 2)))
+        self.file.seek(0, 2)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        self.clock = time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, list[Any]] = {}
+        self.window_tokens, self.window_start = 0, time.monotonic()
+
+    def add(self, tallies: dict[str, Tally]) -> None:
+        for name, tally in tallies.items():
+            sums = self.sums.setdefault(name, [0.0, 0.0, None])
+            sums[0] = sums[0] + tally.loss.double()
+            sums[1] = sums[1] + tally.count.double()
+            if tally.agreement is not None:
+                sums[2] = (0.0 if sums[2] is None else sums[2]) + tally.agreement.double()
+
+    def count(self, tokens: int) -> None:
+        self.window_tokens += tokens
+
+    def means(self) -> dict[str, float]:
+        return {name: float(loss / max(float(count), 1.0)) for name, (loss, count, _) in self.sums.items()}
+
+    def line(self, step: int, tokens: int, extra: dict[str, float]) -> None:
+        """Write one line, for the window that ends with this step."""
+        elapsed = max(time.monotonic() - self.window_start, 1e-9)
+        record: dict[str, Any] = {"step": step, "tokens": tokens, **extra}
+        for name, (loss, count, agreement) in self.sums.items():
+            record[f"loss/{name}"] = float(loss / max(float(count), 1.0))
+            if agreement is not None:
+                record[f"agreement/{name}"] = float(agreement / max(float(count), 1.0))
+        record["tokens_per_second"] = round(self.window_tokens / elapsed, 1)
+        record["seconds"] = round(self.seconds(), 3)
+        self.file.write((json.dumps(record) + "\n").encode())
+        self.file.flush()
+        for key, value in record.items():
+            if key not in ("step", "seconds") and math.isfinite(value):
+                self.board.add_scalar(key, value, step)
+        self._reset()
+
+    def seconds(self) -> float:
+        """Time spent training so far, in earlier processes too."""
+        return time.monotonic() - self.clock
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl written so far."""
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a torn last line (a kill while writing) is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
