@@ -15,6 +15,7 @@ Shape suffixes: N positions, V outcomes; ``...`` any shape, elementwise.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,12 +46,16 @@ class Divergence(ABC):
             entropy: the teacher's entropy in nats, broadcastable to [...]; only what switches reads it.
         """
 
+    def canonical(self) -> Divergence:
+        """The simpler divergence that this one is at the end of a range; itself anywhere else."""
+        return self
+
     def __call__(self, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
         """The divergence of each position, in nats, [N]; autograd goes through it. Inputs [N, V]."""
         logp = logp_NV.clamp_min(LOG_ZERO)
         logq = logq_NV.clamp_min(LOG_ZERO)
         entropy = -(logp.exp() * logp).sum(-1, keepdim=True)
-        return self.pointwise(logp, logq, entropy)[0].sum(-1)
+        return self.canonical().pointwise(logp, logq, entropy)[0].sum(-1)
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,10 @@ class JSD(Divergence):
     def __post_init__(self) -> None:
         _between(self.name, "beta", self.beta, 0.0, 1.0)
 
+    def canonical(self) -> Divergence:
+        return {0.0: ForwardKL(), 1.0: ReverseKL()}.get(self.beta, self)
+
     def pointwise(self, logp: Tensor, logq: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-        if self.beta in (0.0, 1.0):
-            limit = ForwardKL() if self.beta == 0.0 else ReverseKL()
-            return limit.pointwise(logp, logq, entropy)
         beta, rest = self.beta, 1.0 - self.beta
         p, q = logp.exp(), logq.exp()
         logm = _log_mixture(logp, logq, beta)
@@ -140,6 +145,9 @@ class SkewKL(Divergence):
     def __post_init__(self) -> None:
         _between(self.name, "alpha", self.alpha, 0.0, 1.0, open_above=True)
 
+    def canonical(self) -> Divergence:
+        return ForwardKL() if self.alpha == 0.0 else self
+
     def pointwise(self, logp: Tensor, logq: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         p = logp.exp()
         logm = _log_mixture(logp, logq, self.alpha)
@@ -160,6 +168,9 @@ class SkewReverseKL(Divergence):
 
     def __post_init__(self) -> None:
         _between(self.name, "alpha", self.alpha, 0.0, 1.0, open_above=True)
+
+    def canonical(self) -> Divergence:
+        return ReverseKL() if self.alpha == 0.0 else self
 
     def pointwise(self, logp: Tensor, logq: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         q = logq.exp()
@@ -190,6 +201,9 @@ class AlphaBeta(Divergence):
         _between(self.name, "beta", self.beta, 0.0, 10.0)
         if self.alpha + self.beta == 0.0:
             raise ValueError("alpha_beta: alpha and beta must not both be 0")
+
+    def canonical(self) -> Divergence:
+        return {(1.0, 0.0): ForwardKL(), (0.0, 1.0): ReverseKL()}.get((self.alpha, self.beta), self)
 
     def pointwise(self, logp: Tensor, logq: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.alpha, self.beta
@@ -273,13 +287,7 @@ def resolve(spec: DivergenceLike) -> Divergence:
 
 def _log_mixture(logp: Tensor, logq: Tensor, share_of_p: float) -> Tensor:
     """``log(share p + (1 - share) q)``, without leaving logarithms."""
-    if share_of_p == 0.0:
-        return logq
-    if share_of_p == 1.0:
-        return logp
-    log_share = torch.tensor(share_of_p, dtype=torch.float64).log().item()
-    log_rest = torch.tensor(1.0 - share_of_p, dtype=torch.float64).log().item()
-    return torch.logaddexp(logp + log_share, logq + log_rest)
+    return torch.logaddexp(logp + math.log(share_of_p), logq + math.log1p(-share_of_p))
 
 
 def _between(name: str, key: str, value: float, low: float, high: float, *, open_above: bool = False) -> None:

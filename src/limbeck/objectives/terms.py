@@ -6,6 +6,7 @@ teacher; R, r entries of all positions, of a chunk's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -106,7 +107,7 @@ def prepare(term: Term, positions: int, vocab_size: int, compute: torch.dtype) -
         ValueError: if the target does not fit the positions, the vocabulary, the divergence or the
             temperature.
     """
-    target, divergence = term.target, resolve(term.divergence)
+    target, divergence = term.target, resolve(term.divergence).canonical()
     label = f"term {term.name!r}" if term.name else f"a {type(target).__name__} term"
     if len(target) != positions:
         raise ValueError(f"{label} has {len(target)} positions, the hidden states have {positions}")
@@ -211,7 +212,7 @@ def _exact_only(
     The margin of 1% is for log-probabilities that were rounded when stored; an exact entry lost to it
     makes the bucket a little coarser and nothing wrong.
     """
-    exact_R = logprobs_R > torch.tensor(threshold * 1.01, dtype=torch.float64).log().item()
+    exact_R = logprobs_R > math.log(threshold * 1.01)
     kept_M = torch.cat([offsets_M.new_zeros(1), exact_R.long().cumsum(0)])[offsets_M]
     return kept_M, ids_R[exact_R], logprobs_R[exact_R]
 
