@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,14 +21,18 @@ def write_whole(path: Path, text: str) -> None:
     _fsync(path.parent)
 
 
-def fsync_tree(folder: Path) -> None:
-    """Flush every file below ``folder``, and the folders themselves, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``target``, flushed to the disk, when the block ends without error.
+
+    A ``target`` that stands there already is replaced; what a killed process left is removed first.
+    """
+    scratch = target.with_name(f".{target.name}.writing")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    for path in [*scratch.rglob("*"), scratch]:
         _fsync(path)
-
-
-def replace_folder(scratch: Path, target: Path) -> None:
-    """Move a finished folder to its place; one that stands there already is removed first."""
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
     _fsync(target.parent)

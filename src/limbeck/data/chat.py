@@ -42,19 +42,6 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     return _encode_spans(text, spans, tokenizer, marks=not has_template(tokenizer))
 
 
-def encode_prompt(document: Document, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> list[int]:
-    """What the teacher is given to continue: the first tokens of a text, or all before the last answer."""
-    if document.text is not None:
-        return [*_marks(tokenizer)[0], *_plain(document.text, tokenizer)[:prompt_tokens]]
-    last = max(i for i, message in enumerate(document.messages) if message["role"] == "assistant")
-    question = Document(messages=document.messages[:last], chat=document.chat)
-    if has_template(tokenizer):
-        prompt = _template(tokenizer, question.messages, generation_prompt=True)
-        return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    text, _ = render(question, tokenizer)
-    return [*_marks(tokenizer)[0], *_plain(text, tokenizer)]
-
-
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 

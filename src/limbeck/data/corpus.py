@@ -139,18 +139,14 @@ def write_corpora(
     *,
     progress: Callable[[int], None] = lambda n: None,
 ) -> None:
-    """Tokenise a stream of documents into ``folder/train`` and ``folder/heldout``, each once.
+    """Tokenise different documents into ``folder/train`` and ``folder/heldout``.
 
     Raises:
         InputError: a document that cannot be tokenised.
     """
     train, heldout = _Writer(folder / "train"), _Writer(folder / "heldout")
-    seen: set[str] = set()
     for document in found:
         progress(1)
-        if document.key in seen:
-            continue
-        seen.add(document.key)
         writer = heldout if document.key <= cut else train
         writer.add(_encoded(document, tokenizer), int(document.key[:16], 16))
     train.close()

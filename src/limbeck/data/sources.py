@@ -1,6 +1,6 @@
 """Where documents come from: text, JSON lines, Parquet, a hub data set, Python's own library.
 
-A document is read, hashed and handed on one at a time; a corpus never has to fit in memory.
+A document is read, hashed and handed on one at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,36 @@ class Document:
         content = self.text if self.text is not None else json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         object.__setattr__(self, "key", digest)
+
+    def texts(self) -> Iterator[str]:
+        """Every piece of text in it."""
+        if self.text is not None:
+            yield self.text
+        for message in self.messages:
+            yield message["content"]
+
+
+class Spool:
+    """Different documents, read once from their sources and from a local file as often as needed.
+
+    A corpus never has to fit in memory, and a slow source (a hub, a parse) is asked once.
+    """
+
+    def __init__(self, path: Path, found: Iterable[Document]) -> None:
+        self.path = path
+        self.keys: set[str] = set()
+        with path.open("w", encoding="utf-8", errors="surrogatepass") as out:
+            for document in found:
+                if document.key not in self.keys:
+                    self.keys.add(document.key)
+                    row = [document.text, document.messages, document.chat]
+                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def __iter__(self) -> Iterator[Document]:
+        with self.path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
+            for line in lines:
+                text, messages, chat = json.loads(line)
+                yield Document(text, tuple(messages), chat)
 
 
 def documents(sources: tuple[Source, ...]) -> Iterator[Document]:

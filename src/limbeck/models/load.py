@@ -163,6 +163,15 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int) -> LanguageModel:
         raise RecipeError(str(error).splitlines()[0][:200], key="student.lora.targets", fix="Name linear modules") from None
 
 
+def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
+    """A model of the same shape that knows nothing yet."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    fresh = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype).to(lm.device)
+    return LanguageModel(fresh, lm.tokenizer)
+
+
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """Hash over every weight's name, shape, type and bytes."""
     digest = hashlib.sha256()

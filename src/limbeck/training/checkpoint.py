@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from limbeck.files import fsync_tree, replace_folder
+from limbeck.files import whole_folder
 from limbeck.models.language_model import LanguageModel
 from limbeck.training.optim import LearnerOptimiser
 
@@ -29,28 +29,20 @@ class Checkpoints:
 
     def save(self, step: int, extra: dict[str, Any]) -> None:
         """Write the state after ``step`` steps; ``extra`` is given back by ``restore``."""
-        target = self.folder / f"step-{step:08d}"
-        scratch = self.folder / f".writing-{step:08d}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        for name, lm in self.learners.items():
-            save_file(_trainable(lm), scratch / f"{name}.weights.safetensors")
-            tensors, rest = _flatten(self.optimisers[name].adamw.state_dict())
-            save_file(tensors, scratch / f"{name}.optimiser.safetensors")
-            (scratch / f"{name}.optimiser.json").write_text(
-                json.dumps({"adamw": rest, "schedule": _plain(self.optimisers[name].schedule.state_dict())})
-            )
-        sums = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
-        (scratch / "state.json").write_text(json.dumps({"step": step, "sha256": sums, **extra}))
-        fsync_tree(scratch)
-        replace_folder(scratch, target)
+        with whole_folder(self.folder / f"step-{step:08d}") as scratch:
+            for name, lm in self.learners.items():
+                save_file(_trainable(lm), scratch / f"{name}.weights.safetensors")
+                tensors, rest = _flatten(self.optimisers[name].adamw.state_dict())
+                save_file(tensors, scratch / f"{name}.optimiser.safetensors")
+                rest["schedule"] = _plain(self.optimisers[name].schedule.state_dict())
+                (scratch / f"{name}.optimiser.json").write_text(json.dumps(rest))
+            sums = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+            (scratch / "state.json").write_text(json.dumps({"step": step, "sha256": sums, **extra}))
         for old in self._found()[:-2]:
             shutil.rmtree(old)
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest whole checkpoint into learners and optimisers; None if there is none."""
-        for scratch in self.folder.glob(".writing-*"):
-            shutil.rmtree(scratch)
         for folder in reversed(self._found()):
             state = _verified(folder)
             if state is None:
@@ -62,8 +54,8 @@ class Checkpoints:
                     own[key].copy_(tensor)
                 rest = json.loads((folder / f"{name}.optimiser.json").read_text())
                 tensors = load_file(folder / f"{name}.optimiser.safetensors")
-                self.optimisers[name].adamw.load_state_dict(_unflatten(tensors, rest["adamw"]))
-                self.optimisers[name].schedule.load_state_dict(rest["schedule"])
+                self.optimisers[name].schedule.load_state_dict(rest.pop("schedule"))
+                self.optimisers[name].adamw.load_state_dict(_unflatten(tensors, rest))
             return state
         return None
 

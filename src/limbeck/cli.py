@@ -1,0 +1,135 @@
+"""The command line: one function a command, no logic. Heavy libraries are imported when needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limbeck.errors import LimbeckError
+
+app = typer.Typer(
+    help="Turn a large language model (the teacher) into a small one that you can run (the student).",
+    epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done, 2 the recipe or input is wrong, "
+    "3 the teacher could not be reached, 130 interrupted (run it again to go on).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+_RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change the recipe: `training.lr=3e-4 seeds=[0,1,2]`.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Do what a recipe says: prepare, train, measure, report.
+
+    May be killed at any moment: the same command goes on where it stopped. An existing run folder
+    is continued; settings that would change what is already done are refused, naming the key.
+    """
+    from limbeck.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from limbeck.display import Display
+    from limbeck.report.text import table
+    from limbeck.report.verdict import verdict
+    from limbeck.run import run as do
+
+    display = Display(quiet=quiet)
+    display.say(f"[bold]limbeck[/] {recipe} → {loaded.run}")
+    report = do(loaded, display)
+    if not quiet:
+        print("\n" + table(report.rows, min(display.console.width, 100)) + "\n")
+        print(_wrapped(report.verdict or verdict(report.rows)))
+        for warning in report.warnings:
+            print(_wrapped(f"Note: {warning}"))
+        print(f"\nReport: {Path(loaded.run) / 'report.html'}")
+
+
+@app.command()
+def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
+    """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all."""
+    import yaml
+
+    from limbeck.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from limbeck.run.prepare import check as refuse
+
+    refuse(loaded)
+    print(yaml.safe_dump(loaded.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON Schema, for editors that complete and check YAML."""
+    from limbeck.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib import metadata
+
+        print(f"limbeck {metadata.version('limbeck')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _wrapped(text: str) -> str:
+    import shutil
+    import textwrap
+
+    return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100))
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line, and the exit code says whose it is."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except LimbeckError as error:
+        if debug:
+            raise
+        print(f"limbeck: {error.line()}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if debug or error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"limbeck: {error.strerror}{where}. Free space or check permissions, then run again", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            print(f"limbeck: {error.format_message()}. See limbeck --help", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    main()

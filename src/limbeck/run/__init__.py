@@ -1,0 +1,73 @@
+"""A run: stages in order, each marked when done; calling it again goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+import yaml
+
+from limbeck.data.corpus import open_corpus
+from limbeck.display import Display
+from limbeck.files import write_whole
+from limbeck.recipe import Recipe
+from limbeck.report.card import model_card
+from limbeck.report.html import render
+from limbeck.report.model import ReportData
+from limbeck.run.arms import arms_of, train_arm
+from limbeck.run.folder import RunFolder
+from limbeck.run.measure import Examiner
+from limbeck.run.prepare import Prepared, check, prepare_data, prepare_teacher
+from limbeck.run.provenance import command, machine, versions
+from limbeck.run.results import build, row_name
+from limbeck.training.techniques import TEACHER
+
+
+def run(recipe: Recipe, display: Display | None = None) -> ReportData:
+    """Do what a recipe says, or go on with it, and write the report.
+
+    Args:
+        recipe: from :func:`limbeck.load_recipe`.
+        display: where progress is shown; default: the terminal.
+
+    Returns:
+        What the report shows. The run folder holds ``report.html`` and, below ``arms/``, the students
+        as plain ``save_pretrained`` folders.
+
+    Raises:
+        LimbeckError: what the user can mend: the recipe, the input, the run folder.
+    """
+    display = display or Display()
+    torch.set_num_threads(recipe.training.threads or os.cpu_count() or 1)
+    with RunFolder(Path(recipe.run)) as folder:
+        tokenizer = check(recipe)
+        _write_provenance(recipe, folder)
+        tokenizer, data = prepare_data(recipe, folder, tokenizer, display)
+        home = folder.path / "data"
+        train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
+        spec, teacher_facts = prepare_teacher(recipe, folder, tokenizer, train, data, display)
+        prepared = Prepared(tokenizer, train, heldout, data, spec, teacher_facts)
+        arm_facts = {arm.name: train_arm(recipe, arm, prepared, folder, display) for arm in arms_of(recipe)}
+        report = build(recipe, prepared, Examiner(recipe, prepared, folder, display), arm_facts, folder.path)
+        _write_cards(recipe, report, arm_facts, folder)
+        write_whole(folder.path / "report.html", render(report))
+        return report
+
+
+def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
+    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_whole(folder.path / "recipe.yaml", resolved)
+    write_whole(
+        folder.path / "run.json",
+        json.dumps({"command": command(), "versions": versions(), "machine": machine()}, indent=1),
+    )
+
+
+def _write_cards(recipe: Recipe, report: ReportData, arm_facts: dict, folder: RunFolder) -> None:  # type: ignore[type-arg]
+    for arm in arms_of(recipe):
+        for member in arm_facts[arm.name]["learners"]:
+            name = row_name(recipe, arm.technique.label, member)
+            card = model_card(report, name, technique=arm.technique.kind if member != TEACHER else None)
+            write_whole(arm.model(folder.path, member) / "README.md", card)

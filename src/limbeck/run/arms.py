@@ -1,0 +1,218 @@
+"""Training one technique with one seed: an arm of the comparison."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.data.chat import Encoded
+from limbeck.data.corpus import Corpus, open_corpus, write_encoded
+from limbeck.data.prompts import split_prompt
+from limbeck.display import Display
+from limbeck.errors import InputError
+from limbeck.files import whole_folder
+from limbeck.models.generate import Sampling
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model, reinitialised, with_lora
+from limbeck.recipe import Co, Hard, PathStudent, Recipe, Technique
+from limbeck.run.folder import RunFolder
+from limbeck.run.prepare import Prepared, load_student, make_batches, save_model, settings
+from limbeck.teachers.local import LocalTeacher
+from limbeck.training.cohort import Cohort, Member
+from limbeck.training.loop import train
+from limbeck.training.techniques import TEACHER, lessons_of, needs_teacher
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One technique, one seed."""
+
+    index: int
+    technique: Technique
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.technique.label}-seed{self.seed}"
+
+    def folder(self, run: Path) -> Path:
+        return run / "arms" / self.name
+
+    def model(self, run: Path, member: str) -> Path:
+        """Where a trained student is (or, after ``co``, the teacher)."""
+        return self.folder(run) / (member if member == TEACHER else f"students/{member}")
+
+
+def arms_of(recipe: Recipe) -> list[Arm]:
+    return [Arm(i, technique, seed) for seed in recipe.seeds for i, technique in enumerate(recipe.techniques)]
+
+
+def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
+    """What an arm is made from: a change of any of it makes another arm."""
+    students = {name: student.model_dump(mode="json") for name, student in recipe.cohort.items()}
+    inputs: dict[str, Any] = {
+        f"techniques.{arm.index}": arm.technique.model_dump(mode="json", exclude={"name"}),
+        "seed": arm.seed,
+        "students": students,
+        "training": settings(recipe.training),
+        "data": {"seq_len": recipe.data.seq_len, "pack": recipe.data.pack, "fingerprint": prepared.data["fingerprint"]},
+    }
+    if arm.technique.kind != "alone":
+        inputs["teacher"] = prepared.teacher_facts["fingerprint"]
+    return inputs
+
+
+def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, display: Display) -> dict[str, Any]:
+    """Train an arm's students (or go on with them, or find them done). Returns facts about it."""
+    corpus = prepared.train
+    if isinstance(arm.technique, Hard):
+        corpus = write_text(recipe, arm, prepared, folder, display)
+    stage = f"train-{arm.name}"
+    kept = folder.done(stage, arm_inputs(recipe, arm, prepared))
+    if kept is not None:
+        display.kept(arm.name)
+        return kept
+    section = recipe.training
+    members = {name: Member(_learner(recipe, name, prepared, arm.seed), learns=True) for name in recipe.cohort}
+    lrs: dict[str, float | None] = {}
+    if needs_teacher(arm.technique):
+        learns = isinstance(arm.technique, Co)
+        teacher = load_model(prepared.teacher_spec, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        if isinstance(arm.technique, Co):
+            scratch = arm.technique.teacher_start == "scratch"
+            if scratch:
+                teacher = reinitialised(teacher, arm.seed)
+            lrs[TEACHER] = arm.technique.teacher_lr or (section.lr if scratch else section.lr / 10)
+        members[TEACHER] = Member(teacher, learns)
+    if section.gradient_checkpointing:
+        for member in members.values():
+            if member.learns:
+                member.lm.model.gradient_checkpointing_enable()
+    lessons = lessons_of(arm.technique, list(recipe.cohort), f"techniques.{arm.index}")
+    cohort = Cohort(members, lessons, section.precision)
+    batches = make_batches(corpus, recipe.data, section, seed=arm.seed)
+    home = arm.folder(folder.path)
+    with display.stage(arm.name, section.tokens, "tokens") as bar:
+        result = train(
+            cohort, batches, section, home, seed=arm.seed, lrs=lrs,
+            on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
+        )  # fmt: skip
+        for name, lm in cohort.learners.items():
+            save_model(lm, arm.model(folder.path, name))
+    facts = folder.finish(stage, {**result, "learners": sorted(cohort.learners)})
+    _forget_checkpoints(home)
+    return facts
+
+
+def _learner(recipe: Recipe, name: str, prepared: Prepared, seed: int) -> LanguageModel:
+    lm = load_student(recipe, name, prepared.tokenizer, seed=seed)
+    student = recipe.cohort[name]
+    if isinstance(student, PathStudent) and student.lora is not None:
+        return with_lora(lm, student.lora, seed)
+    return lm
+
+
+def _forget_checkpoints(home: Path) -> None:
+    """The result is saved and marked: the checkpoints are of no more use."""
+    import shutil
+
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------- the teacher writes
+
+
+def write_text(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, display: Display) -> Corpus:
+    """What the teacher writes for a ``hard`` student, as a corpus; the same for every seed.
+
+    Every batch of answers is on disk before the next is asked for; a killed run asks for no batch twice.
+    """
+    technique = arm.technique
+    assert isinstance(technique, Hard)
+    wanted = technique.writing.tokens or recipe.training.tokens
+    inputs = {
+        f"techniques.{arm.index}": {"writing": technique.writing.model_dump(mode="json")},
+        "tokens": wanted,
+        "data": {"seq_len": recipe.data.seq_len, "fingerprint": prepared.data["fingerprint"]},
+        "teacher": prepared.teacher_facts["fingerprint"],
+    }
+    stage = f"text-{technique.label}"
+    home = folder.path / "text" / technique.label
+    facts = folder.done(stage, inputs)
+    if facts is None:
+        journal = home.with_suffix(".jsonl")
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with display.stage(f"{technique.label}: the teacher writes", wanted, "tokens") as bar:
+            answers, tokens = _read_journal(journal)
+            bar.update(tokens)
+            if tokens < wanted:
+                teacher = LocalTeacher(
+                    load_model(prepared.teacher_spec, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+                )
+                with journal.open("a") as out:
+                    for batch in _written(teacher, technique, prepared.train, recipe.data.seq_len, len(answers)):
+                        out.write(json.dumps(batch) + "\n")
+                        out.flush()
+                        os.fsync(out.fileno())
+                        answers.append(batch)
+                        tokens += sum(len(new) for _, new in batch)
+                        bar.update(tokens)
+                        if tokens >= wanted:
+                            break
+            with whole_folder(home) as scratch:
+                write_encoded(scratch / "corpus", _encoded(answers), {"stage": stage})
+        folder.finish(stage, {"tokens": tokens, "documents": sum(map(len, answers))})
+    return open_corpus(home / "corpus")
+
+
+def _read_journal(journal: Path) -> tuple[list[list[Any]], int]:
+    """Batches that are whole; a torn last line is cut off, so that its batch is written again."""
+    if not journal.exists():
+        return [], 0
+    whole = journal.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    with journal.open("r+b") as file:
+        file.truncate(len(whole))
+    batches = [json.loads(line) for line in whole.splitlines()]
+    return batches, sum(len(new) for batch in batches for _, new in batch)
+
+
+def _written(
+    teacher: LocalTeacher, technique: Hard, corpus: Corpus, seq_len: int, start: int
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """Batches of (prompt, answer) for ever, from number ``start``: every document in turn, then again."""
+    writing = technique.writing
+    room = 8  # an answer shorter than this teaches nothing
+    prompts = []
+    for d in range(len(corpus)):
+        ids, learn = corpus.document(d)
+        if learn.any():
+            prompt, rest = split_prompt(ids, learn, writing.prompt_tokens)
+            if rest and len(prompt) <= seq_len - room:
+                prompts.append(prompt)
+    if not prompts:
+        raise InputError(
+            "no document leaves room for an answer", key="techniques", fix="Raise data.seq_len or lower prompt_tokens"
+        )
+    for number in range(start, 1_000_000_000):
+        chosen = [prompts[(number * writing.batch_rows + i) % len(prompts)] for i in range(writing.batch_rows)]
+        longest = max(len(prompt) for prompt in chosen)
+        sampling = Sampling(
+            max_new_tokens=min(writing.max_new_tokens or seq_len, seq_len - longest + 1),
+            temperature=writing.temperature,
+            top_p=writing.top_p,
+            top_k=writing.top_k,
+            seed=writing.seed * 1_000_003 + number,
+        )
+        answers = dict(teacher.write(chosen, sampling))
+        yield [(chosen[i], answers[i]) for i in sorted(answers)]
+
+
+def _encoded(batches: list[list[Any]]) -> Iterator[Encoded]:
+    for batch in batches:
+        for prompt, new in batch:
+            yield Encoded([*prompt, *new], [False] * len(prompt) + [True] * len(new), 0)

@@ -1,0 +1,114 @@
+"""The run folder: one owner at a time, stages in order, a marker for each that is done.
+
+A marker says from what its stage was made. A stage whose marker fits is kept; one that was made, or
+begun, from other settings is never silently mixed with new ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RunFolderError
+from limbeck.files import write_whole
+
+
+class RunFolder:
+    """A run folder that this process owns until it is closed.
+
+    Raises:
+        RunFolderError: it cannot be written, is something else, or another process owns it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if path.is_dir() and any(path.iterdir()) and not (path / ".limbeck").exists():
+                raise RunFolderError(f"{path} is a folder with other things in it", key="run", fix="Name a new one")
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".limbeck").open("a+")
+        except (FileExistsError, NotADirectoryError):
+            raise RunFolderError(f"{path} is a file, not a folder", key="run", fix="Name a folder") from None
+        except OSError as error:
+            raise RunFolderError(
+                f"{path} cannot be written ({error.strerror})", key="run", fix="Name a folder you may write to"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip()
+            self._lock.close()
+            raise RunFolderError(
+                f"{path} is in use by another limbeck{f' (process {owner})' if owner else ''}",
+                key="run",
+                fix="Wait for it, or name another folder",
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        (path / "stages").mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def done(self, stage: str, inputs: dict[str, Any], *, derived: bool = False) -> dict[str, Any] | None:
+        """The result of a finished stage, or None if it is still to do (it is then marked as begun).
+
+        Args:
+            stage: its name.
+            inputs: plain data it is made from.
+            derived: it can be made anew at no loss, so other inputs just make it again.
+
+        Raises:
+            RunFolderError: it was made, or begun, from other inputs; names the first that differs.
+        """
+        inputs = json.loads(json.dumps(inputs))
+        marker = self._read(stage)
+        if marker is not None:
+            if marker["inputs"] == inputs:
+                return marker.get("result")
+            if not derived:
+                key, was, now = _first_difference(marker["inputs"], inputs)
+                raise RunFolderError(
+                    f"{self.path} was run with {key} = {was}, now it is {now}",
+                    key=key,
+                    fix=f"Name another `run:` folder, or delete {self.path}",
+                )
+        self._write(stage, {"inputs": inputs})
+        return None
+
+    def finish(self, stage: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Mark a stage as done, with plain data that later stages want to know."""
+        marker = self._read(stage) or {}
+        self._write(stage, {**marker, "result": result, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        return result
+
+    def _read(self, stage: str) -> dict[str, Any] | None:
+        path = self.path / "stages" / f"{stage}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _write(self, stage: str, marker: dict[str, Any]) -> None:
+        write_whole(self.path / "stages" / f"{stage}.json", json.dumps(marker, indent=1))
+
+
+def _first_difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key):
+                return _first_difference(was.get(key), now.get(key), f"{path}.{key}".strip("."))
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for i, (a, b) in enumerate(zip(was, now, strict=True)):
+            if a != b:
+                return _first_difference(a, b, f"{path}.{i}")
+    return path, json.dumps(was), json.dumps(now)

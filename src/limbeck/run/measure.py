@@ -1,0 +1,137 @@
+"""Measuring the models of a run on its held-out documents; every measurement is kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from limbeck.data.corpus import Corpus
+from limbeck.data.packing import Rows
+from limbeck.data.prompts import split_prompt
+from limbeck.display import Display
+from limbeck.evaluation.gap import Measured, measure
+from limbeck.evaluation.speed import generation_speed
+from limbeck.files import whole_folder
+from limbeck.models.generate import Sampling, generate
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model
+from limbeck.recipe import Evaluation, PathModel, Recipe
+from limbeck.run.arms import Arm, arm_inputs
+from limbeck.run.folder import RunFolder
+from limbeck.run.prepare import Prepared
+from limbeck.training.techniques import TEACHER
+
+SAMPLE_PROMPT_TOKENS = 12
+SAMPLE_TEMPERATURE = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """A model measured: its sums per document, and facts (size, speed, texts)."""
+
+    measured: Measured
+    facts: dict[str, Any]
+
+
+def heldout(prepared: Prepared, evaluation: Evaluation) -> Corpus:
+    """The documents that are measured: the first by hash, so that a larger number only adds to them."""
+    n = min(evaluation.max_documents, len(prepared.heldout))
+    corpus = prepared.heldout
+    return dataclasses.replace(
+        corpus,
+        starts=corpus.starts[:n],
+        lengths=corpus.lengths[:n],
+        n_bytes=corpus.n_bytes[:n],
+        keys=corpus.keys[:n],
+    )
+
+
+class Examiner:
+    """Examines models against one teacher, which is loaded when the first is asked for."""
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, folder: RunFolder, display: Display) -> None:
+        self.recipe, self.prepared, self.folder, self.display = recipe, prepared, folder, display
+        self.corpus = heldout(prepared, recipe.evaluation)
+        self.rows = Rows(self.corpus, recipe.data.seq_len, pack=False)
+        self._teacher: LanguageModel | None = None
+
+    @property
+    def teacher(self) -> LanguageModel:
+        if self._teacher is None:
+            self._teacher = self._load(self.prepared.teacher_spec)
+        return self._teacher
+
+    def examine_teacher(self) -> Examined:
+        return self._examine(TEACHER, {"teacher": self.prepared.teacher_facts["fingerprint"]}, None)
+
+    def examine(self, arm: Arm, member: str) -> Examined:
+        spec = PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
+        return self._examine(f"{arm.name}-{member}", arm_inputs(self.recipe, arm, self.prepared), spec)
+
+    def _load(self, spec: PathModel) -> LanguageModel:
+        return load_model(spec, self.prepared.tokenizer, key="teacher")
+
+    def _examine(self, name: str, inputs: dict[str, Any], spec: PathModel | None) -> Examined:
+        evaluation = self.recipe.evaluation
+        stage = f"measure-{name}"
+        home = self.folder.path / "measured" / name
+        inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
+        facts = self.folder.done(stage, inputs, derived=True)
+        if facts is not None:
+            return Examined(_read(home), facts)
+        with self.display.stage(f"measure {name}", len(self.rows), "rows") as bar:
+            lm = self.teacher if spec is None else self._load(spec)
+            against = None if spec is None else self.teacher
+            measured = measure(lm, self.rows, against, progress=bar.advance)
+            with whole_folder(home) as scratch:
+                np.savez(
+                    scratch / "documents.npz",
+                    keys=self.corpus.keys,
+                    **{k: v for k, v in vars(measured).items() if v is not None},
+                )
+            facts = {
+                "parameters": lm.parameters(),
+                "bytes": lm.bytes(),
+                "tokens_per_second": self._speed(lm),
+                "samples": self._samples(lm),
+            }
+        return Examined(measured, self.folder.finish(stage, facts))
+
+    def prompts(self) -> list[tuple[list[int], list[int]]]:
+        """(prompt, what really follows) of the first held-out documents."""
+        found = []
+        for d in range(len(self.corpus)):
+            if len(found) == self.recipe.evaluation.samples:
+                break
+            ids, learn = self.corpus.document(d)
+            if learn.any():
+                prompt, rest = split_prompt(ids, learn, SAMPLE_PROMPT_TOKENS)
+                if rest and len(prompt) < self.recipe.data.seq_len:
+                    found.append((prompt, rest[: self.recipe.evaluation.sample_tokens]))
+        return found
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.prepared.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _samples(self, lm: LanguageModel) -> list[str]:
+        prompts = [prompt for prompt, _ in self.prompts()]
+        if not prompts:
+            return []
+        sampling = Sampling(self.recipe.evaluation.sample_tokens, temperature=SAMPLE_TEMPERATURE, seed=0)
+        answers = dict(generate(lm, prompts, sampling, batch_rows=len(prompts)))
+        return [self.text(answers[i]) for i in range(len(prompts))]
+
+    def _speed(self, lm: LanguageModel) -> float | None:
+        tokens = self.recipe.evaluation.speed_tokens
+        prompts = self.prompts()
+        if not tokens or not prompts:
+            return None
+        return round(generation_speed(lm, prompts[0][0], tokens), 1)
+
+
+def _read(home: Path) -> Measured:
+    with np.load(home / "documents.npz", allow_pickle=False) as arrays:
+        return Measured(**{name: arrays.get(name) for name in ("nats", "kl", "agreement", "tokens", "n_bytes")})

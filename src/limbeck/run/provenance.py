@@ -1,0 +1,38 @@
+"""Where and with what a run was made: versions, machine, commit. Never keys, never the environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    names = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "peft", "datasets", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def machine() -> dict[str, str]:
+    facts = {"system": f"{platform.system()} {platform.machine()}", "cpu": _cpu(), "cores": str(os.cpu_count())}
+    if torch.cuda.is_available():
+        facts["gpu"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    return facts
+
+
+def command() -> str:
+    """The command line, without its folder."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

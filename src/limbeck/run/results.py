@@ -1,0 +1,197 @@
+"""From what was measured to what is shown: the rows, curves, samples and facts of the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.evaluation import gap
+from limbeck.recipe import Alone, Co, Hard, Recipe
+from limbeck.report.model import Chart, Curve, Estimate, Fact, ReportData, Row, Sample
+from limbeck.run.arms import Arm, arms_of
+from limbeck.run.measure import SAMPLE_TEMPERATURE, Examined, Examiner
+from limbeck.run.prepare import Prepared
+from limbeck.run.provenance import command, machine, versions
+from limbeck.statistics import Interval
+from limbeck.training.meter import read_metrics
+from limbeck.training.techniques import TEACHER
+
+FEW_DOCUMENTS = 30  # below, a bootstrap over documents is not to be trusted
+
+
+def build(
+    recipe: Recipe, prepared: Prepared, examiner: Examiner, arm_facts: dict[str, dict[str, Any]], run: Path
+) -> ReportData:
+    """Measure what is not measured yet, and put the report's data together."""
+    teacher = examiner.examine_teacher()
+    arms = arms_of(recipe)
+    examined = {
+        (arm.technique.label, member, arm.seed): examiner.examine(arm, member)
+        for arm in arms
+        for member in arm_facts[arm.name]["learners"]
+    }
+    rows, warnings = _rows(recipe, teacher, examined, arm_facts)
+    samples = _samples(recipe, examiner, teacher, examined)
+    return ReportData(
+        title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
+        rows=rows,
+        warnings=[*warnings, *_warnings(recipe, examiner)],
+        charts=_charts(recipe, run),
+        samples=samples,
+        provenance=_provenance(recipe, prepared, examiner),
+        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
+        command=command(),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def row_name(recipe: Recipe, label: str, member: str) -> str:
+    if member == TEACHER:
+        return f"{label}: teacher"
+    return label if recipe.student is not None else f"{label} / {member}"
+
+
+def _rows(
+    recipe: Recipe,
+    teacher: Examined,
+    examined: dict[tuple[str, str, int], Examined],
+    arm_facts: dict[str, dict[str, Any]],
+) -> tuple[list[Row], list[str]]:
+    resamples = recipe.evaluation.bootstrap
+    warnings: list[str] = []
+    rows = [
+        Row(
+            TEACHER,
+            "teacher",
+            parameters=teacher.facts["parameters"],
+            bytes=teacher.facts["bytes"],
+            bits_per_byte=_estimate(gap.bits_per_byte([teacher.measured], resamples)),
+            tokens_per_second=teacher.facts["tokens_per_second"],
+        )
+    ]
+    control_label = next((t.label for t in recipe.techniques if isinstance(t, Alone)), None)
+    for technique in recipe.techniques:
+        members = [*recipe.cohort, *([TEACHER] if isinstance(technique, Co) else [])]
+        for member in members:
+            runs = [examined[technique.label, member, seed] for seed in recipe.seeds]
+            measured = [run.measured for run in runs]
+            control = None
+            if control_label and member != TEACHER and not isinstance(technique, Alone):
+                control = [examined[control_label, member, seed].measured for seed in recipe.seeds]
+            facts = [arm_facts[f"{technique.label}-seed{seed}"] for seed in recipe.seeds]
+            role = "co-teacher" if member == TEACHER else "control" if isinstance(technique, Alone) else "student"
+            rows.append(
+                Row(
+                    row_name(recipe, technique.label, member),
+                    role,  # type: ignore[arg-type]
+                    parameters=runs[0].facts["parameters"],
+                    bytes=runs[0].facts["bytes"],
+                    bits_per_byte=_estimate(gap.bits_per_byte(measured, resamples)),
+                    kl=_estimate(gap.kl_per_token(measured, resamples)),
+                    agreement=_estimate(gap.top1_agreement(measured, resamples)),
+                    gap_closed=_estimate(gap.gap_closed(measured, control, teacher.measured, resamples)) if control else None,
+                    versus_control=_estimate(gap.difference(measured, control, resamples)) if control else None,
+                    tokens_per_second=runs[0].facts["tokens_per_second"],
+                    train_tokens=facts[0]["tokens"],
+                    train_seconds=sum(fact["seconds"] for fact in facts) / len(facts),
+                    seeds=len(recipe.seeds),
+                )
+            )
+    return rows, warnings
+
+
+def _warnings(recipe: Recipe, examiner: Examiner) -> list[str]:
+    found = []
+    documents = len(examiner.corpus)
+    if documents < FEW_DOCUMENTS:
+        found.append(
+            f"Only {documents} held-out documents were measured: intervals over so few are too narrow to be relied on."
+        )
+    if len(recipe.seeds) == 1:
+        found.append(
+            "One seed: the intervals cover the choice of documents, not the luck of a training. "
+            "A small difference may turn round with another seed."
+        )
+    if not any(isinstance(technique, Alone) for technique in recipe.techniques):
+        found.append("No control (`alone`) was trained, so nothing here says whether the teacher helped.")
+    return found
+
+
+def _estimate(interval: Interval | None) -> Estimate | None:
+    return Estimate(interval.value, interval.low, interval.high) if interval is not None else None
+
+
+# ---------------------------------------------------------------------------------------- curves
+
+
+def _charts(recipe: Recipe, run: Path) -> list[Chart]:
+    student = next(iter(recipe.cohort))
+    own = [arm for arm in arms_of(recipe) if not isinstance(arm.technique, Hard)]
+    written = [arm for arm in arms_of(recipe) if isinstance(arm.technique, Hard)]
+    charts = [
+        _chart(run, own, f"loss/{student}<labels", "Learning the data", "cross-entropy (nats per token)",
+               "On training text, as it is learned."),
+        _chart(run, own, f"loss/{student}<{TEACHER}", "Learning the teacher's probabilities",
+               "divergence (nats per token)", "The divergence that is minimised, at its temperature."),
+        _chart(run, written, f"loss/{student}<labels", "Learning the teacher's text",
+               "cross-entropy (nats per token)", "On text that the teacher wrote: not comparable with the data's."),
+        _chart(run, own, f"agreement/{student}<{TEACHER}", "Agreement with the teacher", "share of tokens",
+               "How often both find the same token most probable, on training text."),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart.curves]
+
+
+def _chart(run: Path, arms: list[Arm], key: str, title: str, y_label: str, caption: str) -> Chart:
+    curves = []
+    for arm in arms:
+        lines = [line for line in read_metrics(arm.folder(run) / "metrics.jsonl") if key in line]
+        if lines:
+            name = arm.technique.label if arm.seed == arms[0].seed else f"{arm.technique.label} seed {arm.seed}"
+            curves.append(Curve(name, [line["tokens"] for line in lines], [line[key] for line in lines]))
+    return Chart(title, "student tokens", y_label, curves, caption=caption)
+
+
+# ----------------------------------------------------------------------------- samples and facts
+
+
+def _samples(
+    recipe: Recipe, examiner: Examiner, teacher: Examined, examined: dict[tuple[str, str, int], Examined]
+) -> list[Sample]:
+    found = []
+    for i, (prompt, rest) in enumerate(examiner.prompts()):
+        texts = {TEACHER: teacher.facts["samples"][i]}
+        for (label, member, seed), each in examined.items():
+            if seed == recipe.seeds[0]:
+                texts[row_name(recipe, label, member)] = each.facts["samples"][i]
+        found.append(Sample(examiner.text(prompt), texts, examiner.text(rest)))
+    return found
+
+
+def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[str, list[Fact]]:
+    def facts(pairs: dict[str, Any]) -> list[Fact]:
+        return [Fact(label, str(value)) for label, value in pairs.items()]
+
+    size: Callable[[dict[str, int]], str] = lambda part: (  # noqa: E731
+        f"{part['documents']:,} documents, {part['labels']:,} tokens, {part['bytes']:,} bytes"
+    )
+    data = prepared.data
+    return {
+        "Data": facts({
+            "Trained on": size(data["train"]),
+            "Held out": size(data["heldout"]),
+            "Measured on": f"{len(examiner.corpus):,} held-out documents",
+            "Fingerprint": data["fingerprint"],
+            "Tokenizer": f"{data['vocabulary']:,} tokens, map {data['tokenizer']}",
+        }),
+        "Models": facts({
+            "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters, weights {prepared.teacher_facts['fingerprint']}",
+            "Seeds": ", ".join(map(str, recipe.seeds)),
+            "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
+        }),
+        "Machine": facts(machine()),
+        "Versions": facts(versions()),
+    }  # fmt: skip
