@@ -1,0 +1,273 @@
+"""A model card for a student, in the Hugging Face form: YAML front matter and Markdown.
+
+Text that a model wrote stands in fences longer than any fence inside it; all other text from outside is
+escaped, so that neither can add headings, links or metadata to the card.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from limbeck.report.markup import one_line, visible
+from limbeck.report.model import Estimate, ReportData, Row, Sample, known
+from limbeck.report.numbers import ABSENT, between, compact, decimals_for, duration, number, percent, size
+from limbeck.report.verdict import Standing, control_of, quoted, standing, teacher_of, verdict
+
+_LONGEST_TEXT = 600
+
+
+def model_card(
+    data: ReportData,
+    row: str,
+    *,
+    name: str | None = None,
+    technique: str | None = None,
+    license: str | None = None,
+    base_model: str | Sequence[str] | None = None,
+    language: str | Sequence[str] | None = None,
+    datasets: Sequence[str] = (),
+    tags: Sequence[str] = (),
+) -> str:
+    """The card of one model of a report.
+
+    Args:
+        data: the report.
+        row: name of the model's row in it.
+        name: heading of the card; the row's name by default.
+        technique: how it was distilled, a sentence or two.
+        license: identifier as the hub knows it (``apache-2.0``), where known.
+        base_model: hub name or names of what the weights started from, where they did not start from nothing.
+        language: language code or codes, where known.
+        datasets: hub names of the training data.
+        tags: added to ``distillation`` and ``limbeck``.
+
+    Raises:
+        KeyError: no row of that name.
+    """
+    model = next((candidate for candidate in data.rows if candidate.name == row), None)
+    if model is None:
+        raise KeyError(f"no row named {row!r}; there are {[candidate.name for candidate in data.rows]}")
+    sections = [
+        _front_matter(
+            {
+                "license": license,
+                "language": [language] if isinstance(language, str) else list(language or ()),
+                "base_model": base_model if isinstance(base_model, str | None) else list(base_model),
+                "datasets": list(datasets),
+                "library_name": "transformers",
+                "pipeline_tag": "text-generation",
+                "tags": list(dict.fromkeys(["distillation", "limbeck", *tags])),
+            }
+        ),
+        f"# {plain(name or row)}",
+        _summary(data, model),
+        _use(),
+        f"## Results\n\n{_table(data.rows, model)}\n\n{_reading(data.rows)}",
+        "" if model.role == "teacher" else f"## What this student lost\n\n{_bullets(losses(model, data.rows))}",
+        _warnings(data.warnings),
+        _making(model, technique),
+        _samples(data.samples, model),
+        _provenance(data),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def plain(text: str, limit: int = 400) -> str:
+    """Text on one line with everything that Markdown or HTML would act on escaped."""
+    return re.sub(r"^(\d*)([-+=#.)])", r"\1\\\2", _escaped(one_line(text, limit)))
+
+
+def _escaped(text: str) -> str:
+    text = re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
+    # A bare address would still become a link.
+    return re.sub(r"(?i)(?:https?|ftp)://|www\.", lambda m: re.sub(r"([:.])", r"\\\1", m[0]), text)
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """Text in a fence that is longer than any run of backticks in it."""
+    shown = visible(text).strip("\n")
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def losses(row: Row, rows: Sequence[Row]) -> list[str]:
+    """What ``row`` lost against its teacher, a sentence each: the measured first, then the rest."""
+    found: list[str] = []
+    teacher, control = teacher_of(rows), control_of(row, rows)
+    here, there = known(row.bits_per_byte), known(teacher.bits_per_byte) if teacher else None
+    if here and there:
+        difference = here.value - there.value
+        digits = decimals_for([here, there])
+        if difference > 0:
+            found.append(
+                f"It needs {number(difference, digits)} bits per byte more than its teacher on held-out text "
+                f"({number(here.value, digits)} against {number(there.value, digits)})."
+            )
+        else:
+            found.append(
+                f"On held-out text it needs no more bits per byte than its teacher "
+                f"({number(here.value, digits)} against {number(there.value, digits)}); elsewhere it may."
+            )
+    if agreement := known(row.agreement):
+        found.append(f"At {percent(1 - agreement.value, 1)} of the tokens its first choice is not the teacher's.")
+    if kl := known(row.kl):
+        found.append(f"Its predictions are {number(kl.value)} nats per token (KL) away from the teacher's.")
+    if (closed := known(row.gap_closed)) and 0 <= closed.value < 1:
+        found.append(
+            f"{percent(1 - closed.value)} of the gap between a student without a teacher and the teacher is still open."
+        )
+    if standing(row) is Standing.UNCLEAR:
+        found.append(f"It cannot be told apart from {_beside(control)}, which had no teacher.")
+    elif standing(row) is Standing.WORSE:
+        found.append(f"It is worse than {_beside(control)}, which had no teacher.")
+    elif control is None and row.role == "student":
+        found.append("It was not compared with a student that had no teacher, so what the teacher added is not known.")
+    if not (here and there):
+        found.insert(0, "How much it lost on held-out text was not measured.")
+    found.append(
+        "Only what stands above was measured. Knowledge, reasoning, long texts, other domains, bias and "
+        "safety may have suffered more: small models lose rare facts first. It inherits its teacher's "
+        "faults and adds its own."
+    )
+    return found
+
+
+def _beside(control: Row | None) -> str:
+    return quoted(control.name) if control else "its control"
+
+
+def _front_matter(fields: Mapping[str, str | Sequence[str] | None]) -> str:
+    """YAML with every string quoted as JSON, which YAML reads as written."""
+    lines = ["---"]
+    for key, value in fields.items():
+        if not value:
+            continue
+        if isinstance(value, str):
+            lines.append(f"{key}: {_quoted(value)}")
+        else:
+            lines += [f"{key}:", *[f"- {_quoted(item)}" for item in value]]
+    return "\n".join([*lines, "---"])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(one_line(text), ensure_ascii=False)
+
+
+def _summary(data: ReportData, row: Row) -> str:
+    words = verdict(data.rows) if data.verdict is None else data.verdict
+    pieces = re.split(r"(`[^`]+`)", one_line(words, 4000))
+    said = "".join(piece if index % 2 else _escaped(piece) for index, piece in enumerate(pieces))
+    kind = "teacher" if row.role in ("teacher", "co-teacher") else "student"
+    model = f"A {kind} of {compact(row.parameters)} parameters ({size(row.bytes)})"
+    teacher = teacher_of(data.rows)
+    if row.role == "student" and teacher:
+        model += f", distilled from a teacher of {compact(teacher.parameters)}"
+    elif row.role == "control":
+        model += ", trained without a teacher"
+    return f"{model}.\n\n{said}"
+
+
+def _use() -> str:
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # this folder, or the name it has on the hub\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'inputs = tokenizer("Return the", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0], skip_special_tokens=True))"
+    )
+    return f"## Use\n\n{fenced(code, 'python')}"
+
+
+def _table(rows: Sequence[Row], model: Row) -> str:
+    bits, kls = decimals_for([r.bits_per_byte for r in rows]), decimals_for([r.kl for r in rows])
+    differences = decimals_for([r.versus_control for r in rows])
+    lines = [
+        "| model | parameters | bits per byte | against control | gap closed | KL to teacher | agreement | tokens/s |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        name = plain(row.name)
+        cells = [
+            f"**{name}** (this model)" if row is model else name,
+            compact(row.parameters),
+            _cell(row.bits_per_byte, bits),
+            _cell(row.versus_control, differences, sign=True),
+            _cell(row.gap_closed, 0, share=True),
+            _cell(row.kl, kls),
+            _cell(row.agreement, 1, share=True),
+            ABSENT if row.tokens_per_second is None else number(row.tokens_per_second, 0),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(estimate: Estimate | None, decimals: int, *, share: bool = False, sign: bool = False) -> str:
+    measured = known(estimate)
+    if measured is None:
+        return ABSENT
+    scale, unit = (100, "%") if share else (1, "")
+    text = number(scale * measured.value, decimals, sign=sign) + unit
+    if measured.interval:
+        text += f" ({between(measured.interval, decimals, scale=scale)})"
+    return text
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    words = (
+        "In brackets: 95% intervals. Bits per byte are measured on held-out text, lower is better; "
+        "*against control* is the paired difference to a student of the same size trained without the "
+        "teacher, negative is better."
+    )
+    if {row.seeds for row in rows if row.role == "student"} == {1}:
+        words += " Each student was trained once, so no interval covers the luck of training."
+    return words
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    return f"## Before you believe the numbers\n\n{_bullets([plain(warning) for warning in warnings])}"
+
+
+def _making(row: Row, technique: str | None) -> str:
+    lines = [plain(technique, 1000)] if technique else []
+    if row.note:
+        lines.append(plain(row.note))
+    if row.train_tokens is not None:
+        time = "" if row.train_seconds is None else f" in {duration(row.train_seconds)}"
+        lines.append(f"Trained on {compact(row.train_tokens)} tokens{time}.")
+    return f"## How it was made\n\n{_bullets(lines)}" if lines else ""
+
+
+def _samples(samples: Sequence[Sample], row: Row) -> str:
+    shown = [sample for sample in samples if row.name in sample.continuations][:3]
+    if not shown:
+        return ""
+    parts = [
+        f"Prompt:\n\n{fenced(sample.prompt[:_LONGEST_TEXT])}\n\n"
+        f"Continuation:\n\n{fenced(sample.continuations[row.name][:_LONGEST_TEXT])}"
+        for sample in shown
+    ]
+    return "## Samples\n\nWritten by the model, not chosen for quality.\n\n" + "\n\n".join(parts)
+
+
+def _provenance(data: ReportData) -> str:
+    parts = []
+    for heading, facts in data.provenance.items():
+        lines = _bullets([f"{plain(fact.label)}: {plain(fact.value)}" for fact in facts])
+        parts.append(f"### {plain(heading)}\n\n{lines}")
+    if data.recipe_yaml.strip():
+        parts.append(f"### Resolved recipe\n\n{fenced(data.recipe_yaml, 'yaml')}")
+    if data.command.strip():
+        parts.append(f"### Make it again\n\n{fenced(data.command, 'sh')}")
+    if data.created:
+        parts.append(f"Written by limbeck, {plain(data.created)}.")
+    return "## Provenance\n\n" + "\n\n".join(parts) if parts else ""

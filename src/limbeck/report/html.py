@@ -1,0 +1,321 @@
+"""The report: one HTML file that needs nothing else, on a wide screen, on a phone, in the dark and on paper.
+
+The file holds no script and refers to nothing outside itself, and its content security policy forbids both,
+so that text written by a model stays text whatever it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from limbeck.report.charts import Mark, Reference, bar_chart, interval_plot, line_chart, series_of
+from limbeck.report.markup import Html, el, escape, one_line
+from limbeck.report.model import Estimate, ReportData, Row, Sample, known
+from limbeck.report.numbers import (
+    between,
+    compact,
+    decimals_for,
+    number,
+    percent,
+    significant,
+    size,
+)
+from limbeck.report.results import glossary, results, speed
+from limbeck.report.style import STYLE
+from limbeck.report.verdict import best_student, control_of, teacher_of, verdict
+
+LONGEST_TEXT = 1500
+"""Characters of a prompt or continuation that are shown; the rest is counted."""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def render(data: ReportData) -> str:
+    """The whole page as a string; write it to a file as UTF-8."""
+    series = series_of(data.rows)
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("meta", name="referrer", content="no-referrer"),
+        el("title", one_line(data.title)),
+        el("style", Html(STYLE)),
+    )
+    main = el(
+        "main",
+        _masthead(data),
+        results(data.rows, series),
+        _distances(data.rows, series),
+        _curves(data, series),
+        _size_and_speed(data.rows, series),
+        _samples(data, series),
+        glossary(data.rows),
+        _origins(data),
+    )
+    return f'<!doctype html>\n<html lang="en">\n{head}\n{el("body", main)}\n</html>\n'
+
+
+# -- the top -------------------------------------------------------------------------------------------------
+
+
+def _masthead(data: ReportData) -> Html:
+    words = data.verdict if data.verdict is not None else verdict(data.rows)
+    first, rest = _split(words)
+    warnings = [el("li", el("b", "Note "), warning) for warning in data.warnings]
+    return el(
+        "header",
+        el(
+            "div",
+            el("h1", one_line(data.title)),
+            el("time", _date(data.created), datetime=one_line(data.created, 40)) if data.created else None,
+            class_="masthead",
+        ),
+        el("p", _coded(first), class_="verdict"),
+        el("p", _coded(rest), class_="verdict more") if rest else None,
+        el("ul", *warnings, class_="warnings", aria_label="Before you believe the numbers") if warnings else None,
+        _figures(data.rows),
+    )
+
+
+def _split(words: str) -> tuple[str, str]:
+    """The first two sentences, set large, and the rest."""
+    sentences = re.split(r"(?<=[.!?])\s+(?=[`A-Z])", words.strip())
+    return " ".join(sentences[:2]), " ".join(sentences[2:])
+
+
+def _coded(words: str) -> Html:
+    """Escaped words with `names` in backticks set as code."""
+    return Html(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escape(words)))
+
+
+def _date(created: str) -> str:
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return one_line(created, 40)
+    day = f"{moment.day} {moment:%B %Y}"
+    if moment.hour or moment.minute:
+        day += f"{moment:, %H:%M}"
+        day += f" {moment.tzname()}" if moment.tzinfo else ""
+    return day
+
+
+def _figures(rows: Sequence[Row]) -> Html | None:
+    """The best student in four numbers."""
+    best, teacher = best_student(rows), teacher_of(rows)
+    if best is None:
+        return None
+    control = control_of(best, rows)
+    tiles: list[Html] = []
+
+    def tile(label: str, big: str, small: str) -> None:
+        tiles.append(
+            el(
+                "div",
+                el("dt", label),
+                el("dd", el("div", big, class_="big"), el("div", small, class_="small")),
+            )
+        )
+
+    closed = known(best.gap_closed)
+    if closed is not None:
+        small = between(closed.interval, 0, scale=100, unit="%") if closed.interval else "no interval"
+        tile("Gap to the teacher closed", percent(closed.value), small)
+    bits = known(best.bits_per_byte)
+    if bits is not None:
+        digits = decimals_for([best.bits_per_byte])
+        others = [
+            f"{one_line(other.name, 24)} {number(measured.value, digits)}"
+            for other in (teacher, control)
+            if other is not None and (measured := known(other.bits_per_byte))
+        ]
+        tile("Bits per byte", number(bits.value, digits), ", ".join(others) or "held-out text, lower is better")
+    if teacher is not None and teacher.parameters > 0 and best.parameters > 0:
+        ratio = teacher.parameters / best.parameters
+        big = f"{significant(ratio)}× smaller" if ratio > 1.05 else percent(1 / ratio)
+        tile("Size", big, f"{compact(best.parameters)} of {compact(teacher.parameters)} parameters")
+    if best.tokens_per_second and teacher is not None and teacher.tokens_per_second:
+        ratio = best.tokens_per_second / teacher.tokens_per_second
+        big = f"{significant(ratio)}× faster" if ratio > 1.05 else f"{significant(ratio)}×"
+        tile(
+            "Generation",
+            big,
+            f"{speed(best.tokens_per_second)} against {speed(teacher.tokens_per_second)} tokens/s",
+        )
+    return el("dl", *tiles, class_="figures", aria_label=f"The best student, {one_line(best.name)}") if tiles else None
+
+
+# -- the charts ----------------------------------------------------------------------------------------------
+
+
+def _distances(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
+    """How far each model is from teacher and control, and each student from its control."""
+    figures: list[Html] = []
+    shown = [row for row in rows if row.role in ("student", "co-teacher")]
+    if any(known(row.bits_per_byte) for row in rows):
+        anchors = [row for row in rows if row.role in ("teacher", "control") and known(row.bits_per_byte)]
+        lines = [Reference(row.bits_per_byte.value, row.name, series[row.name]) for row in anchors if row.bits_per_byte]
+        gap = (lines[0].value, lines[1].value) if [row.role for row in anchors] == ["teacher", "control"] else None
+        plot = interval_plot(
+            "Bits per byte of every model",
+            [Mark(row.name, row.bits_per_byte, series[row.name]) for row in rows],
+            x_label="bits per byte, lower is better",
+            references=lines if len(lines) <= 3 else (),
+            band=gap,
+            key="bits",
+        )
+        caption = "Shaded: the gap between the control and the teacher." if gap else None
+        figures.append(_figure("Bits per byte", plot, caption))
+    compared = [row for row in shown if known(row.versus_control)]
+    if compared:
+        plot = interval_plot(
+            "Difference to the control, paired by document",
+            [Mark(row.name, row.versus_control, series[row.name]) for row in compared],
+            x_label="difference in bits per byte",
+            references=[Reference(0.0, "control")],
+            ends=("better", "worse"),
+            signed=True,
+            key="difference",
+        )
+        figures.append(
+            _figure(
+                "Difference to the control",
+                plot,
+                "Compared document by document. A whisker that crosses the line cannot be told apart from the control.",
+            )
+        )
+    if not figures:
+        return None
+    return el("section", el("h2", "How near they came"), el("div", *figures, class_="charts"))
+
+
+def _curves(data: ReportData, series: Mapping[str, str]) -> Html | None:
+    if not data.charts:
+        return None
+    figures = [
+        _figure(chart.title, line_chart(chart, series=series, key=f"chart-{index}"), chart.caption)
+        for index, chart in enumerate(data.charts)
+    ]
+    return el("section", el("h2", "While training"), el("div", *figures, class_="charts"))
+
+
+def _size_and_speed(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
+    if not any(row.tokens_per_second for row in rows):
+        return None
+    weights = [Mark(row.name, Estimate(row.bytes), series[row.name], size(row.bytes)) for row in rows]
+    speeds = [
+        Mark(row.name, None, series[row.name])
+        if row.tokens_per_second is None
+        else Mark(row.name, Estimate(row.tokens_per_second), series[row.name], speed(row.tokens_per_second))
+        for row in rows
+    ]
+    return el(
+        "section",
+        el("h2", "Size and speed"),
+        el(
+            "div",
+            _figure("Weights on disk", bar_chart("Weights on disk", weights, x_label="bytes", key="size")),
+            _figure(
+                "Generated tokens per second",
+                bar_chart("Speed", speeds, x_label="tokens per second", key="speed"),
+            ),
+            class_="charts",
+        ),
+    )
+
+
+def _figure(title: str, drawing: Html, caption: str | None = None) -> Html:
+    return el(
+        "figure",
+        el("h3", one_line(title, 120)),
+        drawing,
+        el("figcaption", one_line(caption, 400)) if caption else None,
+    )
+
+
+# -- the samples ---------------------------------------------------------------------------------------------
+
+
+def _samples(data: ReportData, series: Mapping[str, str]) -> Html | None:
+    if not data.samples:
+        return None
+    order = [row.name for row in data.rows]
+    return el(
+        "section",
+        el("h2", "In their own words"),
+        el(
+            "p",
+            "The same prompts, continued by each model. A handful of samples shows style and gross faults; "
+            "it does not rank models, the table does.",
+            class_="lead",
+        ),
+        *[_sample(sample, order, series) for sample in data.samples],
+    )
+
+
+def _sample(sample: Sample, order: Sequence[str], series: Mapping[str, str]) -> Html:
+    names = [name for name in order if name in sample.continuations]
+    names += [name for name in sample.continuations if name not in names]
+    answers = [_answer(one_line(name, 60), sample.continuations[name], series.get(name)) for name in names]
+    if sample.reference is not None:
+        answers.insert(0, _answer("As written", sample.reference, None))
+    count = len(answers)
+    columns = count if count <= 5 else 3 if count in (6, 9) else 4
+    return el(
+        "article",
+        el("div", el("b", "Prompt"), el("span", *_cut(sample.prompt), dir="auto"), class_="prompt"),
+        el("div", *answers, class_=f"answers n{max(1, columns)}"),
+        class_="sample",
+    )
+
+
+def _answer(name: str, text: str, series: str | None) -> Html:
+    words = _cut(text) if text.strip() else [el("span", "nothing but blanks" if text else "nothing", class_="cut")]
+    return el("div", el("h3", name, class_=series), el("div", *words, class_="text", dir="auto"))
+
+
+def _cut(text: str) -> list[str]:
+    """Text of bounded length, and a remark on what was left away."""
+    if len(text) <= LONGEST_TEXT:
+        return [text.strip("\n")]
+    rest = f" … and {len(text) - LONGEST_TEXT:,} more characters"
+    return [text[:LONGEST_TEXT].strip("\n"), el("span", rest, class_="cut")]
+
+
+# -- the rest ------------------------------------------------------------------------------------------------
+
+
+def _origins(data: ReportData) -> Html | None:
+    parts: list[Html] = []
+    if data.provenance:
+        groups = [
+            el(
+                "div",
+                el("h3", one_line(heading, 80)),
+                el(
+                    "dl",
+                    *[p for fact in facts for p in (el("dt", one_line(fact.label)), el("dd", fact.value))],
+                ),
+            )
+            for heading, facts in data.provenance.items()
+        ]
+        parts.append(_details("Provenance", el("div", *groups, class_="facts")))
+    if data.recipe_yaml.strip():
+        parts.append(_details("Resolved recipe", el("pre", el("code", data.recipe_yaml.strip("\n")))))
+    if data.command.strip():
+        parts.append(
+            _details(
+                "Make this report again",
+                el("pre", el("code", data.command.strip()), class_="command"),
+                open_=True,
+            )
+        )
+    return el("section", el("h2", "How it was made"), *parts) if parts else None
+
+
+def _details(heading: str, inside: Html, *, open_: bool = False) -> Html:
+    return el("details", el("summary", heading), el("div", inside, class_="inside"), open=open_)

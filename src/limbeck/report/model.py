@@ -1,0 +1,162 @@
+"""What a report shows, as plain frozen data: whoever made the numbers fills these in.
+
+``None`` means "not measured" everywhere, and is shown as such; a number that is not finite counts as not
+measured. Nothing here computes a result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["teacher", "control", "student", "co-teacher"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number with its 95% interval.
+
+    Args:
+        value: the point estimate.
+        low: lower end of the interval, or None where no interval was computed.
+        high: upper end.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a finite number to show."""
+        return math.isfinite(self.value)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """``(low, high)`` where both ends are finite, else None."""
+        if self.low is None or self.high is None:
+            return None
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return None
+        return min(self.low, self.high), max(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the comparison.
+
+    Args:
+        name: ``teacher``, ``alone``, ``soft``, …; with several students ``soft / small``, where the part
+            after `` / `` names the student and ties it to its control.
+        role: ``teacher``, ``control`` (a student trained without a teacher), ``student`` or ``co-teacher`` (a
+            teacher that learned in the same run).
+        parameters: how many.
+        bytes: size of the weights on disk.
+        bits_per_byte: on held-out text; lower is better.
+        kl: KL(teacher ‖ this model) in nats per token; lower is nearer.
+        agreement: share of tokens (0..1) whose most likely next token is the teacher's.
+        gap_closed: share of the distance from the control to the teacher, in bits per byte, that was closed:
+            0 at the control, 1 at the teacher, negative where the control is better.
+        versus_control: paired difference in bits per byte to the control; negative is better.
+        tokens_per_second: speed of generation.
+        train_tokens: tokens the model was trained on in this run.
+        train_seconds: wall time of that training.
+        seeds: independent trainings behind the numbers.
+        note: a remark shown under the name.
+    """
+
+    name: str
+    role: Role
+    parameters: int
+    bytes: int
+    bits_per_byte: Estimate | None = None
+    kl: Estimate | None = None
+    agreement: Estimate | None = None
+    gap_closed: Estimate | None = None
+    versus_control: Estimate | None = None
+    tokens_per_second: float | None = None
+    train_tokens: int | None = None
+    train_seconds: float | None = None
+    seeds: int = 1
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A named line: ``y`` over ``x``, of equal length. Points that are not finite are left out when drawn."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves on common axes. A curve named like a row (``soft``, ``soft seed 2``) takes that row's colour."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+    log_x: bool = False
+    log_y: bool = False
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How each model goes on from one prompt. All of it is untrusted text.
+
+    Args:
+        prompt: what every model was given.
+        continuations: row name to text.
+        reference: how the held-out document really goes on, where known.
+    """
+
+    prompt: str
+    continuations: Mapping[str, str]
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of provenance."""
+
+    label: str
+    value: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything one report shows.
+
+    Args:
+        title: heading of the page.
+        rows: the compared models, in the order to show them.
+        verdict: the result in words; None lets :func:`limbeck.report.verdict.verdict` say it from the rows.
+        warnings: what a reader must know before believing the numbers.
+        charts: training curves and the like.
+        samples: continuations side by side.
+        provenance: groups of facts, by heading.
+        recipe_yaml: the resolved recipe.
+        command: the command line that makes this report again.
+        created: when, ISO 8601.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    verdict: str | None = None
+    warnings: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    samples: Sequence[Sample] = ()
+    provenance: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
+    recipe_yaml: str = ""
+    command: str = ""
+    created: str = ""
+
+
+def known(estimate: Estimate | None) -> Estimate | None:
+    """The estimate if it holds a finite number, else None."""
+    return estimate if estimate is not None and estimate.known else None

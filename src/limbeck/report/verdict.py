@@ -1,0 +1,207 @@
+"""The result of a comparison in a sentence or two, no kinder than the numbers.
+
+A technique *beats* its control only where the whole 95% interval of the paired difference lies below zero.
+Where the interval holds zero the two cannot be told apart, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from limbeck.report.markup import one_line
+from limbeck.report.model import Row, known
+from limbeck.report.numbers import between, decimals_for, number, percent, significant
+
+
+class Standing(Enum):
+    """How a student compares with its control."""
+
+    BETTER = "better"
+    UNCLEAR = "cannot be told apart"
+    WORSE = "worse"
+    NO_INTERVAL = "no interval"
+    UNKNOWN = "not compared"
+
+
+def standing(row: Row) -> Standing:
+    """Where the interval of ``row.versus_control`` lies; the edge at zero counts as unclear."""
+    difference = known(row.versus_control)
+    if difference is None:
+        return Standing.UNKNOWN
+    if difference.interval is None:
+        return Standing.NO_INTERVAL
+    low, high = difference.interval
+    if high < 0:
+        return Standing.BETTER
+    return Standing.WORSE if low > 0 else Standing.UNCLEAR
+
+
+def best_student(rows: Sequence[Row]) -> Row | None:
+    """The student of the fewest bits per byte, or None where none was measured."""
+    measured = [(e.value, row) for row in rows if row.role == "student" and (e := known(row.bits_per_byte))]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None
+
+
+def teacher_of(rows: Sequence[Row]) -> Row | None:
+    """The first teacher among ``rows``."""
+    return next((row for row in rows if row.role == "teacher"), None)
+
+
+def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The control of ``row``: the one of the same student (after `` / ``), else the only one."""
+    controls = [other for other in rows if other.role == "control"]
+    student = row.name.partition(" / ")[2]
+    same = [other for other in controls if student and other.name.partition(" / ")[2] == student]
+    if same:
+        return same[0]
+    return controls[0] if len(controls) == 1 else None
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What the rows show, in plain text with names in backticks.
+
+    It names the best student by bits per byte, its size beside the teacher, whether it beats its control,
+    the share of the gap it closed, and every technique that does not beat its control.
+    """
+    students = [row for row in rows if row.role == "student"]
+    if not students:
+        return "No student was trained, so there is nothing to judge."
+    best = best_student(rows)
+    if best is None:
+        return "No student's bits per byte were measured, so there is no verdict."
+    sentences = [*_opening(best, rows), *_rest(best, rows)]
+    return " ".join(sentences)
+
+
+def quoted(name: str) -> str:
+    """A row's name in backticks, on one line."""
+    return f"`{one_line(name, 60).replace('`', chr(39))}`"
+
+
+def _opening(best: Row, rows: Sequence[Row]) -> list[str]:
+    students = [row for row in rows if row.role == "student"]
+    reached = known(best.bits_per_byte)
+    assert reached is not None
+    figure = number(reached.value, decimals_for([best.bits_per_byte]))
+    size = _size(best, teacher_of(rows))
+    name = quoted(best.name)
+    if len(students) > 1:
+        claim = f"{name} is the best student: {figure} bits per byte{size}."
+    else:
+        claim = f"{name} reaches {figure} bits per byte{size}."
+
+    control = control_of(best, rows)
+    judged = standing(best)
+    if control is None and judged is Standing.UNKNOWN:
+        return [
+            claim,
+            "There is no control trained without the teacher, so what the teacher added is not known.",
+        ]
+    against = quoted(control.name) if control else "its control"
+    gap = _gap(best, control, rows)
+    if judged is Standing.BETTER:
+        result = f"It beats {against} by {_amount(best, rows)}"
+        result += f" and closes {gap} of the gap to the teacher." if gap else "."
+    elif judged is Standing.UNCLEAR:
+        result = f"It cannot be told apart from {against}: {_difference(best, rows)}."
+    elif judged is Standing.WORSE:
+        result = f"It does not beat {against}: it is worse by {_amount(best, rows)}."
+    elif judged is Standing.NO_INTERVAL:
+        difference = _difference(best, rows)
+        result = f"It differs from {against} by {difference}, without an interval, so it may be chance."
+    else:
+        result = f"It was not compared with {against}."
+    sentences = [claim, result]
+    if control and (outdone := _teacher_outdone(control, rows)):
+        sentences.append(outdone)
+    several = len(students) > 1
+    if several and all(standing(row) in (Standing.UNCLEAR, Standing.WORSE) for row in students):
+        sentences[0:0] = [f"No technique beats {_controls(rows)}."]
+    return sentences
+
+
+def _rest(best: Row, rows: Sequence[Row]) -> list[str]:
+    """One clause for every other technique; those that fail are never left out."""
+    better, clauses = [], []
+    for row in rows:
+        if row.role != "student" or row is best:
+            continue
+        control = control_of(row, rows)
+        against = quoted(control.name) if control else "its control"
+        name, judged = quoted(row.name), standing(row)
+        if judged is Standing.BETTER:
+            better.append(f"{name} (by {_amount(row, rows, unit=False)})")
+        elif judged is Standing.UNCLEAR:
+            clauses.append(f"{name} cannot be told apart from {against}: {_difference(row, rows)}.")
+        elif judged is Standing.WORSE:
+            clauses.append(f"{name} does not beat {against}: it is worse by {_amount(row, rows)}.")
+        elif judged is Standing.NO_INTERVAL:
+            clauses.append(f"{name} differs from {against} by {_difference(row, rows)}, without an interval.")
+        elif control is not None:
+            clauses.append(f"{name} was not compared with {against}.")
+    if better:
+        also = "also " if standing(best) is Standing.BETTER else ""
+        beats = "beats" if len(better) == 1 else "beat"
+        beaten = _controls(rows) if len(better) == 1 else _controls(rows, "their controls")
+        clauses.insert(0, f"{_listed(better)} {also}{beats} {beaten}.")
+    return clauses
+
+
+def _size(row: Row, teacher: Row | None) -> str:
+    if teacher is None or teacher.parameters <= 0 or row.parameters <= 0:
+        return ""
+    ratio = row.parameters / teacher.parameters
+    if ratio > 1.05:
+        return f", with {significant(ratio)} times the teacher's parameters"
+    if ratio > 0.95:
+        return ", at the teacher's size"
+    return f", at {significant(100 * ratio)}% of the teacher's parameters"
+
+
+def _gap(row: Row, control: Row | None, rows: Sequence[Row]) -> str | None:
+    closed = known(row.gap_closed)
+    if closed is None or closed.value <= 0 or (control and _teacher_outdone(control, rows)):
+        return None
+    text = percent(closed.value)
+    return f"{text} ({between(closed.interval, 0, scale=100, unit='%')})" if closed.interval else text
+
+
+def _teacher_outdone(control: Row, rows: Sequence[Row]) -> str | None:
+    teacher = teacher_of(rows)
+    there, here = known(teacher.bits_per_byte) if teacher else None, known(control.bits_per_byte)
+    if there is None or here is None or there.value < here.value:
+        return None
+    figures = f"{number(there.value)} against {number(here.value)}"
+    against = quoted(control.name)
+    return f"The teacher itself is no better than {against} here ({figures}): there is no gap to close."
+
+
+def _amount(row: Row, rows: Sequence[Row], *, unit: bool = True) -> str:
+    """The size of the difference, without its sign: "0.066 bits per byte (0.060 to 0.072)"."""
+    difference = known(row.versus_control)
+    assert difference is not None
+    decimals = decimals_for([other.versus_control for other in rows])
+    text = number(abs(difference.value), decimals) + (" bits per byte" if unit else "")
+    if difference.interval is None:
+        return text
+    low, high = sorted(abs(end) for end in difference.interval)
+    return f"{text} ({between((low, high), decimals)})" if unit else text
+
+
+def _difference(row: Row, rows: Sequence[Row]) -> str:
+    """The difference with its sign: "−0.003 bits per byte (−0.010 to 0.004)"."""
+    difference = known(row.versus_control)
+    assert difference is not None
+    decimals = decimals_for([other.versus_control for other in rows])
+    text = f"{number(difference.value, decimals, sign=True)} bits per byte"
+    return f"{text} ({between(difference.interval, decimals)})" if difference.interval else text
+
+
+def _controls(rows: Sequence[Row], several: str = "its control") -> str:
+    controls = [row for row in rows if row.role == "control"]
+    return quoted(controls[0].name) if len(controls) == 1 else several
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
