@@ -14,7 +14,7 @@ from limbeck.errors import LimbeckError
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
     epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done, 2 the recipe or input is wrong, "
-    "3 the teacher could not be reached, 130 interrupted (run it again to go on).",
+    "130 interrupted (run it again to go on).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,7 +24,9 @@ app = typer.Typer(
 _RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 _Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Change the recipe: `training.lr=3e-4 seeds=[0,1,2]`.", show_default=False),
+    typer.Argument(
+        metavar="[KEY.PATH=VALUE]...", help="Change the recipe: `training.lr=3e-4 seeds=[0,1,2]`.", show_default=False
+    ),
 ]
 
 
@@ -91,7 +93,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -40,13 +40,5 @@ class RunFolderError(LimbeckError):
     """The run folder is in use, was made by another recipe, or cannot be written."""
 
 
-class TeacherUnreachable(LimbeckError):
-    """The teacher did not answer."""
-
-    exit_code = 3
-
-
 class DivergedError(LimbeckError):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
-
-    exit_code = 2

@@ -243,7 +243,7 @@ class Data(Section):
     corpus: tuple[Source, ...] = Field(min_length=1, description="Where the documents come from.")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
-        description="Share of the documents that no one trains on. Chosen by the document's hash: it survives reordering.",
+        description="Share of the documents that no one trains on, by the document's hash: it survives reordering.",
     )
     seq_len: Annotated[int, Field(ge=8)] = Field(256, description="Tokens of a row.")
     pack: bool = Field(True, description="Put several documents into a row; they do not see each other.")
@@ -287,7 +287,7 @@ class _Technique(Section):
 
     @property
     def label(self) -> str:
-        return self.name or self.kind  # type: ignore[attr-defined, no-any-return]
+        return self.name or self.kind  # type: ignore[attr-defined]
 
 
 class Alone(_Technique):
@@ -410,7 +410,7 @@ class Recipe(Section):
             raise ValueError("seeds: the same seed stands twice")
         if isinstance(self.teacher, ConfigTeacher) and self.tokenizer is None:
             raise ValueError(
-                "tokenizer: a teacher from a config brings none; write `tokenizer: {train: {vocab_size: 2048}}` or a path"
+                "tokenizer: a teacher from a config brings none; write `tokenizer: {train: {vocab_size: 2048}}`"
             )
         if isinstance(self.tokenizer, TrainedTokenizer) and isinstance(self.teacher, PathModel):
             raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")

@@ -86,9 +86,7 @@ def apply_overrides(raw: Any, overrides: list[str] | tuple[str, ...]) -> Any:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise RecipeError(
-                f"{override!r} is no override", fix="Write key.path=value, for example training.lr=3e-4"
-            )
+            raise RecipeError(f"{override!r} is no override", fix="Write key.path=value, for example training.lr=3e-4")
         try:
             value = parse_yaml(text)
         except yaml.YAMLError:
@@ -148,7 +146,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
         return RecipeError(f"there is no `{tag}`", key=dotted, fix=fix)
     if kind == "union_tag_not_found":
         if "discriminator" in context and context["discriminator"].startswith("'"):
-            return RecipeError("says not which it is", key=dotted, fix=f"Write `{context['discriminator'].strip(chr(39))}:`")
+            return RecipeError(
+                "says not which it is", key=dotted, fix=f"Write `{context['discriminator'].strip(chr(39))}:`"
+            )
         options = _tags(root, problem["loc"])
         given = sorted(problem["input"]) if isinstance(problem["input"], dict) else repr(problem["input"])
         return RecipeError(f"got {given}", key=dotted, fix=f"Write exactly one of {', '.join(options)}")
@@ -196,7 +196,9 @@ def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str],
                 section = owners[0]
                 here = _members(owners[0].model_fields[step].annotation)
                 continue
-            if step in ("float", "int", "str", "constrained-float") or step.startswith(("function-", "literal[", "tuple[")):
+            if step in ("float", "int", "str", "constrained-float") or step.startswith(
+                ("function-", "literal[", "tuple[")
+            ):
                 continue
             if here:
                 section = here[0][1]

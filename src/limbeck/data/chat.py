@@ -80,7 +80,9 @@ def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str,
     text = _template(tokenizer, document.messages, generation_prompt=False)
     prefix = _template(tokenizer, document.messages[: _last_answer(document) + 1], generation_prompt=False)
     if not text.startswith(prefix):
-        raise InputError("the chat template rewrites earlier turns", key="data.corpus", fix="Give one answer a conversation")
+        raise InputError(
+            "the chat template rewrites earlier turns", key="data.corpus", fix="Give one answer a conversation"
+        )
     return text, spans
 
 

@@ -99,7 +99,9 @@ class _Writer:
 def open_corpus(folder: Path) -> Corpus:
     """Memory-map a corpus folder. Raises InputError if an array is torn."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    starts, lengths, n_bytes, keys = (np.load(folder / f"{name}.npy") for name in ("starts", "lengths", "n_bytes", "keys"))
+    starts, lengths, n_bytes, keys = (
+        np.load(folder / f"{name}.npy") for name in ("starts", "lengths", "n_bytes", "keys")
+    )
     total = int(lengths.sum())
     for name, width in (("ids.bin", 4), ("learn.bin", 1)):
         if (folder / name).stat().st_size != total * width or manifest["tokens"] != total:

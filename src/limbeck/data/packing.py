@@ -47,7 +47,9 @@ class Batch:
         return int((self.labels_BT != IGNORED).sum())
 
     def to(self, device: torch.device) -> Batch:
-        move = [t.to(device, non_blocking=True) for t in (self.ids_BT, self.positions_BT, self.segments_BT, self.labels_BT)]
+        move = [
+            t.to(device, non_blocking=True) for t in (self.ids_BT, self.positions_BT, self.segments_BT, self.labels_BT)
+        ]
         return Batch(*move)
 
 

@@ -112,7 +112,9 @@ def _read_text(path: Path, key: str) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8 (byte {error.start})", key=key, fix=f"Convert it: iconv -f LATIN1 -t UTF-8 {path.name}"
+            f"{path} is not UTF-8 (byte {error.start})",
+            key=key,
+            fix=f"Convert it: iconv -f LATIN1 -t UTF-8 {path.name}",
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", key=key, fix="Check its permissions") from None
@@ -138,7 +140,9 @@ def _jsonl(source: JsonlSource, key: str) -> Iterator[Document]:
                         row = json.loads(line)
                     except json.JSONDecodeError as error:
                         raise InputError(
-                            f"{path}, line {number} is not JSON ({error.msg})", key=f"{key}.jsonl", fix="One object a line"
+                            f"{path}, line {number} is not JSON ({error.msg})",
+                            key=f"{key}.jsonl",
+                            fix="One object a line",
                         ) from None
                     yield from _row(row, source.field, f"{path}, line {number}", key)
     except UnicodeDecodeError as error:
@@ -169,7 +173,9 @@ def _hub(source: HubSource, key: str) -> Iterator[Document]:
     except Exception as error:  # the library raises many kinds: not found, offline, unknown split, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(
-            f"{source.dataset} cannot be loaded ({reason[:200]})", key=f"{key}.dataset", fix="Check name, split and network"
+            f"{source.dataset} cannot be loaded ({reason[:200]})",
+            key=f"{key}.dataset",
+            fix="Check name, split and network",
         ) from None
     for row in rows:
         yield from _row(row, source.field, source.dataset, key)
@@ -181,7 +187,9 @@ def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
         raise InputError(f"{where} is no object", key=key, fix='Write {"text": "..."}')
     if isinstance(row.get("messages"), list):
         messages = tuple(
-            {k: v for k, v in message.items() if v is not None} for message in row["messages"] if isinstance(message, dict)
+            {k: v for k, v in message.items() if v is not None}
+            for message in row["messages"]
+            if isinstance(message, dict)
         )
         if any(not isinstance(m.get("content"), str) or not isinstance(m.get("role"), str) for m in messages):
             raise InputError(f"{where}: a message needs `role` and `content`, both strings", key=key)
@@ -201,7 +209,8 @@ def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
             yield Document(text=row[column])
     else:
         raise InputError(
-            f"{where} has neither `{column}`, nor `messages`, nor `prompt` and `response` (it has {', '.join(map(str, row)) or 'nothing'})",
+            f"{where} has neither `{column}`, nor `messages`, nor `prompt` and `response` "
+            f"(it has {', '.join(map(str, row)) or 'nothing'})",
             key=key,
             fix="Name the text's column with `field:`",
         )

@@ -64,7 +64,9 @@ def measure(
         targets: list[Target] = [Labels(batch.labels_BT[learned])]
         if teacher is not None:
             hidden_BTE, head = teacher.hidden(batch.ids_BT, batch.positions_BT), teacher.head()
-            targets.append(Dense(hidden_BTE[learned], head.weight_VD, head.bias_V, softcap=head.softcap, scale=head.scale))
+            targets.append(
+                Dense(hidden_BTE[learned], head.weight_VD, head.bias_V, softcap=head.softcap, scale=head.scale)
+            )
         hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
         outcome = fused_divergence(
             hidden_BTD[learned],

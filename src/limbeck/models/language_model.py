@@ -103,7 +103,9 @@ class LanguageModel:
         together = torch.cat([ids[:, :3], ids[:, 1:5]], 1)
         packed = self.hidden(together, torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=self.device))[:, 3:]
         apart = self.hidden(ids[:, 1:5], positions[:, :4])
-        self.packs = bool(torch.allclose(packed.float(), apart.float(), rtol=0.05, atol=0.02 * float(apart.abs().max())))
+        self.packs = bool(
+            torch.allclose(packed.float(), apart.float(), rtol=0.05, atol=0.02 * float(apart.abs().max()))
+        )
         self.model.train(training)
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:

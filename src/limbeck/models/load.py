@@ -73,7 +73,9 @@ def _from_path(spec: PathModel, key: str) -> Any:
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         held = "only pickled weights" if list(folder.glob("*.bin")) else "no weights"
         raise RecipeError(
-            f"{spec.path} holds {held}", key=f"{key}.path", fix="Name a folder with *.safetensors (nothing else is loaded)"
+            f"{spec.path} holds {held}",
+            key=f"{key}.path",
+            fix="Name a folder with *.safetensors (nothing else is loaded)",
         )
     if folder.is_file():
         raise RecipeError(f"{spec.path} is a file", key=f"{key}.path", fix="Name the folder that holds config.json")
@@ -89,7 +91,9 @@ def _from_path(spec: PathModel, key: str) -> Any:
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise RecipeError(
-            f"{spec.path} cannot be loaded ({reason})", key=f"{key}.path", fix="Name a folder that from_pretrained loads"
+            f"{spec.path} cannot be loaded ({reason})",
+            key=f"{key}.path",
+            fix="Name a folder that from_pretrained loads",
         ) from None
     missing = sorted(info["missing_keys"])
     if missing:
@@ -160,7 +164,9 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int) -> LanguageModel:
     try:
         return LanguageModel(get_peft_model(lm.model, config), lm.tokenizer)
     except ValueError as error:
-        raise RecipeError(str(error).splitlines()[0][:200], key="student.lora.targets", fix="Name linear modules") from None
+        raise RecipeError(
+            str(error).splitlines()[0][:200], key="student.lora.targets", fix="Name linear modules"
+        ) from None
 
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:

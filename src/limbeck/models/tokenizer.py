@@ -21,7 +21,9 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing
         where = "the folder holds no tokenizer" if Path(path).is_dir() else f"there is no tokenizer at {path}"
-        raise RecipeError(f"{where} ({_first_line(error)})", key=key, fix="Name a folder with a tokenizer.json") from None
+        raise RecipeError(
+            f"{where} ({_first_line(error)})", key=key, fix="Name a folder with a tokenizer.json"
+        ) from None
     if not tokenizer.is_fast:
         raise RecipeError("a slow tokenizer has no offsets", key=key, fix="Convert it to a tokenizer.json")
     return tokenizer

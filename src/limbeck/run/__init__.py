@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -65,7 +66,7 @@ def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
     )
 
 
-def _write_cards(recipe: Recipe, report: ReportData, arm_facts: dict, folder: RunFolder) -> None:  # type: ignore[type-arg]
+def _write_cards(recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder) -> None:
     for arm in arms_of(recipe):
         for member in arm_facts[arm.name]["learners"]:
             name = row_name(recipe, arm.technique.label, member)

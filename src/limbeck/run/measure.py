@@ -102,7 +102,7 @@ class Examiner:
 
     def prompts(self) -> list[tuple[list[int], list[int]]]:
         """(prompt, what really follows) of the first held-out documents."""
-        found = []
+        found: list[tuple[list[int], list[int]]] = []
         for d in range(len(self.corpus)):
             if len(found) == self.recipe.evaluation.samples:
                 break

@@ -84,7 +84,9 @@ def check(recipe: Recipe) -> Any:
         if isinstance(student, PathModel):
             if tokenizer is None:
                 raise RecipeError(
-                    "a trained student cannot follow a new tokenizer", key=f"{key}.path", fix="Name its tokenizer's path"
+                    "a trained student cannot follow a new tokenizer",
+                    key=f"{key}.path",
+                    fix="Name its tokenizer's path",
                 )
             theirs = load_tokenizer(student.path, key=f"{key}.path", revision=student.revision)
             require_equal_maps(tokenizer, theirs, key=f"{key}.path")
@@ -125,18 +127,17 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
     if facts is not None:
         display.kept("data")
         return load_tokenizer(str(home / "tokenizer"), key="tokenizer"), facts
-    with display.stage("data", unit="documents") as bar:
-        with whole_folder(home) as scratch:
-            spool = Spool(scratch / "documents.jsonl", documents(data.corpus))
-            cut = holdout_cut(spool.keys, data.heldout)
-            if tokenizer is None:
-                assert isinstance(recipe.tokenizer, TrainedTokenizer)
-                texts = (text for document in spool if document.key > cut for text in document.texts())
-                tokenizer = train_tokenizer(texts, recipe.tokenizer.train.vocab_size)
-            tokenizer.save_pretrained(scratch / "tokenizer")
-            bar.total = len(spool.keys)
-            write_corpora(scratch, spool, tokenizer, cut, progress=bar.advance)
-            spool.path.unlink()
+    with display.stage("data", unit="documents") as bar, whole_folder(home) as scratch:
+        spool = Spool(scratch / "documents.jsonl", documents(data.corpus))
+        cut = holdout_cut(spool.keys, data.heldout)
+        if tokenizer is None:
+            assert isinstance(recipe.tokenizer, TrainedTokenizer)
+            texts = (text for document in spool if document.key > cut for text in document.texts())
+            tokenizer = train_tokenizer(texts, recipe.tokenizer.train.vocab_size)
+        tokenizer.save_pretrained(scratch / "tokenizer")
+        bar.total = len(spool.keys)
+        write_corpora(scratch, spool, tokenizer, cut, progress=bar.advance)
+        spool.path.unlink()
     train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
     facts = {
         "fingerprint": hashlib.sha256("".join(sorted(spool.keys)).encode()).hexdigest()[:16],
@@ -214,7 +215,9 @@ def _pretrain(
     return {**result, "cached": False}
 
 
-def make_batches(corpus: Corpus, data: Data, section: Training, *, seed: int, pack: bool | None = None) -> CorpusBatches:
+def make_batches(
+    corpus: Corpus, data: Data, section: Training, *, seed: int, pack: bool | None = None
+) -> CorpusBatches:
     rows = Rows(corpus, data.seq_len, pack=data.pack if pack is None else pack)
     return CorpusBatches(
         rows, tokens=section.tokens, batch_rows=section.batch_rows, accumulation=section.accumulation, seed=seed

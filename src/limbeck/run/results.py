@@ -43,7 +43,9 @@ def build(
         charts=_charts(recipe, run),
         samples=samples,
         provenance=_provenance(recipe, prepared, examiner),
-        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True),
+        recipe_yaml=yaml.safe_dump(
+            recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+        ),
         command=command(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -93,7 +95,9 @@ def _rows(
                     bits_per_byte=_estimate(gap.bits_per_byte(measured, resamples)),
                     kl=_estimate(gap.kl_per_token(measured, resamples)),
                     agreement=_estimate(gap.top1_agreement(measured, resamples)),
-                    gap_closed=_estimate(gap.gap_closed(measured, control, teacher.measured, resamples)) if control else None,
+                    gap_closed=_estimate(gap.gap_closed(measured, control, teacher.measured, resamples))
+                    if control
+                    else None,
                     versus_control=_estimate(gap.difference(measured, control, resamples)) if control else None,
                     tokens_per_second=runs[0].facts["tokens_per_second"],
                     train_tokens=facts[0]["tokens"],
@@ -188,7 +192,8 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
             "Tokenizer": f"{data['vocabulary']:,} tokens, map {data['tokenizer']}",
         }),
         "Models": facts({
-            "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters, weights {prepared.teacher_facts['fingerprint']}",
+            "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters",
+            "Teacher's weights": prepared.teacher_facts["fingerprint"],
             "Seeds": ", ".join(map(str, recipe.seeds)),
             "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
         }),

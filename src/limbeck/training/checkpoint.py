@@ -24,7 +24,9 @@ from limbeck.training.optim import LearnerOptimiser
 class Checkpoints:
     """The checkpoints of one training, in ``folder``; the newest two are kept."""
 
-    def __init__(self, folder: Path, learners: dict[str, LanguageModel], optimisers: dict[str, LearnerOptimiser]) -> None:
+    def __init__(
+        self, folder: Path, learners: dict[str, LanguageModel], optimisers: dict[str, LearnerOptimiser]
+    ) -> None:
         self.folder, self.learners, self.optimisers = folder, learners, optimisers
 
     def save(self, step: int, extra: dict[str, Any]) -> None:

@@ -87,4 +87,3 @@ def train(
         return {"steps": len(batches), "tokens": tokens, "seconds": round(meter.seconds(), 2)}
     finally:
         meter.close()
-

@@ -58,7 +58,10 @@ def make_schedule(adamw: torch.optim.Optimizer, section: Optimiser, total_steps:
             name, extra = "cosine_with_min_lr", {"min_lr_rate": section.min_lr_ratio}
         case "wsd":
             name = "warmup_stable_decay"
-            extra = {"num_decay_steps": max(round(section.decay * total_steps), 1), "min_lr_ratio": section.min_lr_ratio}
+            extra = {
+                "num_decay_steps": max(round(section.decay * total_steps), 1),
+                "min_lr_ratio": section.min_lr_ratio,
+            }
         case "linear":
             name, extra = "linear", {}
         case "constant":

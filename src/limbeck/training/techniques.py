@@ -11,7 +11,7 @@ from limbeck.errors import RecipeError
 from limbeck.objectives.divergences import resolve
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Alone, Co, Divergence, Hard, Ramp, Soft, Technique, Weight
-from limbeck.training.cohort import LABELS, Lesson
+from limbeck.training.cohort import Lesson
 
 TEACHER = "teacher"
 

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck.data.chat import Encoded, encode
+from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_encoded
+from limbeck.data.packing import IGNORED, Rows, collate, row_order
+from limbeck.data.prompts import split_prompt
+from limbeck.data.sources import Document, Spool, documents
+from limbeck.errors import InputError, LimbeckError
+from limbeck.recipe import JsonlSource, ParquetSource, StdlibSource, TextSource
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def corpus_of(rows: list[tuple[list[int], list[bool]]]) -> Corpus:
+    lengths = np.array([len(ids) for ids, _ in rows], np.int64)
+    return Corpus(
+        ids=np.array([i for ids, _ in rows for i in ids], np.uint32),
+        learn=np.array([flag for _, learn in rows for flag in learn], np.bool_),
+        starts=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        n_bytes=np.ones(len(rows), np.int64),
+        keys=np.arange(len(rows), dtype=np.uint64),
+    )
+
+
+# --------------------------------------------------------------------------------------- packing
+
+
+@given(
+    lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12),
+    seq_len=st.integers(1, 9),
+    pack=st.booleans(),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_token_is_predicted_once_from_its_own_past(lengths: list[int], seq_len: int, pack: bool, seed: int) -> None:
+    """The invariant of shifting, on any corpus: label = next token of the same document, exactly once."""
+    rng = np.random.default_rng(seed)
+    rows, number = [], 1
+    for length in lengths:  # ids are unique, so a token says where it stands
+        rows.append((list(range(number, number + length)), rng.random(length).tolist()))
+        number += length
+    rows = [(ids, [flag > 0.3 for flag in learn]) for ids, learn in rows]
+    document = {i: d for d, (ids, _) in enumerate(rows) for i in ids}
+    due = sorted(i for ids, learn in rows for i, flag in list(zip(ids, learn, strict=True))[1:] if flag)
+    cut = Rows(corpus_of(rows), seq_len, pack=pack)
+    predicted = []
+    for r in range(len(cut)):
+        batch = collate([cut[r]])
+        assert batch.ids_BT.shape[1] <= seq_len
+        assert batch.count() == cut.count(r)
+        for i, label, segment, position in zip(
+            batch.ids_BT[0].tolist(),
+            batch.labels_BT[0].tolist(),
+            batch.segments_BT[0].tolist(),
+            batch.positions_BT[0].tolist(),
+            strict=True,
+        ):
+            assert segment >= 0
+            assert position >= 0
+            if label != IGNORED:
+                assert label == i + 1
+                assert document[label] == document[i]
+                predicted.append(label)
+    assert sorted(predicted) == due
+
+
+def test_collate_pads_on_the_right_and_restarts_positions() -> None:
+    rows = Rows(corpus_of([([1, 2, 3], [True] * 3), ([4, 5], [True] * 2), ([6, 7, 8, 9], [True] * 4)]), 4, pack=True)
+    batch = collate([rows[0], rows[1]])
+    assert batch.ids_BT.tolist() == [[1, 2, 4, 6], [7, 8, 0, 0]]
+    assert batch.labels_BT.tolist() == [[2, 3, 5, 7], [8, 9, IGNORED, IGNORED]]
+    assert batch.positions_BT.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
+    assert batch.segments_BT.tolist() == [[0, 0, 1, 2], [0, 0, -1, -1]]
+
+
+def test_the_first_response_token_is_learned_and_nothing_past_the_end() -> None:
+    """Prompt 1 2 3, response 4 5: the position of 3 predicts 4; the position of 5 predicts nothing."""
+    rows = Rows(corpus_of([([1, 2, 3, 4, 5], [False, False, False, True, True])]), 8, pack=False)
+    batch = collate([rows[0]])
+    assert batch.ids_BT.tolist() == [[1, 2, 3, 4]]
+    assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, 4, 5]]
+
+
+def test_row_keys_depend_on_tokens_and_borders_only() -> None:
+    rows = Rows(corpus_of([([1, 2, 3], [True] * 3), ([1, 2, 3, 4], [True] * 4)]), 8, pack=False)
+    alone, padded = collate([rows[0]]).row_keys(), collate([rows[0], rows[1]]).row_keys()
+    assert alone[0] == padded[0]
+    assert padded[0] != padded[1]
+
+
+def test_the_order_is_a_permutation_every_epoch_and_follows_the_seed() -> None:
+    order = row_order(7, 3)
+    first, second = [next(order) for _ in range(7)], [next(order) for _ in range(7)]
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+    again = row_order(7, 3)
+    assert first == [next(again) for _ in range(7)]
+
+
+# -------------------------------------------------------------------------------------- held out
+
+
+def test_what_is_held_out_survives_reordering_and_growth() -> None:
+    keys = [Document(text=f"document {i}").key for i in range(400)]
+    cut = holdout_cut(keys, 0.1)
+    held = {key for key in keys if key <= cut}
+    assert 20 <= len(held) <= 60
+    assert cut == holdout_cut(reversed(keys), 0.1)
+    more = keys + [Document(text=f"another {i}").key for i in range(400)]
+    grown = {key for key in more if key <= holdout_cut(more, 0.1)}
+    assert held <= grown
+
+
+def test_a_small_corpus_still_has_both_sides() -> None:
+    keys = [Document(text="a").key, Document(text="b").key]
+    for share in (0.0001, 0.9999):
+        cut = holdout_cut(keys, share)
+        assert sum(key <= cut for key in keys) == 1
+    with pytest.raises(InputError, match="single document"):
+        holdout_cut([keys[0], keys[0]], 0.1)
+
+
+def test_corpora_come_back_as_they_were_written(tmp_path: Path, tokenizer: Any, texts: list[str]) -> None:
+    spool = Spool(tmp_path / "spool", (Document(text=text) for text in [*texts, texts[0]]))
+    assert len(spool.keys) == len(set(texts))
+    cut = holdout_cut(spool.keys, 0.2)
+    write_corpora(tmp_path, spool, tokenizer, cut)
+    train, heldout = open_corpus(tmp_path / "train"), open_corpus(tmp_path / "heldout")
+    assert len(train) + len(heldout) == len(set(texts))
+    assert not set(train.keys.tolist()) & set(heldout.keys.tolist())
+    assert (np.diff(train.keys.astype(np.float64)) > 0).all()
+    decoded = {tokenizer.decode(heldout.document(d)[0], skip_special_tokens=True) for d in range(len(heldout))}
+    assert decoded == {text for text in texts if Document(text=text).key <= cut}
+    assert int(heldout.n_bytes.sum()) == sum(len(text.encode()) for text in decoded)
+
+
+def test_a_torn_array_is_noticed(tmp_path: Path) -> None:
+    write_encoded(tmp_path / "c", iter([Encoded([1, 2, 3], [True] * 3, 3)]), {})
+    (tmp_path / "c" / "ids.bin").write_bytes(b"\0\0\0\0")
+    with pytest.raises(InputError, match="torn"):
+        open_corpus(tmp_path / "c")
+
+
+# --------------------------------------------------------------------------------------- sources
+
+
+def read(*sources: Any) -> list[Document]:
+    return list(documents(tuple(sources)))
+
+
+def test_text_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n===\ntwo\n===\n  \n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.txt").write_text("three")
+    assert [d.text for d in read(TextSource(text=str(tmp_path / "a.txt"), separator="==="))] == ["one", "two"]
+    assert [d.text for d in read(TextSource(text=str(tmp_path)))] == ["one\n===\ntwo\n===\n  ", "three"]
+    assert len(read(TextSource(text=str(tmp_path), max_documents=1))) == 1
+
+
+def test_tables(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    lines = [{"text": "plain"}, {"messages": messages}, {"prompt": "p", "response": "r"}, {"text": "  "}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    found = read(JsonlSource(jsonl=str(tmp_path / "d.jsonl")))
+    assert [d.text for d in found] == ["plain", None, None]
+    assert found[1].messages == tuple(messages)
+    assert not found[2].chat
+    pq.write_table(pa.table({"body": ["x", "y"]}), tmp_path / "d.parquet")
+    assert [d.text for d in read(ParquetSource(parquet=str(tmp_path / "d.parquet"), field="body"))] == ["x", "y"]
+
+
+def test_a_local_data_set_through_the_hub_door(tmp_path: Path) -> None:
+    from limbeck.recipe import HubSource
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    assert sorted(d.text or "" for d in read(HubSource(dataset=str(folder)))) == ["a", "b"]
+    with pytest.raises(LimbeckError, match="cannot be loaded"):
+        read(HubSource(dataset=str(tmp_path / "absent")))
+
+
+def test_the_standard_library_is_text() -> None:
+    found = read(StdlibSource(stdlib="docstrings", max_documents=50))
+    assert len({d.key for d in found}) == 50
+    assert all(d.text and len(d.text) >= 40 for d in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+        (b'{"body": "a"}\n', "body"),
+        (b"[1]\n", "no object"),
+        (b'{"messages": [{"role": "user"}]}\n', "content"),
+        (b"\xff\xfe\n", "not UTF-8"),
+        (b"\n", "no document"),
+    ],
+)
+def test_a_broken_table_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(LimbeckError, match=says) as caught:
+        read(JsonlSource(jsonl=str(path)))
+    assert "data.corpus.0" in caught.value.line()
+
+
+def test_a_torn_parquet_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match="Parquet"):
+        read(ParquetSource(parquet=str(tmp_path / "d.parquet")))
+
+
+def test_a_lone_surrogate_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a\\ud800b"}\n{"text": "b"}\n')
+    spool = Spool(tmp_path / "spool", documents((JsonlSource(jsonl=str(tmp_path / "d.jsonl")),)))
+    with pytest.raises(InputError, match="no Unicode"):
+        write_corpora(tmp_path / "c", spool, tokenizer, "0")
+
+
+# ------------------------------------------------------------------------------------------ chat
+
+
+def learned(document: Document, tokenizer: Any) -> str:
+    encoded = encode(document, tokenizer)
+    return str(tokenizer.decode([i for i, flag in zip(encoded.ids, encoded.learn, strict=True) if flag]))
+
+
+CHAT = Document(
+    messages=(
+        {"role": "user", "content": "what is a cat"},
+        {"role": "assistant", "content": "a big dog"},
+        {"role": "user", "content": "and a dog"},
+        {"role": "assistant", "content": "a blue hill"},
+    )
+)
+
+
+def test_text_is_learned_whole(tokenizer: Any) -> None:
+    encoded = encode(Document(text="the cat"), tokenizer)
+    assert encoded.ids[0] == tokenizer.bos_token_id
+    assert encoded.ids[-1] == tokenizer.eos_token_id
+    assert encoded.learn == [False] + [True] * (len(encoded.ids) - 1)
+    assert encoded.n_bytes == 7
+
+
+def test_only_the_assistant_is_learned(tokenizer: Any) -> None:
+    import copy
+
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = CHATML
+    assert learned(CHAT, chatty) == "a big dog<|im_end|>\na blue hill<|im_end|>\n"
+    ids, mask = np.array(encode(CHAT, chatty).ids), np.array(encode(CHAT, chatty).learn)
+    prompt, rest = split_prompt(ids, mask, 3)
+    assert chatty.decode(prompt).endswith("and a dog<|im_end|>\n<|im_start|>assistant\n")
+    assert chatty.decode(rest) == "a blue hill<|im_end|>\n"
+
+
+def test_pairs_need_no_template(tokenizer: Any) -> None:
+    pair = Document(
+        messages=({"role": "user", "content": "one "}, {"role": "assistant", "content": "two"}), chat=False
+    )
+    assert learned(pair, tokenizer) == "two<|endoftext|>"
+    with pytest.raises(InputError, match="no chat template"):
+        encode(CHAT, tokenizer)
+
+
+def test_a_template_that_rewrites_is_refused(tokenizer: Any) -> None:
+    import copy
+
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = "{{ messages | length }}: {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    with pytest.raises(InputError, match="rewrites"):
+        encode(CHAT, chatty)
+
+
+def test_the_prompt_of_plain_text() -> None:
+    ids = np.arange(10)
+    learn = np.array([False] + [True] * 9)
+    assert split_prompt(ids, learn, 3) == ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9])
+    assert split_prompt(ids, np.ones(10, bool), 3) == ([0, 1, 2], [3, 4, 5, 6, 7, 8, 9])
+
+
+@pytest.mark.real
+def test_real_chat_templates(real_data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for name in ("smollm", "qwen2"):
+        real = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
+        text = learned(CHAT, real)
+        assert text.replace("<|im_end|>", "").split("\n")[:2] == ["a big dog", "a blue hill"]

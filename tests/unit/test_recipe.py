@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.errors import RecipeError
+from limbeck.recipe import Ramp, Recipe, Soft, fingerprint, load_recipe, parse_recipe
+from limbeck.recipe_yaml import apply_overrides, parse_yaml
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+MINIMAL: dict[str, Any] = {
+    "run": "runs/x",
+    "teacher": {"path": "t"},
+    "student": {"config": {"model_type": "llama"}},
+    "data": {"corpus": [{"text": "a.txt"}]},
+    "techniques": ["alone", "soft"],
+    "training": {"tokens": 10},
+}
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(apply_overrides(copy.deepcopy(MINIMAL), overrides))
+    line = caught.value.line()
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run == f"runs/{path.stem}"
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"demo", "tinystories"} <= {path.stem for path in SHIPPED}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "says"),
+    [
+        (["trainning.lr=3"], "trainning", "`training`"),
+        (["training.lrr=3"], "training.lrr", "`lr`"),
+        (["techniques=[sofd]"], "techniques.0", "`soft`"),
+        (["techniques=[{kind: soft, temprature: 2}]"], "techniques.0.temprature", "`temperature`"),
+        (["techniques=[{name: x}]"], "techniques.0", "`kind:`"),
+        (["techniques=[soft, soft]"], "techniques", "stands twice"),
+        (["techniques=[{kind: soft, soft_weight: 0}]"], "techniques.0", "kind: alone"),
+        (["techniques=[{kind: soft, soft_weight: {start: 1, ends: 0}}]"], "techniques.0.soft_weight.ends", "`end`"),
+        (["training.lr=abc"], "training.lr", "'abc'"),
+        (["training.lr=-1"], "training.lr", "greater than 0"),
+        (["training={}"], "training.tokens", "is missing"),
+        (["teacher={}"], "teacher", "path, config"),
+        (["teacher.config={}"], "teacher", "exactly one of path, config"),
+        (["teacher=foo"], "teacher", "'foo'"),
+        (["data.corpus=[]"], "data.corpus", "at least 1"),
+        (["data.corpus=[{txt: 3}]"], "data.corpus.0", "text, jsonl"),
+        (["data.corpus.0.separatr=x"], "data.corpus.0.separatr", "`separator`"),
+        (["data.corpus.3.text=x"], "data.corpus.3.text", "list of 1"),
+        (["student=null"], "student", "either"),
+        (["student.lora={rank: 4}"], "student.lora", "unknown key"),
+        (["tokenizer={train: {vocab_size: 400}}"], "tokenizer", "leave `tokenizer` out"),
+        (["seeds=[1, 1]"], "seeds", "twice"),
+        (["students={a b: {path: x}}", "student=null"], "students", "plain name"),
+    ],
+)
+def test_an_error_names_the_key_and_what_to_write(overrides: list[str], key: str, says: str) -> None:
+    line = refused(*overrides)
+    assert key in line
+    assert says in line
+
+
+def test_an_override_that_is_none_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"training\.lr=3e-4"):
+        apply_overrides({}, ["training.lr"])
+
+
+def test_numbers_are_numbers() -> None:
+    assert parse_yaml("[1e-3, 1_000_000, 3.5e2, 12, 1e6]") == [1e-3, 1_000_000, 350.0, 12, 1e6]
+    assert parse_yaml("[v1.2, 1e, e5]") == ["v1.2", "1e", "e5"]
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    with pytest.raises(RecipeError, match="stands twice"):
+        parse_yaml("a: 1\nb: 2\na: 3\n")
+
+
+def test_overrides_reach_lists_and_make_sections() -> None:
+    raw = apply_overrides(copy.deepcopy(MINIMAL), ["techniques.1={kind: soft, temperature: 2}", "evaluation.samples=0"])
+    recipe = parse_recipe(raw)
+    soft = recipe.techniques[1]
+    assert isinstance(soft, Soft)
+    assert soft.temperature == 2
+    assert recipe.evaluation.samples == 0
+
+
+def test_a_weight_may_be_a_ramp() -> None:
+    recipe = parse_recipe(
+        apply_overrides(copy.deepcopy(MINIMAL), ["techniques=[{kind: co, soft_weight: {start: 0, end: 0.9}}]"])
+    )
+    assert recipe.techniques[0].soft_weight == Ramp(start=0, end=0.9)  # type: ignore[union-attr]
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_recipe(MINIMAL).run = "elsewhere"  # type: ignore[misc]
+
+
+def test_fingerprints_follow_the_content() -> None:
+    recipe = parse_recipe(MINIMAL)
+    assert fingerprint(recipe.training) == fingerprint(recipe.training.model_copy())
+    assert fingerprint(recipe.training) != fingerprint(recipe.training.model_copy(update={"lr": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"- a\n- b\n", "mapping"),
+        (b"a: [1, 2\n", "not YAML"),
+        ("run: caf\xe9".encode("latin1"), "not UTF-8"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(path)
+
+
+def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text("run: x")
+    with pytest.raises(RecipeError, match=r"Did you mean .*demo\.yaml"):
+        load_recipe(tmp_path / "dmeo.yaml")
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = Recipe.model_json_schema()
+    assert schema["additionalProperties"] is False
+    json.dumps(schema)
+    for name in ("tokens", "batch_rows", "lr"):
+        assert schema["$defs"]["Training"]["properties"][name]["description"]
+
+
+def test_help_and_recipe_load_no_torch() -> None:
+    code = "import sys, limbeck.cli, limbeck.recipe; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
