@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives import matmul
-from limbeck.objectives.kernels import eager
+from limbeck.objectives.kernels import choose
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
 from limbeck.objectives.targets import Dense
 from limbeck.objectives.terms import Index, Prepared
@@ -59,7 +59,8 @@ class Totals:
 def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     """Run the loop, making the gradients that are asked for."""
     totals = _empty_totals(job, hidden=hidden, head=head, bias=bias)
-    gradient = hidden or head or bias
+    gradient = job.hidden_ND.dtype if hidden or head or bias else None
+    backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
     size = job.chunk_tokens or choose_chunk(job)
     buffers = _Buffers(job, size)
@@ -68,11 +69,10 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
         logits_nV = buffers.student(hidden_nD)
         terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale)
                  for i, term in enumerate(job.terms)]  # fmt: skip
-        results = eager.run(logits_nV, terms, job.softcap, gradient, job.statistics)
+        results, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
         for term, total, result in zip(job.terms, totals.results, results, strict=True):
             _store(total, result, index, term.weight_N[index] != 0)
-        if gradient:
-            grad_nV = logits_nV.to(job.hidden_ND.dtype)
+        if grad_nV is not None:
             if totals.grad_hidden_ND is not None:
                 totals.grad_hidden_ND[index] = grad_nV @ job.head_VD
             if totals.grad_head_VD is not None:
@@ -123,9 +123,7 @@ class _Buffers:
             return None
         dense = term.source
         if dense.logits_NV is not None:
-            # A gather is a copy, which may be overwritten; a slice is the caller's.
-            rows_nV = dense.logits_NV[index][:, : self.vocab_size]
-            return DenseRows(rows_nV.detach(), None, owned=not isinstance(index, slice))
+            return DenseRows(dense.logits_NV.detach()[index][:, : self.vocab_size], None)
         assert dense.hidden_NE is not None
         assert dense.head_VE is not None
         hidden_nE = dense.hidden_NE.detach()[index]
@@ -137,9 +135,7 @@ class _Buffers:
         out_nV = self._teacher_nV[i][: len(hidden_nE)]
         bias_V = None if dense.bias_V is None else dense.bias_V.detach()[: self.vocab_size]
         head_VE = dense.head_VE.detach()[: self.vocab_size]
-        return DenseRows(
-            matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale), dense.softcap, owned=True
-        )
+        return DenseRows(matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale), dense.softcap)
 
 
 def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: float) -> RowTerm:

@@ -222,9 +222,7 @@ def _vocab_size(head_WD: Tensor, terms: Sequence[Term], vocab_size: int | None) 
             )
         return rows[0]
     if not 0 < vocab_size <= min(rows):
-        raise ValueError(
-            f"vocab_size must be in [1, {min(rows)}], the rows of the smallest head, got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size must be in [1, {min(rows)}], the rows of the smallest head, got {vocab_size}")
     return vocab_size
 
 

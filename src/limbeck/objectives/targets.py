@@ -83,8 +83,7 @@ class Dense:
             )
         if hidden.dtype != head.dtype or not hidden.is_floating_point():
             raise ValueError(
-                f"the teacher's hidden states and head must share a floating dtype, got {hidden.dtype} "
-                f"and {head.dtype}"
+                f"the teacher's hidden states and head must share a floating dtype, got {hidden.dtype} and {head.dtype}"
             )
         if self.bias_V is not None and self.bias_V.shape != (head.shape[0],):
             raise ValueError(f"the teacher's bias must be [V={head.shape[0]}], got {_describe(self.bias_V)}")

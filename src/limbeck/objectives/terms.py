@@ -116,9 +116,7 @@ def prepare(term: Term, positions: int, vocab_size: int, compute: torch.dtype) -
     source: Dense | Entries
     if isinstance(target, Dense):
         if target.vocab_size < vocab_size:
-            raise ValueError(
-                f"{label}: the teacher's head has {target.vocab_size} rows, fewer than {vocab_size}"
-            )
+            raise ValueError(f"{label}: the teacher's head has {target.vocab_size} rows, fewer than {vocab_size}")
         source, device = target, _device(target)
     elif isinstance(target, Labels):
         if not isinstance(divergence, ForwardKL | CrossEntropy):
@@ -165,9 +163,7 @@ def _from_labels(target: Labels, vocab_size: int, compute: torch.dtype) -> Entri
     )
 
 
-def _from_sparse(
-    target: Sparse, divergence: Divergence, vocab_size: int, compute: torch.dtype, label: str
-) -> Entries:
+def _from_sparse(target: Sparse, divergence: Divergence, vocab_size: int, compute: torch.dtype, label: str) -> Entries:
     ids_R = target.ids.long()
     _check_ids(ids_R, vocab_size, label)
     offsets_M, logprobs_R = target.offsets, target.logprobs.detach().to(compute).clamp_min(LOG_ZERO)
@@ -245,6 +241,5 @@ def _check_ids(ids: Tensor, vocab_size: int, label: str) -> None:
         torch._assert_async(inside)
     elif not bool(inside):
         raise ValueError(
-            f"{label}: token ids must be in [0, {vocab_size}), "
-            f"they run from {int(ids.min())} to {int(ids.max())}"
+            f"{label}: token ids must be in [0, {vocab_size}), they run from {int(ids.min())} to {int(ids.max())}"
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from limbeck.objectives.kernels import build
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -21,6 +23,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["eager"])
+@pytest.fixture(params=["eager", "cpu"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test on plain torch and on the C++ kernel."""
+    if request.param == "eager":
+        monkeypatch.setenv("LIMBECK_CPU_KERNEL", "0")
+    else:
+        monkeypatch.delenv("LIMBECK_CPU_KERNEL", raising=False)
+        try:
+            build.find_compiler()
+        except build.CannotBuildError:
+            pytest.skip("no C++ compiler")
+        assert build.library() is not None, "there is a compiler, so there must be a kernel"
     return request.param

@@ -47,9 +47,7 @@ class Problem:
         return [t for t in (self.hidden, self.head, self.bias) if t is not None and t.requires_grad]
 
 
-def sparse(
-    scheme: str, logits_NV: Tensor, *, entries: int, temperature: float = 1.0, threshold: float = 0.1
-) -> Sparse:
+def sparse(scheme: str, logits_NV: Tensor, *, entries: int, temperature: float = 1.0, threshold: float = 0.1) -> Sparse:
     """A sparse target of a teacher with these logits; ragged: the rows differ in length by up to two."""
     logp_NV = torch.log_softmax(logits_NV.double() / temperature, dim=-1)
     ids, logprobs, lengths, tails = [], [], [], []
@@ -81,9 +79,7 @@ def sparse(
     )
 
 
-def make(
-    divergence: str, target: str, condition: str, *, N: int = 7, D: int = 6, E: int = 9, V: int = 19
-) -> Problem:
+def make(divergence: str, target: str, condition: str, *, N: int = 7, D: int = 6, E: int = 9, V: int = 19) -> Problem:
     """The problem of that divergence, target and difficulty; seeded, so the same every time."""
     torch.manual_seed(len(divergence) + 10 * len(target) + 100 * CONDITIONS.index(condition))
     dtype = torch.bfloat16 if condition == "bfloat16" else torch.float32

@@ -17,8 +17,12 @@ from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, Spars
 
 
 def run(
-    logits_nV: Tensor, terms: Sequence[RowTerm], softcap: float | None, gradient: bool, statistics: bool
-) -> list[RowResult]:
+    logits_nV: Tensor,
+    terms: Sequence[RowTerm],
+    softcap: float | None,
+    gradient: torch.dtype | None,
+    statistics: bool,
+) -> tuple[list[RowResult], Tensor | None]:
     """The eager backend; see :mod:`limbeck.objectives.kernels.rows`."""
     compute = torch.promote_types(logits_nV.dtype, torch.float32)
     student_nV = _capped(logits_nV.to(compute), softcap)
@@ -26,17 +30,18 @@ def run(
     results = []
     for term in terms:
         dense = isinstance(term.rows, DenseRows)
-        result, grad_nV = (_dense if dense else _sparse)(student_nV, term, gradient, statistics)
+        result, grad_nV = (_dense if dense else _sparse)(student_nV, term, gradient is not None, statistics)
         results.append(result)
         if grad_nV is not None:
             grad_nV.mul_((term.coefficient_n.to(compute) / term.temperature).unsqueeze(1))
             total_nV = grad_nV if total_nV is None else total_nV.add_(grad_nV)
-    if total_nV is not None:
-        if softcap is not None:
-            # d/dx c tanh(x/c) = 1 - tanh^2, and tanh is the capped logit over c.
-            total_nV.mul_(1.0 - (student_nV / softcap).square_())
-        logits_nV.copy_(total_nV)
-    return results
+    if gradient is None or total_nV is None:
+        return results, None
+    if softcap is not None:
+        # d/dx c tanh(x/c) = 1 - tanh^2, and tanh is the capped logit over c.
+        total_nV.mul_(1.0 - (student_nV / softcap).square_())
+    grad_nV = logits_nV.view(gradient)[:, : logits_nV.shape[1]]
+    return results, grad_nV.copy_(total_nV)
 
 
 def _capped(logits_nV: Tensor, softcap: float | None) -> Tensor:
@@ -51,9 +56,7 @@ def _entropy(logprobs_nV: Tensor) -> Tensor:
     return -(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1)
 
 
-def _dense(
-    student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool
-) -> tuple[RowResult, Tensor | None]:
+def _dense(student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool) -> tuple[RowResult, Tensor | None]:
     rows = term.rows
     assert isinstance(rows, DenseRows)
     teacher_nV = _capped(rows.logits_nV.to(student_nV.dtype), rows.softcap)
@@ -73,9 +76,7 @@ def _dense(
     return result, torch.addcmul(weight_nV, logq_nV.exp_(), total_n1, value=-1.0)
 
 
-def _sparse(
-    student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool
-) -> tuple[RowResult, Tensor | None]:
+def _sparse(student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool) -> tuple[RowResult, Tensor | None]:
     rows = term.rows
     assert isinstance(rows, SparseRows)
     count = student_nV.shape[0]

@@ -1,12 +1,12 @@
 """What a backend is asked to do with one chunk of logits, and what it answers.
 
-A backend is a function ``(logits_nV, terms, softcap, gradient, statistics) -> list[RowResult]``. It
-reads the learner's logits, and if a gradient is wanted leaves, in their place, the derivative of
+A backend is a function ``(logits_nV, terms, softcap, gradient, statistics) -> (results, grad_nV)``. It
+reads the learner's logits, and if ``gradient`` names a dtype returns in it the derivative of
 
     sum over terms, positions of coefficient_n * D_n
 
-by what the matmul gave (so before the soft cap). Backends differ in speed only; the same numbers come
-from each, to rounding.
+by what the matmul gave (so before the soft cap), in the memory of the logits, which are lost. Backends
+differ in speed only; the same numbers come from each, to rounding.
 
 Shape suffixes: n positions of the chunk; m = n + 1; V vocabulary; r entries of these positions together.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from limbeck.objectives.divergences import Divergence
@@ -29,12 +30,10 @@ class DenseRows:
     Args:
         logits_nV: floating, of any dtype.
         softcap: the teacher's, still to be applied.
-        owned: whether the backend may overwrite them.
     """
 
     logits_nV: Tensor
     softcap: float | None
-    owned: bool
 
 
 @dataclass(frozen=True)
@@ -85,4 +84,7 @@ class RowResult:
     agreement_n: Tensor | None = None
 
 
-Backend: TypeAlias = Callable[[Tensor, Sequence[RowTerm], float | None, bool, bool], list[RowResult]]
+Backend: TypeAlias = Callable[
+    [Tensor, Sequence[RowTerm], float | None, torch.dtype | None, bool],
+    tuple[list[RowResult], Tensor | None],
+]
