@@ -11,7 +11,7 @@ Axes: ``vocab`` tokens, ``hidden`` residual width, ``ffn`` neurons of the feed-f
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,7 +66,7 @@ class Architecture:
             configuration switches off (biases) are listed too.
         outer: axes of each weight outside the layers, by its full name.
         layers: module that holds the layers.
-        embedding, final_norm: full names of weights that a cut of the width treats alike.
+        embedding, final_norm, head: full names of weights that a cut of the width treats alike.
         attention_norm, ffn_norm: the norms whose outputs enter a layer's two halves.
         attention_out, ffn_out: the linear modules whose inputs are the heads' outputs and the
             neurons' activations.
@@ -75,6 +75,8 @@ class Architecture:
         window_period: configuration attribute for the period of the sliding pattern.
         own_head_dim: whether the configuration has a ``head_dim`` of its own; where not, it is
             ``hidden_size / num_attention_heads`` for whoever loads the model.
+        hidden_in_heads: its configuration insists that the number of heads divides the hidden size,
+            whatever ``head_dim`` is.
         embedding_scaled: embeddings are multiplied by the square root of the hidden size.
         norm_offset: RMSNorm multiplies by ``norm_offset + weight`` (Gemma: 1).
     """
@@ -94,6 +96,7 @@ class Architecture:
     window_from: str | None = None
     window_period: str | None = None
     own_head_dim: bool = True
+    hidden_in_heads: bool = False
     embedding_scaled: bool = False
     norm_offset: float = 0.0
 
@@ -116,7 +119,7 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     a.model_type: a
     for a in (
-        Architecture("llama", {**_PROJECTIONS, **_QKV_BIASES, **_O_BIAS, **_MLP_BIASES}),
+        Architecture("llama", {**_PROJECTIONS, **_QKV_BIASES, **_O_BIAS, **_MLP_BIASES}, hidden_in_heads=True),
         Architecture("qwen2", {**_PROJECTIONS, **_QKV_BIASES}, window_from="max_window_layers", own_head_dim=False),
         Architecture("qwen3", {**_PROJECTIONS, **_QKV_BIASES, **_O_BIAS, **_QK_NORMS}, window_from="max_window_layers"),
         Architecture(
@@ -131,6 +134,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             },
             ffn_norm="pre_feedforward_layernorm",
             window_period="_sliding_window_pattern",
+            hidden_in_heads=True,
             embedding_scaled=True,
             norm_offset=1.0,
         ),
@@ -213,15 +217,26 @@ def window_period(layer_types: list[str] | None) -> int | None:
     return period if regular == full else None
 
 
-def select(state: Mapping[str, Tensor], architecture: Architecture, kept: Mapping[Axis, Tensor]) -> dict[str, Tensor]:
-    """Copies of the weights with only the ``kept`` indices (int64 [n]) along the named axes."""
+def select(
+    state: Mapping[str, Tensor],
+    architecture: Architecture,
+    kept: Mapping[Axis, Tensor],
+    kept_in_layer: Sequence[Mapping[Axis, Tensor]] = (),
+) -> dict[str, Tensor]:
+    """The weights with only the kept indices (int64 [n]) along the named axes.
+
+    Args:
+        kept: for every weight that has the axis.
+        kept_in_layer: for the weights of layer i only, entry i.
+    """
     out = {}
     for name, tensor in state.items():
-        axes = architecture.axes(name)
+        axes, inside = architecture.axes(name), architecture.split(name)
         assert axes is not None, name  # architecture_of refused the model otherwise
+        here = {**kept, **kept_in_layer[inside[0]]} if inside and kept_in_layer else kept
         for dim, axis in enumerate(axes):
-            if axis in kept:
-                tensor = tensor.index_select(dim, kept[axis].to(tensor.device))
+            if axis in here:
+                tensor = tensor.index_select(dim, here[axis].to(tensor.device))
         out[name] = tensor
     return out
 
