@@ -246,6 +246,11 @@ class Data(Section):
         description="Share of the documents that no one trains on, by the document's hash: it survives reordering.",
     )
     seq_len: Annotated[int, Field(ge=8)] = Field(256, description="Tokens of a row.")
+    end: Literal["eos", "bos"] = Field(
+        "eos",
+        description="The token that ends a plain document. `bos`: for a teacher that was trained on documents "
+        "one after another with nothing but the beginning mark between them (llama2.c and its like).",
+    )
     pack: bool = Field(True, description="Put several documents into a row; they do not see each other.")
 
 

@@ -76,6 +76,10 @@ def check(recipe: Recipe) -> Any:
         case None:
             assert isinstance(recipe.teacher, PathModel)  # the recipe made sure
             tokenizer = load_tokenizer(recipe.teacher.path, key="teacher.path", revision=recipe.teacher.revision)
+    if tokenizer is not None and recipe.data.end == "bos":
+        if tokenizer.bos_token is None:
+            raise RecipeError("the tokenizer has no beginning mark", key="data.end", fix="Write `end: eos`")
+        tokenizer.eos_token = tokenizer.bos_token
     if isinstance(recipe.teacher, PathModel) and recipe.tokenizer is not None:
         own = load_tokenizer(recipe.teacher.path, key="teacher.path", revision=recipe.teacher.revision)
         require_equal_maps(own, tokenizer, key="tokenizer.path")
@@ -119,7 +123,7 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
     """Tokenizer and corpora in the run folder. Returns the tokenizer and the facts about the data."""
     data = recipe.data
     inputs: dict[str, Any] = {
-        "data": {"corpus": [source.model_dump(mode="json") for source in data.corpus], "heldout": data.heldout},
+        "data": {"corpus": [source.model_dump(mode="json") for source in data.corpus], "heldout": data.heldout, "end": data.end},
         "tokenizer": token_map_fingerprint(tokenizer) if tokenizer is not None else recipe.tokenizer.model_dump(),  # type: ignore[union-attr]
     }
     facts = folder.done("data", inputs)

@@ -1,0 +1,64 @@
+# limbeck's commands. `make demo` and `make test` need only Python >= 3.11, git and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+# torch is installed first and alone, so that nothing else chooses its build.
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test test-unit test-all lint format bench bench-objective clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "limbeck needs Python >= 3.11 (PYTHON=python3.12 make ...)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) into $(VENV) ..."
+	@$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	@echo "installing limbeck ..."
+	@$(PIP) -e ".[cpu-kernel]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "installing what the tests need ..."
+	@$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.core
+	@$(PIP) -e ".[lint]"
+	@touch $@
+
+demo: $(VENV)/.core  ## Distil on text that Python brings along: table and report in a few minutes
+	@$(BIN)/limbeck run recipes/demo.yaml
+
+test: $(VENV)/.test  ## The suite without the slow tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-unit: $(VENV)/.test  ## The unit tests only
+	@$(BIN)/python -m pytest -m "not slow" tests/unit tests/golden
+
+test-all: $(VENV)/.test  ## Everything, the slow and heavy ones too
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint  ## Style, types, import rules
+	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.lint  ## Put the code in the house style
+	@$(BIN)/ruff check --fix --quiet src tests benchmarks
+	@$(BIN)/ruff format src tests benchmarks
+
+bench: bench-objective  ## All benchmarks, against named peers
+
+bench-objective: $(VENV)/.core  ## The objective against its peers and the matmul floor
+	@$(BIN)/python benchmarks/objective.py
+
+clean:  ## Remove what was installed and made
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

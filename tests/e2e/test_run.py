@@ -1,0 +1,201 @@
+"""The whole way, through the command line, on toys."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+
+def write(raw: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def command(recipe: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "limbeck.cli", "run", str(recipe), *overrides]
+
+
+def limbeck(recipe: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(recipe, *overrides), capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def students(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.glob("arms/**/*.safetensors")) if "checkpoints" not in str(p)}
+
+
+def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    recipe, run = write(raw_recipe, tmp_path / "toy.yaml"), Path(raw_recipe["run"])
+    first = limbeck(recipe)
+    for name in ("teacher", "alone", "soft", "hard", "co", "co: teacher", "bits/byte"):
+        assert name in first.stdout
+    assert all(len(line) <= 80 for line in first.stdout.splitlines() if "report.html" not in line and "toy.yaml" not in line)
+    assert "report.html" in first.stdout
+
+    # Students are plain folders: whoever has transformers can load them.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for folder in ("arms/alone-seed0/students/student", "arms/co-seed0/students/student", "arms/co-seed0/teacher"):
+        model = AutoModelForCausalLM.from_pretrained(run / folder)
+        tokenizer = AutoTokenizer.from_pretrained(run / folder)
+        ids = torch.tensor([tokenizer("the cat")["input_ids"]])
+        assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]
+        card = (run / folder / "README.md").read_text()
+        assert card.startswith("---\n")
+        assert "library_name" in card
+
+    # The page needs no network.
+    page = (run / "report.html").read_text()
+    assert not re.search(r'(src|href)\s*=\s*"?https?:|@import|url\(', page)
+    assert all(f">{name}<" in page or name in page for name in ("alone", "soft", "hard", "co"))
+
+    # Provenance: the resolved recipe runs again to the same run, versions and fingerprints are there.
+    resolved = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert resolved["training"]["lr"] == 1e-3
+    assert json.loads((run / "run.json").read_text())["versions"]["torch"]
+    assert not list(run.glob("arms/*/checkpoints"))
+
+    # Again: everything is kept, nothing changes.
+    before = students(run)
+    again = limbeck(recipe)
+    assert "measure" not in again.stdout.replace("measured", "")
+    assert students(run) == before
+
+    # What was learned was the whole budget, the same for every technique.
+    tokens = {p.stem: json.loads(p.read_text())["result"]["tokens"] for p in (run / "stages").glob("train-*.json")}
+    assert len(tokens) == 4
+    assert all(1500 <= n < 1500 + 4 * 32 for n in tokens.values())
+
+    # Another technique may be added; another learning rate may not.
+    more = copy.deepcopy(raw_recipe)
+    more["techniques"].append({"kind": "soft", "name": "warm", "temperature": 2.0})
+    assert "warm" in limbeck(write(more, tmp_path / "more.yaml")).stdout
+    assert {k: v for k, v in students(run).items() if "warm" not in k} == before
+    refused = limbeck(recipe, "training.lr=0.5", check=False)
+    assert refused.returncode == 2
+    assert "training.lr = 0.001, now it is 0.5" in refused.stderr
+
+
+def test_several_students_seeds_and_adapters(tmp_path: Path, raw_recipe: dict[str, Any], teacher_folder: Path) -> None:
+    small = raw_recipe.pop("student")
+    raw_recipe["students"] = {"small": small, "adapted": {"path": str(teacher_folder), "lora": {"rank": 2}}}
+    raw_recipe["techniques"] = ["alone", {"kind": "soft", "divergence": {"name": "jsd", "beta": 0.5}}]
+    raw_recipe["seeds"] = [0, 1]
+    raw_recipe["training"]["tokens"] = 400
+    raw_recipe["training"]["precision"] = "bf16"
+    done = limbeck(write(raw_recipe, tmp_path / "r.yaml"))
+    assert "soft / small" in done.stdout
+    assert "soft / adapted" in done.stdout
+    run = Path(raw_recipe["run"])
+    found = students(run)
+    assert len(found) == 8
+    assert len(set(found.values())) == 8
+    with np.load(run / "measured" / "soft-seed1-adapted" / "documents.npz") as arrays:
+        assert set(arrays) == {"keys", "nats", "kl", "agreement", "tokens", "n_bytes"}
+
+
+def test_a_teacher_from_a_config_is_trained_once(
+    tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    raw_recipe["teacher"] = {
+        "config": raw_recipe["student"]["config"],
+        "pretraining": {"tokens": 800, "batch_rows": 4, "lr": 1e-2},
+    }
+    raw_recipe["tokenizer"] = {"train": {"vocab_size": 300}}
+    raw_recipe["techniques"] = [{"kind": "co", "teacher_start": "scratch", "soft_weight": {"start": 0, "end": 1}}]
+    limbeck(write(raw_recipe, tmp_path / "r.yaml"))
+    second = limbeck(tmp_path / "r.yaml", f"run={tmp_path / 'second'}")
+    assert "from the cache" in second.stdout
+    assert "No control" in second.stdout
+    weights = [tmp_path / name / "teacher" / "model.safetensors" for name in ("run", "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert students(tmp_path / "run") == students(tmp_path / "second")
+
+
+def test_conversations(tmp_path: Path, raw_recipe: dict[str, Any], texts: list[str]) -> None:
+    lines = [json.dumps({"prompt": text[:20], "response": text[20:]}) for text in texts]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    raw_recipe["data"] = {"corpus": [{"jsonl": str(tmp_path / "pairs.jsonl")}], "heldout": 0.2, "seq_len": 48, "pack": False}
+    raw_recipe["techniques"] = ["soft", {"kind": "hard", "writing": {"batch_rows": 8, "tokens": 300}}]
+    raw_recipe["training"]["tokens"] = 600
+    assert "hard" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
+
+
+def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    from limbeck.errors import RunFolderError
+    from limbeck.run.folder import RunFolder
+
+    with RunFolder(Path(raw_recipe["run"])):
+        refused = limbeck(write(raw_recipe, tmp_path / "r.yaml"), check=False)
+        assert refused.returncode == 2
+        assert f"in use by another limbeck (process {os.getpid()})" in refused.stderr
+        with pytest.raises(RunFolderError):
+            RunFolder(Path(raw_recipe["run"]))
+    with RunFolder(Path(raw_recipe["run"])):
+        pass
+
+
+def test_an_interrupt_is_told_and_resumed(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["training"]["tokens"] = 3_000_000
+    raw_recipe["techniques"] = ["alone"]
+    recipe = write(raw_recipe, tmp_path / "r.yaml")
+    process = subprocess.Popen(command(recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    metrics = Path(raw_recipe["run"]) / "arms" / "alone-seed0" / "metrics.jsonl"
+    _wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on where it stopped" in err
+    assert "Traceback" not in err
+
+
+def _wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if condition() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError("nothing happened")
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    """Acceptance: five kills at random moments, each resumed; the students' bytes are those of a quiet run."""
+    raw_recipe["training"].update(tokens=30_000, checkpoint_every_steps=20)
+    recipe = write(raw_recipe, tmp_path / "r.yaml")
+    start = time.monotonic()
+    limbeck(recipe, f"run={tmp_path / 'quiet'}")
+    whole = time.monotonic() - start
+    rng = random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(command(recipe), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            process.wait(timeout=rng.uniform(4, max(whole * 0.5, 6)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            continue
+        assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+        break
+    limbeck(recipe)
+    quiet, killed = students(tmp_path / "quiet"), students(Path(raw_recipe["run"]))
+    assert kills >= 3
+    assert quiet.keys() == killed.keys()
+    assert quiet == killed

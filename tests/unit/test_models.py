@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.errors import RecipeError
+from limbeck.models.generate import Sampling, generate
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model, weights_fingerprint, with_lora
+from limbeck.models.tokenizer import require_equal_maps, token_map_fingerprint, train_tokenizer, vocabulary_size
+from limbeck.recipe import ConfigModel, Lora, PathModel
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {"head_dim": 8},  # soft-capped logits
+    "gemma3_text": {"head_dim": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "cohere": {},  # scaled logits
+    "granite": {"logits_scaling": 4.0},
+    "phi3": {},
+    "gpt2": {},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_hidden_states_and_head_make_the_models_own_logits(kind: str, tokenizer: Any) -> None:
+    config = {
+        "model_type": kind,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **ARCHITECTURES[kind],
+    }
+    if kind != "gpt2":
+        config["intermediate_size"] = 48
+    lm = load_model(ConfigModel(config=config), tokenizer, key="student", seq_len=16)
+    lm.model.eval()
+    ids = torch.randint(0, lm.vocab_size, (2, 9))
+    positions = torch.arange(9).expand(2, 9)
+    head = lm.head()
+    logits = head.scale * torch.nn.functional.linear(lm.hidden(ids, positions), head.weight_VD, head.bias_V)
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    torch.testing.assert_close(logits, lm.model(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    assert lm.packs
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm()
+    forward = lm.model.forward
+    lm.model.forward = lambda **kw: (lambda out: (setattr(out, "logits", out.logits * 3), out)[1])(forward(**kw))
+    with pytest.raises(RecipeError, match="changes its logits"):
+        lm.prove("teacher")
+
+
+def test_a_model_with_memory_does_not_pack(tokenizer: Any) -> None:
+    config = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1}
+    assert not load_model(ConfigModel(config=config), tokenizer, key="student").packs
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ({"model_type": "lama"}, "student.config.model_type", "`llama`"),
+        ({"hiden_size": 32}, "student.config.hiden_size", "`hidden_size`"),
+        ({"vocab_size": 10}, "student.config.vocab_size", "Leave it out"),
+        ({"hidden_size": 30, "num_attention_heads": 7}, "student.config", "make no model"),
+        ({"max_position_embeddings": 16}, "student", "seq_len: 16"),
+    ],
+)
+def test_impossible_configs(change: dict[str, Any], key: str, says: str, llama: dict[str, Any], tokenizer: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_model(ConfigModel(config={**llama, **change}), tokenizer, key="student", seq_len=32)
+    assert key in caught.value.line()
+    assert says in caught.value.line()
+    assert "\n" not in caught.value.line()
+
+
+def test_folders_that_are_no_models(tmp_path: Path, tokenizer: Any, teacher_folder: Path) -> None:
+    def line(path: Path) -> str:
+        with pytest.raises(RecipeError) as caught:
+            load_model(PathModel(path=str(path)), tokenizer, key="teacher")
+        return caught.value.line()
+
+    assert "no weights" in line(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled" in line(tmp_path)
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "config.json").write_text((teacher_folder / "config.json").read_text())
+    (torn / "model.safetensors").write_bytes((teacher_folder / "model.safetensors").read_bytes()[:5000])
+    assert "cannot be loaded" in line(torn)
+    assert "is a file" in line(teacher_folder / "config.json")
+
+
+def test_weights_that_do_not_fit_their_config(tmp_path: Path, tokenizer: Any, teacher_folder: Path) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(teacher_folder, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(RecipeError, match="lack model.layers.2"):
+        load_model(PathModel(path=str(tmp_path / "m")), tokenizer, key="teacher")
+
+
+def test_a_seed_makes_the_model(make_lm: Callable[..., LanguageModel]) -> None:
+    assert weights_fingerprint(make_lm(3).model) == weights_fingerprint(make_lm(3).model)
+    assert weights_fingerprint(make_lm(3).model) != weights_fingerprint(make_lm(4).model)
+
+
+def test_adapters_train_and_the_head_does_not(make_lm: Callable[..., LanguageModel]) -> None:
+    bare = make_lm()
+    size = bare.parameters()
+    lm = with_lora(bare, Lora(rank=4), seed=0)
+    trainable = {name for name, p in lm.model.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    assert not lm.head().weight_VD.requires_grad
+    assert lm.parameters() == size
+    with pytest.raises(RecipeError, match=r"student\.lora\.targets"):
+        with_lora(make_lm(), Lora(targets=("nothing",)), seed=0)
+
+
+def test_vocabularies_are_compared_by_their_maps(tokenizer: Any, texts: list[str]) -> None:
+    same = train_tokenizer(texts, 320)
+    require_equal_maps(tokenizer, same, key="student.path")
+    assert token_map_fingerprint(tokenizer) == token_map_fingerprint(same)
+    other = train_tokenizer(texts, 300)
+    with pytest.raises(RecipeError, match=r"student\.path: its vocabulary \(300 tokens\)"):
+        require_equal_maps(tokenizer, other, key="student.path")
+
+
+def test_a_trained_tokenizer_loses_nothing(tokenizer: Any) -> None:
+    for text in ("the cat", "größer 猫 🐈 \x00\t ", "a  b\r\n"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    assert vocabulary_size(tokenizer) == 320
+
+
+def test_writing_is_seeded_and_batches_change_nothing_when_greedy(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(seq_len=64)
+    prompts = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
+    greedy = Sampling(6, temperature=0)
+    together = dict(generate(lm, prompts, greedy, 4))
+    assert together == dict(generate(lm, prompts, greedy, 1))
+    assert set(together) == {0, 1, 2, 3}
+    drawn = Sampling(6, temperature=1.0, seed=3)
+    assert dict(generate(lm, prompts, drawn, 2)) == dict(generate(lm, prompts, drawn, 2))
+    assert dict(generate(lm, prompts, drawn, 2)) != dict(generate(lm, prompts, Sampling(6, seed=4), 2))
+
+
+def test_padding_of_the_vocabulary_is_never_written(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(vocab_size=4000)
+    answers = dict(generate(lm, [[5, 6]] * 8, Sampling(12, temperature=5.0), 8))
+    assert max(i for answer in answers.values() for i in answer) < lm.vocab_size

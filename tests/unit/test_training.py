@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from limbeck.data.packing import IGNORED, Row, Rows, collate
+from limbeck.errors import DivergedError, RecipeError
+from limbeck.models.language_model import LanguageModel
+from limbeck.objectives.schedules import Schedule
+from limbeck.recipe import Co, Soft, Training, parse_recipe
+from limbeck.training.batches import CorpusBatches
+from limbeck.training.checkpoint import Checkpoints
+from limbeck.training.cohort import Cohort, Lesson, Member
+from limbeck.training.loop import train
+from limbeck.training.meter import read_metrics
+from limbeck.training.optim import LearnerOptimiser
+from limbeck.training.techniques import lessons_of
+from tests.unit.test_data import corpus_of
+
+Make = Callable[..., LanguageModel]
+
+
+def ragged_rows(n: int = 16, seed: int = 0) -> list[tuple[list[int], list[bool]]]:
+    """Documents of many lengths, each with a prompt that is not learned."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        length = int(rng.integers(3, 14))
+        prompt = int(rng.integers(1, length))
+        rows.append((rng.integers(1, 300, length).tolist(), [i >= prompt for i in range(length)]))
+    return rows
+
+
+def naive(student: LanguageModel, teacher: LanguageModel | None, batch: Any, soft: float, hard: float) -> torch.Tensor:
+    """The same loss as anyone would write it, in float64: sums over tokens."""
+    keep = batch.labels_BT != IGNORED
+    logits = student.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False).logits[keep]
+    logq = F.log_softmax(logits[:, : student.vocab_size].double(), -1)
+    loss = hard * F.nll_loss(logq, batch.labels_BT[keep], reduction="sum")
+    if teacher is not None:
+        with torch.no_grad():
+            theirs = teacher.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False).logits
+        logp = F.log_softmax(theirs[keep][:, : student.vocab_size].double(), -1)
+        loss = loss + soft * (logp.exp() * (logp - logq)).sum()
+    return loss
+
+
+def grads(lm: LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in lm.model.named_parameters() if p.grad is not None}
+
+
+def test_a_cohorts_gradient_is_the_naive_formulas(make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(3)])
+    count = batch.count()
+    student, twin, teacher = make_lm(1), make_lm(1), make_lm(2, hidden_size=48)
+    lessons = lessons_of(Soft(soft_weight=0.7, hard_weight=0.3), ["student"], "techniques.0")
+    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
+    tallies = cohort.forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.5)
+    (naive(twin, teacher, batch, 0.7, 0.3) / count).backward()
+    expected = grads(twin)
+    assert grads(student).keys() == expected.keys()
+    for name, grad in grads(student).items():
+        torch.testing.assert_close(grad, expected[name], rtol=2e-4, atol=2e-6)
+    assert all(p.grad is None for p in teacher.model.parameters())
+    kl = naive(twin, teacher, batch, 1.0, 0.0)
+    assert float(tallies["student<teacher"].loss) == pytest.approx(float(kl.detach()), rel=1e-4)
+    assert int(tallies["student<teacher"].count) == count
+
+
+def test_temperature_enters_with_its_square(make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
+    student, teacher = make_lm(1), make_lm(2)
+    cohort = Cohort(
+        {"student": Member(student, True), "teacher": Member(teacher, False)},
+        [Lesson("student", "teacher", temperature=3.0)],
+    )
+    cohort.forward_backward(batch, {"student<teacher": 1}, 0.0)
+    got = grads(student)
+    student.model.zero_grad()
+    keep = batch.labels_BT != IGNORED
+    logits = [m.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT).logits[keep] for m in (student, teacher)]
+    logq, logp = (F.log_softmax(x / 3.0, -1) for x in (logits[0], logits[1].detach()))
+    (9 * (logp.exp() * (logp - logq)).sum()).backward()
+    for name, grad in grads(student).items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_in_co_both_learn_and_nothing_flows_back_into_the_teacher(make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
+    count = batch.count()
+    lessons = lessons_of(Co(soft_weight=1.0, hard_weight=0.5), ["a", "b"], "techniques.0")
+    teacher, twin = make_lm(2), make_lm(2)
+    members = {"a": Member(make_lm(1), True), "b": Member(make_lm(3), True), "teacher": Member(teacher, True)}
+    Cohort(members, lessons).forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.0)
+    (naive(twin, None, batch, 0.0, 1.0) / count).backward()
+    for name, grad in grads(teacher).items():
+        torch.testing.assert_close(grad, grads(twin)[name], rtol=2e-4, atol=2e-6)
+    assert grads(members["a"].lm)
+    assert grads(members["b"].lm)
+
+
+def test_a_cohort_needs_sense(make_lm: Make) -> None:
+    lm = make_lm()
+    with pytest.raises(ValueError, match="there is no teacher"):
+        Cohort({"student": Member(lm, True)}, [Lesson("student", "teacher")])
+    with pytest.raises(ValueError, match="does not learn"):
+        Cohort({"student": Member(lm, False)}, [Lesson("student")])
+    with pytest.raises(ValueError, match="nothing to learn"):
+        Cohort({"student": Member(lm, True), "other": Member(lm, True)}, [Lesson("student")])
+
+
+# ------------------------------------------------------------------------------------ invariance
+
+
+@pytest.mark.parametrize("technique", [Soft(), Co()], ids=["soft", "co"])
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "padded"])
+def test_batch_and_accumulation_change_nothing(tmp_path: Path, make_lm: Make, technique: Any, pack: bool) -> None:
+    """8×1, 4×2 and 2×4 give the same parameters after three steps: ragged padding, prompt masks."""
+    rows = Rows(corpus_of(ragged_rows(40)), 12, pack=pack)
+    results = []
+    for batch_rows, accumulation in ((8, 1), (4, 2), (2, 4)):
+        section = Training(tokens=10_000, batch_rows=batch_rows, accumulation=accumulation, lr=1e-2, warmup=0)
+        batches = CorpusBatches(rows, tokens=10_000, batch_rows=batch_rows, accumulation=accumulation, seed=5)
+        batches.steps = 3
+        student, teacher = make_lm(1), make_lm(2, hidden_size=48)
+        members = {"student": Member(student, True), "teacher": Member(teacher, isinstance(technique, Co))}
+        cohort = Cohort(members, lessons_of(technique, ["student"], "techniques.0"))
+        train(cohort, batches, section, tmp_path / f"{batch_rows}", seed=0)
+        results.append({name: p.detach() for name, p in student.model.named_parameters()})
+    start = dict(make_lm(1).model.named_parameters())
+    for name, p in results[0].items():
+        assert float((p - start[name]).abs().max()) > 1e-3
+        for other in results[1:]:
+            torch.testing.assert_close(other[name], p, rtol=1e-4, atol=2e-5)
+
+
+def test_gradient_reaches_the_first_response_token_and_not_past_the_end(make_lm: Make) -> None:
+    """Prompt 5 6 7, response 8 9: only the positions of 7 and 8 carry loss, and so gradient."""
+    lm = make_lm()
+    row = Row(((np.array([5, 6, 7, 8, 9]), np.array([False, False, False, True, True])),))
+    longer = Row(((np.array([5, 6, 7, 8, 9, 10, 11]), np.array([True] * 7)),))
+    batch = collate([row, longer])
+    assert batch.labels_BT[0].tolist() == [IGNORED, IGNORED, 8, 9, IGNORED, IGNORED]
+    held: list[torch.Tensor] = []
+    inner = lm.hidden
+
+    def hidden(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        out = inner(ids, positions)
+        out.retain_grad()
+        held.append(out)
+        return out
+
+    lm.hidden = hidden  # type: ignore[method-assign]
+    Cohort({"student": Member(lm, True)}, [Lesson("student")]).forward_backward(batch, {"student<labels": 1}, 0.0)
+    size_BT = held[0].grad.abs().sum(-1)
+    assert (size_BT[0] > 0).tolist() == [False, False, True, True, False, False]
+    assert (size_BT[1] > 0).all()
+
+
+def test_packed_documents_teach_as_if_apart(make_lm: Make) -> None:
+    corpus = corpus_of(ragged_rows(6))
+    losses = []
+    for pack in (True, False):
+        rows = Rows(corpus, 64, pack=pack)
+        lm = make_lm(1)
+        batch = collate([rows[r] for r in range(len(rows))])
+        cohort = Cohort({"student": Member(lm, True)}, [Lesson("student")])
+        losses.append(float(cohort.forward_backward(batch, {"student<labels": 1}, 0.0)["student<labels"].loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# ------------------------------------------------------------------------- budget and schedules
+
+
+@pytest.mark.parametrize("tokens", [1, 50, 400, 1234])
+def test_a_budget_is_met_to_a_step(tokens: int) -> None:
+    rows = Rows(corpus_of(ragged_rows(40)), 12, pack=False)
+    batches = CorpusBatches(rows, tokens=tokens, batch_rows=2, accumulation=2, seed=1)
+    seen = [sum(batch.count() for batch in step) for step in batches.start_at(0)]
+    assert len(seen) == len(batches)
+    assert sum(seen) >= tokens
+    assert sum(seen[:-1]) < tokens
+    resumed = [sum(batch.count() for batch in step) for step in batches.start_at(len(seen) // 2)]
+    assert resumed == seen[len(seen) // 2 :]
+
+
+def test_weights_move_as_the_recipe_says() -> None:
+    ramp = Schedule(0.2, 0.8, begin=0.25, until=0.75)
+    assert [ramp.at(x) for x in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.2, 0.2, 0.5, 0.8, 0.8])
+    assert Schedule(1, 0, cosine=True).at(0.5) == pytest.approx(0.5)
+    lessons = lessons_of(Soft(soft_weight=0.4, hard_weight=0), ["s"], "techniques.0")
+    assert [lesson.name for lesson in lessons] == ["s<teacher"]
+    with pytest.raises(RecipeError, match=r"techniques\.2\.divergence.*foward_kl"):
+        lessons_of(Soft(divergence="foward_kl"), ["s"], "techniques.2")
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd", "linear", "constant"])
+def test_schedules_warm_up_and_end_where_they_should(name: Any, make_lm: Make) -> None:
+    section = Training(tokens=1, lr=1.0, schedule=name, warmup=0.1, min_lr_ratio=0.1)
+    lm = make_lm()
+    optimiser = LearnerOptimiser(lm, section, 100)
+    lrs = []
+    for _ in range(100):
+        lrs.append(optimiser.lr)
+        for p in optimiser.parameters:
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+    assert lrs[0] <= 0.1
+    assert max(lrs) == pytest.approx(1.0)
+    assert lrs[5] == pytest.approx(0.5, abs=0.06)
+    end = {"cosine": 0.1, "wsd": 0.1, "linear": 0.0, "constant": 1.0}[name]
+    assert optimiser.lr == pytest.approx(end, abs=0.02)
+
+
+def test_norms_are_not_decayed_and_matrices_are(make_lm: Make) -> None:
+    optimiser = LearnerOptimiser(make_lm(), Training(tokens=1, weight_decay=0.3), 10)
+    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in optimiser.adamw.param_groups}
+    assert decays == {0.3: {2}, 0.0: {1}}
+
+
+# ------------------------------------------------------------------------ checkpoints and meters
+
+
+def toy_training(make_lm: Make, folder: Path, tokens: int = 600, **changes: Any) -> tuple[LanguageModel, dict[str, float]]:
+    section = Training(
+        tokens=tokens, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, **{"lr": 1e-2, **changes}
+    )
+    rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
+    lm = make_lm(1, attention_dropout=0.1)
+    batches = CorpusBatches(rows, tokens=tokens, batch_rows=4, accumulation=1, seed=2)
+    return lm, train(Cohort({"student": Member(lm, True)}, [Lesson("student")]), batches, section, folder, seed=3)
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+def stopped_training(make_lm: Make, folder: Path, after: int) -> None:
+    rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
+    section = Training(tokens=600, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
+    batches = CorpusBatches(rows, tokens=600, batch_rows=4, accumulation=1, seed=2)
+    cohort = Cohort({"student": Member(make_lm(1, attention_dropout=0.1), True)}, [Lesson("student")])
+
+    def stop(step: int, steps: int, tokens: int, loss: float) -> None:
+        if step == after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(cohort, batches, section, folder, seed=3, on_step=stop)
+
+
+def same(a: LanguageModel, b: LanguageModel) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    timeless = ("tokens_per_second", "seconds")
+    return [{k: v for k, v in r.items() if k not in timeless} for r in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("after", [3, 5, 9])
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path: Path, make_lm: Make, after: int) -> None:
+    whole, facts = toy_training(make_lm, tmp_path / "whole")
+    assert facts["steps"] > 10
+    stopped_training(make_lm, tmp_path / "cut", after)
+    resumed, _ = toy_training(make_lm, tmp_path / "cut")
+    assert same(whole, resumed)
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, make_lm: Make) -> None:
+    whole, _ = toy_training(make_lm, tmp_path / "whole")
+    stopped_training(make_lm, tmp_path / "cut", 9)
+    kept = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-00000004", "step-00000008"]
+    weights = kept[-1] / "student.weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    resumed, _ = toy_training(make_lm, tmp_path / "cut")
+    assert same(whole, resumed)
+
+
+def test_checkpoints_hold_nothing_that_can_run(tmp_path: Path, make_lm: Make) -> None:
+    stopped_training(make_lm, tmp_path / "cut", 5)
+    files = [path for path in (tmp_path / "cut" / "checkpoints").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors", ".json"}
+    assert Checkpoints(tmp_path / "absent", {}, {}).restore() is None
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path: Path, make_lm: Make) -> None:
+    with pytest.raises(DivergedError, match=r"training\.lr.*not finite|gradient of student is"):
+        toy_training(make_lm, tmp_path, lr=1e30, clip=0.0)
+    assert all(math.isfinite(r["loss/student<labels"]) for r in records(tmp_path)[:1])
+
+
+def test_metrics_are_means_over_tokens_and_reach_tensorboard(tmp_path: Path, make_lm: Make) -> None:
+    _, facts = toy_training(make_lm, tmp_path)
+    lines = records(tmp_path)
+    assert lines[-1]["step"] == facts["steps"]
+    assert lines[-1]["tokens"] == facts["tokens"]
+    assert lines[0]["loss/student<labels"] == pytest.approx(math.log(320), rel=0.1)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "to')
+    assert records(tmp_path) == lines
+    json.dumps(lines)
+
+
+def test_techniques_of_a_recipe_have_lessons(raw_recipe: dict[str, Any]) -> None:
+    recipe = parse_recipe(raw_recipe)
+    names = {t.kind: [lesson.name for lesson in lessons_of(t, ["student"], "k")] for t in recipe.techniques}
+    assert names == {
+        "alone": ["student<labels"],
+        "hard": ["student<labels"],
+        "soft": ["student<teacher", "student<labels"],
+        "co": ["teacher<labels", "student<teacher", "student<labels"],
+    }
