@@ -6,15 +6,14 @@ Shape suffixes: N positions; n positions of a chunk; D width of the learner; E o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from limbeck.objectives import matmul
-from limbeck.objectives.kernels import choose
-from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
+from limbeck.objectives.kernels import choose, eager
+from limbeck.objectives.kernels.rows import Backend, DenseRows, RowResult, RowTerm, SparseRows
 from limbeck.objectives.targets import Dense
 from limbeck.objectives.terms import Index, Prepared
 
@@ -58,13 +57,14 @@ class Totals:
 
 def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     """Run the loop, making the gradients that are asked for."""
-    totals = _empty_totals(job, hidden=hidden, head=head, bias=bias)
     gradient = job.hidden_ND.dtype if hidden or head or bias else None
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
-    size = job.chunk_tokens or choose_chunk(job)
-    buffers = _Buffers(job, size)
-    for index in _chunks(active_N, size):
+    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, backend))
+    totals = _empty_totals(job, hidden=hidden, bias=bias)
+    head_gradient = matmul.HeadGradient(job.head_VD, len(pieces)) if head else None
+    buffers = _Buffers(job, max(map(_length, pieces), default=0))
+    for index in pieces:
         hidden_nD = job.hidden_ND[index]
         logits_nV = buffers.student(hidden_nD)
         terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale)
@@ -72,33 +72,48 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
         results, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
         for term, total, result in zip(job.terms, totals.results, results, strict=True):
             _store(total, result, index, term.weight_N[index] != 0)
-        if grad_nV is not None:
-            if totals.grad_hidden_ND is not None:
-                totals.grad_hidden_ND[index] = grad_nV @ job.head_VD
-            if totals.grad_head_VD is not None:
-                matmul.accumulate_head(totals.grad_head_VD, grad_nV, hidden_nD)
-            if totals.grad_bias_V is not None:
-                totals.grad_bias_V += grad_nV.sum(0, dtype=job.compute)
+        if grad_nV is None:
+            continue
+        if totals.grad_hidden_ND is not None:
+            grad_nD = torch.empty_like(hidden_nD)
+            matmul.into_hidden(grad_nD, grad_nV, job.head_VD)
+            totals.grad_hidden_ND[index] = grad_nD
+        if head_gradient is not None:
+            head_gradient.add(grad_nV, hidden_nD)
+        if totals.grad_bias_V is not None:
+            totals.grad_bias_V += grad_nV.sum(0, dtype=job.compute)
+    if head_gradient is not None:
+        totals.grad_head_VD = head_gradient.take()
     for i, term in enumerate(job.terms):
         totals.sums[i] = (term.weight_N * totals.results[i].divergence_n).sum()
         totals.loss_sum = totals.loss_sum + term.weight * totals.sums[i]
     return totals
 
 
-def choose_chunk(job: Job) -> int:
-    """Positions per chunk: as few as keep the matmuls efficient, so that little is held."""
-    return 256
+def choose_chunk(job: Job, backend: Backend) -> int:
+    """Positions per chunk: as few as keep the matmuls efficient, so that little is held.
+
+    A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
+    vocabularies do not hold much and narrow ones do not hold up the matmuls. Plain torch makes several
+    float32 copies of a chunk and gets a quarter of that.
+    """
+    budget = 2**27 if backend is not eager.run else 2**25
+    size = budget // (job.head_VD.shape[0] * job.logits_dtype.itemsize)
+    return max(32, min(1024, size // 32 * 32))
 
 
-def _chunks(active_N: Tensor, size: int) -> Iterator[Index]:
+def _pieces(active_N: Tensor, size: int) -> list[Index]:
     """Cut the positions that count into equal chunks, none longer than ``size``."""
     every = bool(active_N.all())
     positions_A = None if every else active_N.nonzero().squeeze(1)
     count = len(active_N) if positions_A is None else len(positions_A)
     pieces = -(-count // size)
-    for i in range(pieces):
-        part = slice(i * count // pieces, (i + 1) * count // pieces)
-        yield part if positions_A is None else positions_A[part]
+    cuts = [slice(i * count // pieces, (i + 1) * count // pieces) for i in range(pieces)]
+    return list(cuts) if positions_A is None else [positions_A[cut] for cut in cuts]
+
+
+def _length(index: Index) -> int:
+    return index.stop - index.start if isinstance(index, slice) else len(index)
 
 
 class _Buffers:
@@ -106,7 +121,7 @@ class _Buffers:
 
     def __init__(self, job: Job, size: int) -> None:
         self.job = job
-        self.size = min(size, len(job.hidden_ND))
+        self.size = size
         self.vocab_size = job.head_VD.shape[0]
         self._student_nV: Tensor | None = None
         self._teacher_nV: dict[int, Tensor] = {}
@@ -149,7 +164,7 @@ def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: floa
     return RowTerm(rows, term.divergence, term.temperature, term.weight_N[index] * (term.weight * scale))
 
 
-def _empty_totals(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
+def _empty_totals(job: Job, *, hidden: bool, bias: bool) -> Totals:
     positions = len(job.hidden_ND)
     like = job.hidden_ND
 
@@ -167,7 +182,6 @@ def _empty_totals(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
         counts=[(term.weight_N != 0).sum() for term in job.terms],
         results=[result() for _ in job.terms],
         grad_hidden_ND=torch.zeros_like(like) if hidden else None,
-        grad_head_VD=torch.zeros_like(job.head_VD, dtype=job.compute) if head else None,
         grad_bias_V=like.new_zeros(job.head_VD.shape[0], dtype=job.compute) if bias else None,
     )
 

@@ -14,13 +14,15 @@
 namespace {
 
 struct Scratch {
-  std::vector<float> weight, sum, student, teacher;
+  std::vector<float> weight, sum, student, teacher, student_blocks, teacher_blocks;
   Lists lists;
 
   explicit Scratch(const Chunk& chunk) {
     const size_t size = chunk.V + LANES;
     bool teacher_cap = false;
     for (int k = 0; k < chunk.terms; ++k) teacher_cap |= !chunk.term[k].is_sparse && chunk.term[k].dense.softcap > 0;
+    student_blocks.resize(chunk.V / BLOCK + 1);
+    teacher_blocks.resize(chunk.V / BLOCK + 1);
     if (chunk.gradient) weight.resize(size);
     if (chunk.terms > 1) sum.resize(size);
     if (chunk.softcap > 0) student.resize(size);
@@ -29,27 +31,27 @@ struct Scratch {
 };
 
 template <class T> void cap_row(const T* row, int64_t V, float softcap, float* out) {
-  for (int64_t i = 0; i < V; i += LANES) {
+  each(0, V, [&](int64_t i, auto whole) {
     // tanh x = 1 - 2 / (1 + exp 2x), from the side where nothing overflows.
-    vf x = load(row, i, V) / softcap;
+    vf x = load(row, i, V, whole) / softcap;
     vf size = select(x < 0.0f, -x, x);
     // Below 0.1 that is a difference of near equals; the series is exact to float there.
     vf e = exp_(-2.0f * size), small = size * (1.0f - size * size * (1.0f / 3 - size * size * (2.0f / 15)));
     vf tanh = select(size < 0.1f, small, (1.0f - e) / (1.0f + e));
-    store(out, i, V, softcap * select(x < 0.0f, -tanh, tanh));
-  }
+    store(out, i, V, softcap * select(x < 0.0f, -tanh, tanh), whole);
+  });
 }
 
 template <class S, class T>
 void teacher_term(
-    const Chunk& chunk, const Term& term, int64_t n, const S* s, float s_max, Scratch& scratch, const Sink& sink) {
+    const Chunk& chunk, const Term& term, int64_t n, const S* s, Maxima of_s, Scratch& scratch, const Sink& sink) {
   const T* t = static_cast<const T*>(term.dense.logits) + n * term.dense.stride;
   if (term.dense.softcap > 0) {
     cap_row(t, chunk.V, term.dense.softcap, scratch.teacher.data());
     const float* capped = scratch.teacher.data();
-    dense_term(chunk, term, n, s, capped, s_max, scratch.weight.data(), sink);
+    dense_term(chunk, term, n, s, capped, of_s, scratch.teacher_blocks.data(), scratch.weight.data(), sink);
   } else {
-    dense_term(chunk, term, n, s, t, s_max, scratch.weight.data(), sink);
+    dense_term(chunk, term, n, s, t, of_s, scratch.teacher_blocks.data(), scratch.weight.data(), sink);
   }
 }
 
@@ -60,7 +62,7 @@ template <class S> void terms_of_row(const Chunk& chunk, int64_t n, S* s, void* 
   sink.out_bf16 = chunk.gradient_bf16;
   sink.capped = chunk.softcap > 0 ? scratch.student.data() : nullptr;
   sink.softcap = chunk.softcap;
-  float s_max = 0;
+  Maxima of_s{0, scratch.student_blocks.data()};
   bool known = false;
   for (int k = 0; k < chunk.terms; ++k) {
     const Term& term = chunk.term[k];
@@ -71,15 +73,15 @@ template <class S> void terms_of_row(const Chunk& chunk, int64_t n, S* s, void* 
       sparse_term(chunk, term, n, s, scratch.lists, sink);
       continue;
     }
-    if (!known) s_max = row_max(s, chunk.V);
+    if (!known) of_s.row = row_max(s, chunk.V, scratch.student_blocks.data());
     known = true;
     if (term.dense.is_bf16)
-      teacher_term<S, bf16>(chunk, term, n, s, s_max, scratch, sink);
+      teacher_term<S, bf16>(chunk, term, n, s, of_s, scratch, sink);
     else
-      teacher_term<S, float>(chunk, term, n, s, s_max, scratch, sink);
+      teacher_term<S, float>(chunk, term, n, s, of_s, scratch, sink);
   }
   if (chunk.gradient && sink.sum && !sink.last)
-    for (int64_t i = 0; i < chunk.V; i += LANES) sink.write(i, chunk.V, load(sink.sum, i, chunk.V));
+    each(0, chunk.V, [&](int64_t i, auto whole) { sink.write(i, chunk.V, load(sink.sum, i, chunk.V, whole), whole); });
 }
 
 template <class S> void row(const Chunk& chunk, int64_t n, Scratch& scratch) {

@@ -33,7 +33,7 @@ struct Tail {
 
 template <class S> Tail tail_of(const S* s, int64_t V, float inverse) {
   Tail tail;
-  tail.max = row_max(s, V);
+  tail.max = row_max(s, V, nullptr);
   if (tail.max == -std::numeric_limits<float>::infinity()) return tail;
   double z = 0, zx = 0;
   sums(s, V, tail.max, inverse, z, zx);
@@ -64,7 +64,7 @@ void sparse_term(const Chunk& chunk, const Term& term, int64_t n, S* s, Lists& l
   lists.resize(padded);
   for (int64_t k = 0; k < count; ++k) {
     lists.lp[k] = sparse.logprobs[begin + k];
-    lists.logit[k] = load(s + ids[k], 0, 1)[0];
+    lists.logit[k] = scalar(s + ids[k]);
   }
 
   // Normalisers: of the tail alone where it is an outcome, and of everything.
@@ -122,7 +122,7 @@ void sparse_term(const Chunk& chunk, const Term& term, int64_t n, S* s, Lists& l
     term.student_entropy[n] = static_cast<float>(entropy);
     term.teacher_entropy[n] = term.entropy_in[n];
     const int64_t top = sparse.top[n];
-    term.agreement[n] = top >= 0 && load(s + top, 0, 1)[0] == s_max;
+    term.agreement[n] = top >= 0 && scalar(s + top) == s_max;
   }
   if (!chunk.gradient) return;
 
@@ -141,7 +141,7 @@ void sparse_term(const Chunk& chunk, const Term& term, int64_t n, S* s, Lists& l
     vf x = norm.log_softmax(logit);
     return exp_(select(x > 0.0f, vf{}, x)) * scale;
   };
-  for (int64_t i = 0; i < V; i += LANES) sink.put(i, V, shared(load(s, i, V)));
+  each(0, V, [&](int64_t i, auto whole) { sink.put(i, V, shared(load(s, i, V, whole)), whole); });
   for (int64_t k = 0; k < count; k += LANES) {
     vf base = shared(Row<float>::load(lists.logit + k));
     vf q = exp_(Row<float>::load(lists.lq + k)), weight = Row<float>::load(lists.weight + k);

@@ -71,23 +71,23 @@ struct Sink {
   const float* capped;  // The student's capped logits, or NULL.
   float softcap;
 
-  inline void put(int64_t i, int64_t V, vf g) const {
+  template <class Whole> inline void put(int64_t i, int64_t V, vf g, Whole whole) const {
     if (sum) {
-      if (!first) g += load(sum, i, V);
-      if (!last) return store(sum, i, V, g);
+      if (!first) g += load(sum, i, V, whole);
+      if (!last) return store(sum, i, V, g, whole);
     }
-    write(i, V, g);
+    write(i, V, g, whole);
   }
 
-  inline void write(int64_t i, int64_t V, vf g) const {
+  template <class Whole> inline void write(int64_t i, int64_t V, vf g, Whole whole) const {
     if (capped) {
-      vf tanh = load(capped, i, V) / softcap;
+      vf tanh = load(capped, i, V, whole) / softcap;
       g *= 1.0f - tanh * tanh;
     }
     if (out_bf16)
-      store(static_cast<bf16*>(out), i, V, g);
+      store(static_cast<bf16*>(out), i, V, g, whole);
     else
-      store(static_cast<float*>(out), i, V, g);
+      store(static_cast<float*>(out), i, V, g, whole);
   }
 
   // One element that `put` has given `base` ought to have `value`.
@@ -101,23 +101,29 @@ struct Sink {
       value *= 1.0f - tanh * tanh;
     }
     if (out_bf16)
-      store(static_cast<bf16*>(out) + i, 0, 1, splat(value));
+      store(static_cast<bf16*>(out) + i, 0, 1, splat(value), std::false_type{});
     else
       static_cast<float*>(out)[i] = value;
   }
 };
 
-template <class T> float row_max(const T* row, int64_t V) {
-  vf a = splat(-std::numeric_limits<float>::infinity()), b = a;
-  int64_t i = 0;
-  for (; i + 2 * LANES <= V; i += 2 * LANES) {
-    a = larger(a, Row<T>::load(row + i));
-    b = larger(b, Row<T>::load(row + i + LANES));
-  }
-  for (; i < V; i += LANES) a = larger(a, load(row, i, V));
-  a = larger(a, b);
-  float best = a[0];
-  for (int k = 1; k < LANES; ++k) best = a[k] <= best ? best : a[k];
+// The largest of a row, and in `of_block`, unless NULL, of each block of it.
+template <class T> float row_max(const T* row, int64_t V, float* of_block) {
+  float best = -std::numeric_limits<float>::infinity();
+  in_blocks(V, [&](int64_t from, int64_t to) {
+    vf a = splat(-std::numeric_limits<float>::infinity()), b = a;
+    int64_t i = from;
+    for (; i + 2 * LANES <= to; i += 2 * LANES) {
+      a = larger(a, Row<T>::load(row + i));
+      b = larger(b, Row<T>::load(row + i + LANES));
+    }
+    each(i, to, [&](int64_t j, auto whole) { a = larger(a, load(row, j, V, whole)); });
+    a = larger(a, b);
+    float block = a[0];
+    for (int k = 1; k < LANES; ++k) block = a[k] <= block ? block : a[k];
+    if (of_block) of_block[from / BLOCK] = block;
+    best = block <= best ? best : block;
+  });
   return best;
 }
 
@@ -135,12 +141,12 @@ template <class T> void sums(const T* row, int64_t V, float max, float inverse, 
   const float slope = inverse * LOG2_E;
   in_blocks(V, [&](int64_t from, int64_t to) {
     vf e_sum{}, ex_sum{};
-    for (int64_t i = from; i < to; i += LANES) {
-      vf y = at_least((load(row, i, V) - max) * slope, LOG_ZERO);
+    each(from, to, [&](int64_t i, auto whole) {
+      vf y = at_least((load(row, i, V, whole) - max) * slope, LOG_ZERO);
       vf e = exp2(y);
       e_sum += e;
       ex_sum += e * y;
-    }
+    });
     z += total(e_sum);
     zx += total(ex_sum) * static_cast<double>(LN_2);
   });

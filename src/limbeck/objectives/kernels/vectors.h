@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -26,9 +27,21 @@ struct bf16 {
 
 inline vf splat(float x) { return vf{} + x; }
 inline vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
-// Both keep a NaN in x, so that a broken logit shows in the loss.
-inline vf at_least(vf x, float low) { return select(x < low, splat(low), x); }
-inline vf larger(vf best, vf x) { return select(x <= best, best, x); }
+// These keep a NaN in x, so that a broken logit shows in the loss.
+inline vf at_least(vf x, float low) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)splat(low), (__m512)x);  // Gives its second argument for a NaN.
+#else
+  return select(x < low, splat(low), x);
+#endif
+}
+inline vf larger(vf best, vf x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_max_ps((__m512)best, (__m512)x);
+#else
+  return select(x <= best, best, x);
+#endif
+}
 
 inline float total(vf x) {
   float sum = 0;
@@ -36,13 +49,16 @@ inline float total(vf x) {
   return sum;
 }
 
-// 2^x for x <= about 0, to 1e-7 relative; 2^-126 for anything smaller.
+// 2^x for finite x <= about 0, to 1e-7 relative; nothing, or nearly, below the smallest normal number.
 inline vf exp2(vf x) {
+#if defined(__AVX512F__)
+  vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   x = at_least(x, -126.0f);
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer.
-  vf rounded = x + shift;
-  vi n = (vi)rounded;
-  vf f = x - (rounded - shift);
+  vf shifted = x + shift, n = shifted - shift;
+#endif
+  vf f = x - n;
   // Minimax on [-1/2, 1/2] with value 1 at 0: 2e-9 before rounding.
   vf p = splat(1.5353362e-4f);
   p = p * f + 1.3398874e-3f;
@@ -51,7 +67,11 @@ inline vf exp2(vf x) {
   p = p * f + 2.4022648e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  return p * (vf)((n << 23) + (127 << 23));
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  return p * (vf)(((vi)shifted << 23) + (127 << 23));
+#endif
 }
 
 inline vf exp_(vf x) { return exp2(x * LOG2_E); }
@@ -109,20 +129,29 @@ template <> struct Row<bf16> {
   }
 };
 
-template <class T> inline vf load(const T* row, int64_t i, int64_t V) {
-  if (i + LANES <= V) return Row<T>::load(row + i);
-  vf x = splat(-std::numeric_limits<float>::infinity());
+// `whole` is std::true_type for sixteen elements that are all within the row.
+template <class T, class Whole> inline vf load(const T* row, int64_t i, int64_t V, Whole whole) {
+  if constexpr (whole.value) return Row<T>::load(row + i);
   T padded[LANES];
-  Row<T>::store(padded, x);
+  Row<T>::store(padded, splat(-std::numeric_limits<float>::infinity()));
   std::copy(row + i, row + V, padded);
   return Row<T>::load(padded);
 }
 
-template <class T> inline void store(T* row, int64_t i, int64_t V, vf x) {
-  if (i + LANES <= V) return Row<T>::store(row + i, x);
+template <class T, class Whole> inline void store(T* row, int64_t i, int64_t V, vf x, Whole whole) {
+  if constexpr (whole.value) return Row<T>::store(row + i, x);
   T padded[LANES];
   Row<T>::store(padded, x);
   std::copy(padded, padded + (V - i), row + i);
+}
+
+template <class T> inline float scalar(const T* element) { return load(element, 0, 1, std::false_type{})[0]; }
+
+// Calls body(i, whole) for every sixteen elements of [from, to).
+template <class Body> inline void each(int64_t from, int64_t to, Body body) {
+  int64_t i = from;
+  for (; i + LANES <= to; i += LANES) body(i, std::true_type{});
+  if (i < to) body(i, std::false_type{});
 }
 
 template <class Body> inline void in_blocks(int64_t V, Body body) {
