@@ -1,0 +1,211 @@
+"""What users get wrong: each is one clear line on stderr, exit 2, no traceback, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from limbeck import cli
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+def _set(**changes: Any) -> Change:
+    def change(raw: dict[str, Any], tmp: Path) -> None:
+        for path, value in changes.items():
+            node: Any = raw
+            *steps, last = path.split("__")
+            for step in steps:
+                node = node[int(step)] if step.isdigit() else node[step]
+            node[int(last) if last.isdigit() else last] = value
+
+    return change
+
+
+def _text(content: bytes, **more: Any) -> Change:
+    def change(raw: dict[str, Any], tmp: Path) -> None:
+        (tmp / "odd.txt").write_bytes(content)
+        raw["data"]["corpus"] = [{"text": str(tmp / "odd.txt"), **more}]
+
+    return change
+
+
+def _folder_for_file(raw: dict[str, Any], tmp: Path) -> None:
+    raw["data"]["corpus"] = [{"jsonl": str(tmp)}]
+
+
+def _other_vocabulary(raw: dict[str, Any], tmp: Path) -> None:
+    from limbeck.models.load import load_model
+    from limbeck.models.tokenizer import train_tokenizer
+    from limbeck.recipe import ConfigModel
+    from limbeck.run.prepare import save_model
+
+    other = train_tokenizer(["quite another text"], 290)
+    save_model(load_model(ConfigModel(config=raw["student"]["config"]), other, key="student"), tmp / "other")
+    raw["student"] = {"path": str(tmp / "other")}
+
+
+def _file_for_run(raw: dict[str, Any], tmp: Path) -> None:
+    (tmp / "taken").write_text("x")
+    raw["run"] = str(tmp / "taken")
+
+
+def _foreign_folder(raw: dict[str, Any], tmp: Path) -> None:
+    (tmp / "mine").mkdir()
+    (tmp / "mine" / "thesis.tex").write_text("x")
+    raw["run"] = str(tmp / "mine")
+
+
+def _run_under_a_file(raw: dict[str, Any], tmp: Path) -> None:
+    (tmp / "taken").write_text("x")
+    raw["run"] = str(tmp / "taken" / "run")
+
+
+def _torn_teacher(raw: dict[str, Any], tmp: Path) -> None:
+    import shutil
+
+    shutil.copytree(raw["teacher"]["path"], tmp / "torn")
+    weights = tmp / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    raw["teacher"]["path"] = str(tmp / "torn")
+
+
+def _pickled_teacher(raw: dict[str, Any], tmp: Path) -> None:
+    import shutil
+
+    shutil.copytree(raw["teacher"]["path"], tmp / "pickled")
+    (tmp / "pickled" / "model.safetensors").rename(tmp / "pickled" / "pytorch_model.bin")
+    raw["teacher"]["path"] = str(tmp / "pickled")
+
+
+def _nan_teacher(raw: dict[str, Any], tmp: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(raw["teacher"]["path"], tmp / "nan")
+    weights = load_file(tmp / "nan" / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, tmp / "nan" / "model.safetensors", metadata={"format": "pt"})
+    raw["teacher"]["path"] = str(tmp / "nan")
+
+
+BROKEN: dict[str, tuple[Change, str, str]] = {
+    "unknown key": (_set(training__lrr=1), "training.lrr", "`lr`"),
+    "misspelt technique": (_set(techniques=["sofd"]), "techniques.0", "`soft`"),
+    "unknown divergence": (
+        _set(techniques=[{"kind": "soft", "divergence": "foward_kl"}]),
+        "techniques.0.divergence",
+        "forward_kl",
+    ),
+    "wrong setting of a divergence": (
+        _set(techniques=[{"kind": "soft", "divergence": {"name": "jsd", "betta": 0.5}}]),
+        "techniques.0.divergence",
+        "beta",
+    ),
+    "other vocabulary": (_other_vocabulary, "student.path", "vocabulary"),
+    "no such teacher": (_set(teacher__path="/no/such/model"), "teacher.path", "/no/such/model"),
+    "torn teacher": (_torn_teacher, "teacher.path", "cannot be loaded"),
+    "pickled teacher": (_pickled_teacher, "teacher.path", "pickled"),
+    "teacher of NaN": (_nan_teacher, "teacher", "not finite"),
+    "no such corpus": (_set(data__corpus=[{"text": "/no/such/file"}]), "data.corpus.0.text", "/no/such/file"),
+    "empty corpus": (_text(b""), "data.corpus.0", "no document"),
+    "blank corpus": (_text(b" \n \n"), "data.corpus.0", "no document"),
+    "one-document corpus": (_text(b"a single document"), "data.corpus", "separator"),
+    "separator that never comes": (_text(b"one two three", separator="@@"), "data.corpus", "single document"),
+    "not UTF-8": (_text("caf\xe9\n\nth\xe9".encode("latin1"), separator="\n\n"), "data.corpus.0.text", "not UTF-8"),
+    "a folder where a file is due": (_folder_for_file, "data.corpus.0.jsonl", "is a folder"),
+    "a file where the run folder is due": (_file_for_run, "run", "is a file"),
+    "a folder of other things": (_foreign_folder, "run", "other things"),
+    "no write permission": (_run_under_a_file, "run", "folder"),
+    "rows longer than the model reads": (
+        _set(student__config={"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4,
+                              "num_hidden_layers": 1, "max_position_embeddings": 16}),
+        "student",
+        "seq_len",
+    ),
+    "misspelt model size": (_set(student__config__hiden_size=3), "student.config.hiden_size", "hidden_size"),
+    "misspelt architecture": (_set(student__config__model_type="lama"), "student.config.model_type", "llama"),
+    "a learning rate that blows up": (_set(training__lr=1e30, training__clip=0.0, techniques=["alone"]), "training.lr", "Lower"),
+}  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    monkeypatch.setattr("sys.argv", ["limbeck", *args])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_is_one_line(
+    name: str,
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change, key, says = BROKEN[name]
+    change(raw_recipe, tmp_path)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
+    code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("limbeck: ")
+    assert key in lines[0]
+    assert says in lines[0]
+    assert len(lines[0]) < 420
+
+
+def test_usage_errors_are_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["run"], ["rum"], ["run", "x.yaml", "--nosuch"], ["run", "/no/such.yaml"], ["run", "/tmp"]):
+        code, err = run(monkeypatch, capsys, *args)
+        assert code == 2
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw_recipe["techniques"] = ["alone"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
+    import limbeck.training.checkpoint as checkpoint
+
+    real, saves = checkpoint.save_file, []
+
+    def full(tensors: Any, path: Path) -> None:
+        saves.append(path)
+        if len(saves) == 5:  # in the middle of the second checkpoint
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
+    assert code == 2
+    assert "No space left on device" in err
+    assert "Free space" in err
+    assert len(err.strip().splitlines()) == 1
+    kept = [p.name for p in (tmp_path / "run/arms/alone-seed0/checkpoints").iterdir() if not p.name.startswith(".")]
+    assert len(kept) >= 1
+    monkeypatch.setattr("sys.argv", ["limbeck", "run", str(tmp_path / "r.yaml"), "--quiet"])
+    cli.main()
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.errors import RecipeError
+
+    monkeypatch.setattr("sys.argv", ["limbeck", "run", "/no/such.yaml", "--debug"])
+    with pytest.raises(RecipeError):
+        cli.main()
