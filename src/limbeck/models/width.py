@@ -184,6 +184,8 @@ def _new_sizes(
                 fix=f"Write 1 to {most}, or leave it out",
             )
 
+    if kv_heads is not None:
+        check("kv_heads", kv_heads, old.kv_heads)
     if heads is None:
         heads = old.heads if kv_heads is None else kv_heads * old.group
     check("heads", heads, old.heads)
@@ -195,14 +197,14 @@ def _new_sizes(
                 fix=f"Write a multiple of {old.group}, or `kv_heads` as well",
             )
         kv_heads = heads // old.group
-    check("kv_heads", kv_heads, old.kv_heads)
     if heads % kv_heads or heads // kv_heads > old.group:
         raise RecipeError(
             f"{heads} query heads cannot be shared out to {kv_heads} key-value heads with at most {old.group} each",
             key=f"{key}.heads",
             fix=f"Write a multiple of {kv_heads} up to {kv_heads * old.group}",
         )
-    hidden, ffn = hidden or old.hidden, ffn or old.ffn
+    hidden = old.hidden if hidden is None else hidden
+    ffn = old.ffn if ffn is None else ffn
     check("hidden", hidden, old.hidden)
     check("ffn", ffn, old.ffn)
     if not architecture.own_head_dim and hidden != heads * old.head_dim:
@@ -210,7 +212,7 @@ def _new_sizes(
             f"{architecture.model_type} takes its heads' width from hidden size / heads, which would change from "
             f"{old.head_dim} to {hidden / heads:g}",
             key=f"{key}.hidden",
-            fix=f"Cut both: `heads: {heads}` goes with `hidden: {heads * old.head_dim}`",
+            fix=f"Cut both: `hidden` has to be {old.head_dim} times `heads`",
         )
     if architecture.hidden_in_heads and hidden % heads:
         raise RecipeError(
