@@ -58,6 +58,8 @@ def run(
         print(_wrapped(report.verdict or verdict(report.rows)))
         for warning in report.warnings:
             print(_wrapped(f"Note: {warning}"))
+        if len(loaded.seeds) == 1:
+            print(_wrapped("Note: one seed; the intervals do not cover the luck of a training."))
         print(f"\nReport: {Path(loaded.run) / 'report.html'}")
 
 

@@ -34,12 +34,12 @@ def build(
         for arm in arms
         for member in arm_facts[arm.name]["learners"]
     }
-    rows, warnings = _rows(recipe, teacher, examined, arm_facts)
+    rows = _rows(recipe, teacher, examined, arm_facts)
     samples = _samples(recipe, examiner, teacher, examined)
     return ReportData(
         title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
         rows=rows,
-        warnings=[*warnings, *_warnings(recipe, examiner)],
+        warnings=_warnings(recipe, examiner),
         charts=_charts(recipe, run),
         samples=samples,
         provenance=_provenance(recipe, prepared, examiner),
@@ -62,9 +62,8 @@ def _rows(
     teacher: Examined,
     examined: dict[tuple[str, str, int], Examined],
     arm_facts: dict[str, dict[str, Any]],
-) -> tuple[list[Row], list[str]]:
+) -> list[Row]:
     resamples = recipe.evaluation.bootstrap
-    warnings: list[str] = []
     rows = [
         Row(
             TEACHER,
@@ -105,7 +104,7 @@ def _rows(
                     seeds=len(recipe.seeds),
                 )
             )
-    return rows, warnings
+    return rows
 
 
 def _warnings(recipe: Recipe, examiner: Examiner) -> list[str]:
@@ -114,11 +113,6 @@ def _warnings(recipe: Recipe, examiner: Examiner) -> list[str]:
     if documents < FEW_DOCUMENTS:
         found.append(
             f"Only {documents} held-out documents were measured: intervals over so few are too narrow to be relied on."
-        )
-    if len(recipe.seeds) == 1:
-        found.append(
-            "One seed: the intervals cover the choice of documents, not the luck of a training. "
-            "A small difference may turn round with another seed."
         )
     if not any(isinstance(technique, Alone) for technique in recipe.techniques):
         found.append("No control (`alone`) was trained, so nothing here says whether the teacher helped.")
