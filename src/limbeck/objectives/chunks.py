@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.objectives import matmul
+from limbeck.objectives import matmul, memory
+from limbeck.objectives.gradients import Gradients
 from limbeck.objectives.kernels import choose, eager
 from limbeck.objectives.kernels.rows import Backend, DenseRows, RowResult, RowTerm, SparseRows
 from limbeck.objectives.targets import Dense
@@ -44,15 +45,13 @@ class Job:
 
 @dataclass
 class Totals:
-    """What the loop adds up. Gradients are in float32 at least, ``None`` where not wanted."""
+    """What the loop adds up."""
 
     loss_sum: Tensor
     sums: list[Tensor]
     counts: list[Tensor]
     results: list[RowResult]
-    grad_hidden_ND: Tensor | None = None
-    grad_head_VD: Tensor | None = None
-    grad_bias_V: Tensor | None = None
+    gradients: Gradients
 
 
 def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
@@ -61,33 +60,28 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
     pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, backend))
-    totals = _empty_totals(job, hidden=hidden, bias=bias)
-    head_gradient = matmul.HeadGradient(job.head_VD, len(pieces)) if head else None
+    gradients = Gradients(job.hidden_ND, job.head_VD, len(pieces), hidden=hidden, head=head, bias=bias)
+    results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
     for index in pieces:
         hidden_nD = job.hidden_ND[index]
         logits_nV = buffers.student(hidden_nD)
-        terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale)
-                 for i, term in enumerate(job.terms)]  # fmt: skip
-        results, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
-        for term, total, result in zip(job.terms, totals.results, results, strict=True):
-            _store(total, result, index, term.weight_N[index] != 0)
-        if grad_nV is None:
-            continue
-        if totals.grad_hidden_ND is not None:
-            grad_nD = torch.empty_like(hidden_nD)
-            matmul.into_hidden(grad_nD, grad_nV, job.head_VD)
-            totals.grad_hidden_ND[index] = grad_nD
-        if head_gradient is not None:
-            head_gradient.add(grad_nV, hidden_nD)
-        if totals.grad_bias_V is not None:
-            totals.grad_bias_V += grad_nV.sum(0, dtype=job.compute)
-    if head_gradient is not None:
-        totals.grad_head_VD = head_gradient.take()
-    for i, term in enumerate(job.terms):
-        totals.sums[i] = (term.weight_N * totals.results[i].divergence_n).sum()
-        totals.loss_sum = totals.loss_sum + term.weight * totals.sums[i]
-    return totals
+        terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale) for i, term in enumerate(job.terms)]
+        of_chunk, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
+        for term, result, part in zip(job.terms, results, of_chunk, strict=True):
+            _store(result, part, index, term.weight_N[index] != 0)
+        if grad_nV is not None:
+            gradients.add(index, grad_nV, hidden_nD)
+    sums = [(term.weight_N * result.divergence_n).sum() for term, result in zip(job.terms, results, strict=True)]
+    return Totals(
+        loss_sum=sum(
+            (term.weight * value for term, value in zip(job.terms, sums, strict=True)), torch.zeros_like(sums[0])
+        ),
+        sums=sums,
+        counts=[(term.weight_N != 0).sum() for term in job.terms],
+        results=results,
+        gradients=gradients,
+    )
 
 
 def choose_chunk(job: Job, backend: Backend) -> int:
@@ -129,7 +123,7 @@ class _Buffers:
     def student(self, hidden_nD: Tensor) -> Tensor:
         job = self.job
         if self._student_nV is None:
-            self._student_nV = hidden_nD.new_empty(self.size, self.vocab_size, dtype=job.logits_dtype)
+            self._student_nV = memory.empty(self.size, self.vocab_size, like=hidden_nD, dtype=job.logits_dtype)
         out_nV = self._student_nV[: len(hidden_nD)]
         return matmul.logits(out_nV, hidden_nD, job.head_VD, job.bias_V, job.scale)
 
@@ -146,7 +140,7 @@ class _Buffers:
             dtype = hidden_nE.dtype
             if self.job.precise:
                 dtype = torch.promote_types(dtype, torch.float32)
-            self._teacher_nV[i] = hidden_nE.new_empty(self.size, self.vocab_size, dtype=dtype)
+            self._teacher_nV[i] = memory.empty(self.size, self.vocab_size, like=hidden_nE, dtype=dtype)
         out_nV = self._teacher_nV[i][: len(hidden_nE)]
         bias_V = None if dense.bias_V is None else dense.bias_V.detach()[: self.vocab_size]
         head_VE = dense.head_VE.detach()[: self.vocab_size]
@@ -164,26 +158,13 @@ def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: floa
     return RowTerm(rows, term.divergence, term.temperature, term.weight_N[index] * (term.weight * scale))
 
 
-def _empty_totals(job: Job, *, hidden: bool, bias: bool) -> Totals:
-    positions = len(job.hidden_ND)
-    like = job.hidden_ND
-
+def _empty_result(job: Job) -> RowResult:
     def zeros(dtype: torch.dtype) -> Tensor:
-        return like.new_zeros(positions, dtype=dtype)
+        return job.hidden_ND.new_zeros(len(job.hidden_ND), dtype=dtype)
 
-    def result() -> RowResult:
-        if not job.statistics:
-            return RowResult(zeros(job.compute))
-        return RowResult(zeros(job.compute), zeros(job.compute), zeros(job.compute), zeros(torch.bool))
-
-    return Totals(
-        loss_sum=like.new_zeros((), dtype=job.compute),
-        sums=[like.new_zeros((), dtype=job.compute) for _ in job.terms],
-        counts=[(term.weight_N != 0).sum() for term in job.terms],
-        results=[result() for _ in job.terms],
-        grad_hidden_ND=torch.zeros_like(like) if hidden else None,
-        grad_bias_V=like.new_zeros(job.head_VD.shape[0], dtype=job.compute) if bias else None,
-    )
+    if not job.statistics:
+        return RowResult(zeros(job.compute))
+    return RowResult(zeros(job.compute), zeros(job.compute), zeros(job.compute), zeros(torch.bool))
 
 
 def _store(total: RowResult, result: RowResult, index: Index, part_n: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from limbeck.objectives.chunks import Job, Totals, run_job
+from limbeck.objectives.gradients import fit
 from limbeck.objectives.targets import Dense, Labels, check_softcap
 from limbeck.objectives.terms import Term, prepare
 
@@ -174,16 +175,17 @@ class _Fused(torch.autograd.Function):
         hidden, head, bias = (enabled and needed for needed in ctx.needs_input_grad[:3])
         totals = run_job(job, hidden=hidden, head=head, bias=bias)
         box.append(totals)
+        made = totals.gradients
         ctx.grads = [
-            None if grad is None or like is None else _padded(grad.to(like.dtype), like)
+            None if grad is None or like is None else fit(grad, like)
             for grad, like in (
-                (totals.grad_hidden_ND, hidden_ND),
-                (totals.grad_head_VD, head_WD),
-                (totals.grad_bias_V, bias_W),
+                (made.hidden_ND, hidden_ND),
+                (made.head.take() if made.head is not None else None, head_WD),
+                (made.bias_V, bias_W),
             )
         ]
         # Only backward needs them; whoever keeps the outcome must not keep the gradients alive.
-        totals.grad_hidden_ND = totals.grad_head_VD = totals.grad_bias_V = None
+        del totals.gradients
         return totals.loss_sum
 
     @staticmethod
@@ -201,15 +203,6 @@ class _Fused(torch.autograd.Function):
                 if grad is not None:
                     grad.mul_(grad_output)
         return (*grads, None, None, None)
-
-
-def _padded(grad: Tensor, like: Tensor) -> Tensor:
-    """Zeros for the padding rows of the head."""
-    if grad.shape == like.shape:
-        return grad
-    whole = like.new_zeros(like.shape)
-    whole[: len(grad)] = grad
-    return whole
 
 
 def _vocab_size(head_WD: Tensor, terms: Sequence[Term], vocab_size: int | None) -> int:

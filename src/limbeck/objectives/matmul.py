@@ -1,4 +1,4 @@
-"""The matmuls of the objective: logits into a buffer, gradients without losing precision.
+"""The matmuls of the objective: logits into a buffer, their gradients into the hidden states.
 
 Shape suffixes: n positions of a chunk; V vocabulary; D width; v a block of the vocabulary.
 """
@@ -29,7 +29,7 @@ def logits(out_nV: Tensor, hidden_nD: Tensor, head_VD: Tensor, bias_V: Tensor | 
     """``scale * (hidden @ head.T + bias)`` into ``out_nV``, in its dtype; returns it."""
     if out_nV.dtype == hidden_nD.dtype:
         torch.mm(hidden_nD, head_VD.t(), out=out_nV)
-    elif _has_mixed(hidden_nD):
+    elif has_mixed(hidden_nD):
         mkl.gemm(out_nV, hidden_nD, head_VD.t(), accumulate=False)
     else:
         hidden_nD = hidden_nD.to(out_nV.dtype)
@@ -48,36 +48,6 @@ def into_hidden(out_nD: Tensor, grad_nV: Tensor, head_VD: Tensor) -> None:
         torch.mm(grad_nV[block], head_VD, out=out_nD[block])
 
 
-class HeadGradient:
-    """The sum over chunks of ``grad_nV.T @ hidden_nD``, [V, D].
-
-    One chunk is written in the matmul's dtype; the sum of several is kept in float32 at least. Sums in
-    bfloat16 lose what each chunk adds once the sum has grown: measured relative error 9e-2, against 2e-3.
-    """
-
-    def __init__(self, head_VD: Tensor, chunks: int) -> None:
-        dtype = head_VD.dtype if chunks <= 1 else torch.promote_types(head_VD.dtype, torch.float32)
-        self.sum_VD = torch.empty_like(head_VD, dtype=dtype, memory_format=torch.contiguous_format)
-        self.begun = False
-
-    def add(self, grad_nV: Tensor, hidden_nD: Tensor) -> None:
-        first, self.begun = not self.begun, True
-        if self.sum_VD.dtype == hidden_nD.dtype:
-            torch.addmm(self.sum_VD, grad_nV.t(), hidden_nD, beta=0.0 if first else 1.0, out=self.sum_VD)
-        elif _has_mixed(hidden_nD):
-            mkl.gemm(self.sum_VD, grad_nV.t(), hidden_nD, accumulate=not first)
-        else:
-            for block in blocks(len(self.sum_VD)):
-                part_vD = grad_nV[:, block].t() @ hidden_nD
-                if first:
-                    self.sum_VD[block] = part_vD
-                else:
-                    self.sum_VD[block] += part_vD
-
-    def take(self) -> Tensor:
-        """The sum; zeros if no chunk was added."""
-        return self.sum_VD if self.begun else self.sum_VD.zero_()
-
-
-def _has_mixed(operand: Tensor) -> bool:
+def has_mixed(operand: Tensor) -> bool:
+    """Whether bfloat16 operands like this one can be multiplied into float32 directly."""
     return operand.device.type == "cpu" and operand.dtype == torch.bfloat16 and mkl.available()

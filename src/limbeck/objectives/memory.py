@@ -1,0 +1,42 @@
+"""Large buffers on huge pages, where Linux leaves the choice to the program.
+
+Touching a gigabyte for the first time costs 262,144 page faults of 4 KiB, about a tenth of a second of CPU
+each 300 MB; of 2 MiB it costs 512.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+HUGE_PAGE = 2**21
+
+
+def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """``torch.empty`` on the device of ``like``, on huge pages if it is large and that can be had."""
+    tensor = torch.empty(shape, dtype=dtype, device=like.device)
+    size = tensor.numel() * tensor.element_size()
+    if tensor.device.type == "cpu" and size >= 4 * HUGE_PAGE and (madvise := _madvise()) is not None:
+        # Advice about whole pages inside the tensor; whatever comes of it, the memory is the same.
+        begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        madvise(begin, end - begin, mmap.MADV_HUGEPAGE)
+    return tensor
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    try:
+        function = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    function.restype = ctypes.c_int
+    return function
