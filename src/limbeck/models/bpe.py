@@ -68,10 +68,14 @@ class Bpe:
 
     @cached_property
     def bytes(self) -> set[int]:
-        """Ids of the tokens that stand for one byte each: what any text can fall back on."""
+        """Ids of the tokens that stand for one byte each: what any text can fall back on.
+
+        With them the mark for a space, where there is one: spelled in bytes it would come back as the
+        mark itself, since decoders turn tokens, not bytes, into spaces.
+        """
         model = self.raw["model"]
         if model["byte_fallback"]:
-            names = [f"<0x{byte:02X}>" for byte in range(256)]
+            names = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁"]
         elif "ByteLevel" in json.dumps([self.raw["pre_tokenizer"], self.raw["normalizer"]]):
             names = list(byte_alphabet())
         else:
