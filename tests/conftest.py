@@ -14,7 +14,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)
 
-WORDS = "the cat sat on a mat and saw one big dog run over blue hills while rain fell softly at night".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "big", "dog", "run", "over", "blue", "hills", "while", "rain", "fell", "softly", "at", "night"]
 
 
 def story(number: int, words: int = 24) -> str:

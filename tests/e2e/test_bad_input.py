@@ -132,7 +132,9 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "misspelt model size": (_set(student__config__hiden_size=3), "student.config.hiden_size", "hidden_size"),
     "misspelt architecture": (_set(student__config__model_type="lama"), "student.config.model_type", "llama"),
-    "a learning rate that blows up": (_set(training__lr=1e30, training__clip=0.0, techniques=["alone"]), "training.lr", "Lower"),
+    "a learning rate that blows up": (
+        _set(training__lr=1e30, training__clip=0.0, techniques=["alone"]), "training.lr", "Lower"
+    ),
 }  # fmt: skip
 
 

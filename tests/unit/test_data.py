@@ -45,7 +45,9 @@ def corpus_of(rows: list[tuple[list[int], list[bool]]]) -> Corpus:
     seed=st.integers(0, 5),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_token_is_predicted_once_from_its_own_past(lengths: list[int], seq_len: int, pack: bool, seed: int) -> None:
+def test_every_token_is_predicted_once_from_its_own_past(
+    lengths: list[int], seq_len: int, pack: bool, seed: int
+) -> None:
     """The invariant of shifting, on any corpus: label = next token of the same document, exactly once."""
     rng = np.random.default_rng(seed)
     rows, number = [], 1
@@ -273,9 +275,7 @@ def test_only_the_assistant_is_learned(tokenizer: Any) -> None:
 
 
 def test_pairs_need_no_template(tokenizer: Any) -> None:
-    pair = Document(
-        messages=({"role": "user", "content": "one "}, {"role": "assistant", "content": "two"}), chat=False
-    )
+    pair = Document(messages=({"role": "user", "content": "one "}, {"role": "assistant", "content": "two"}), chat=False)
     assert learned(pair, tokenizer) == "two<|endoftext|>"
     with pytest.raises(InputError, match="no chat template"):
         encode(CHAT, tokenizer)

@@ -105,7 +105,7 @@ def test_weights_that_do_not_fit_their_config(tmp_path: Path, tokenizer: Any, te
     shutil.copytree(teacher_folder, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(RecipeError, match="lack model.layers.2"):
+    with pytest.raises(RecipeError, match=r"lack model\.layers\.2"):
         load_model(PathModel(path=str(tmp_path / "m")), tokenizer, key="teacher")
 
 

@@ -229,7 +229,9 @@ def test_norms_are_not_decayed_and_matrices_are(make_lm: Make) -> None:
 # ------------------------------------------------------------------------ checkpoints and meters
 
 
-def toy_training(make_lm: Make, folder: Path, tokens: int = 600, **changes: Any) -> tuple[LanguageModel, dict[str, float]]:
+def toy_training(
+    make_lm: Make, folder: Path, tokens: int = 600, **changes: Any
+) -> tuple[LanguageModel, dict[str, float]]:
     section = Training(
         tokens=tokens, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, **{"lr": 1e-2, **changes}
     )

@@ -94,7 +94,9 @@ class LanguageModel:
             logits = head.softcap * torch.tanh(logits / head.softcap)
         theirs = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         if not bool(torch.isfinite(theirs).all()):
-            raise RecipeError("its logits are not finite: the weights hold NaN or infinity", key=key, fix="Use whole weights")
+            raise RecipeError(
+                "its logits are not finite: the weights hold NaN or infinity", key=key, fix="Use whole weights"
+            )
         spread = float((theirs - theirs.mean()).abs().max()) + 1e-6
         if logits.shape != theirs.shape or float((logits - theirs).abs().max()) > 0.02 * spread:
             raise RecipeError(

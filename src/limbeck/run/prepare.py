@@ -123,7 +123,11 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
     """Tokenizer and corpora in the run folder. Returns the tokenizer and the facts about the data."""
     data = recipe.data
     inputs: dict[str, Any] = {
-        "data": {"corpus": [source.model_dump(mode="json") for source in data.corpus], "heldout": data.heldout, "end": data.end},
+        "data": {
+            "corpus": [source.model_dump(mode="json") for source in data.corpus],
+            "heldout": data.heldout,
+            "end": data.end,
+        },
         "tokenizer": token_map_fingerprint(tokenizer) if tokenizer is not None else recipe.tokenizer.model_dump(),  # type: ignore[union-attr]
     }
     facts = folder.done("data", inputs)
