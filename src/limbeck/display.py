@@ -17,6 +17,7 @@ class Bar:
         self.display, self.title, self.unit, self.total = display, title, unit, total
         self.done, self.start, self.spoke = 0, time.monotonic(), time.monotonic()
         self.first: int | None = None
+        self.note = ""
 
     def advance(self, n: int = 1) -> None:
         self.update(self.done + n)
@@ -26,8 +27,8 @@ class Bar:
             self.first, self.start = self.done, time.monotonic() - 1e-3
         self.done = done
         rate = (done - self.first) / max(time.monotonic() - self.start, 1e-3)
-        text = f"{_short(rate)} {self.unit}/s {note}".strip()
-        self.display._update(self, text)
+        self.note = f"{_short(rate)} {self.unit}/s {note}".strip()
+        self.display._update(self, self.note)
 
 
 class Display:
@@ -59,15 +60,15 @@ class Display:
                     self._progress = None
         else:
             yield bar
-        self.line(title, time.monotonic() - start)
+        self.line(title, time.monotonic() - start, bar.note)
 
     def line(self, title: str, seconds: float | None = None, note: str = "") -> None:
         took = f"{seconds:7.1f} s" if seconds is not None else "         "
-        self.console.print(f"  [green]✓[/] {title:<34.34} [dim]{took}[/]  [dim]{note}[/]".rstrip())
+        self.console.print(f"  [green]✓[/] {title:<30.30} [dim]{took}[/]  [dim]{note}[/]".rstrip())
 
     def kept(self, title: str) -> None:
         """A stage that an earlier process has done."""
-        self.console.print(f"  [dim]· {title:<34.34}   kept[/]")
+        self.console.print(f"  [dim]· {title:<30.30}       kept[/]")
 
     def warn(self, text: str) -> None:
         self.console.print(f"  [yellow]![/] {text}")
