@@ -106,8 +106,10 @@ def read_header(path: Path) -> Header:
                     kind, offset = GGMLQuantizationType(cursor.take("I")), cursor.take("Q")
                     block, n_bytes = GGML_QUANT_SIZES[kind]
                     tensors.append(TensorInfo(name, shape, kind.name, prod(shape) // block * n_bytes, offset))
-            except (struct.error, KeyError) as error:
+            except (struct.error, KeyError, OverflowError) as error:
                 raise ValueError("it ends within its header, or is damaged") from error
             alignment = fields.get("general.alignment", 32)
+            if not isinstance(alignment, int) or alignment < 1:
+                raise ValueError(f"its alignment is {alignment}")
             start = -(-cursor.at // alignment) * alignment
             return Header(fields, tuple(tensors), start + max((t.offset + t.n_bytes for t in tensors), default=0))
