@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -71,7 +72,7 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from limbeck.run.prepare import check as refuse
+    from limbeck.run.check import check as refuse
 
     refuse(loaded)
     print(yaml.safe_dump(loaded.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
@@ -109,21 +110,25 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100))
 
 
+def _interrupted() -> NoReturn:
+    print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    sys.exit(130)
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line, and the exit code says whose it is."""
     debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is an interrupt
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer turns an interrupt into its exit code
+            _interrupted()
     except LimbeckError as error:
         if debug:
             raise
         print(f"limbeck: {error.line()}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        _interrupted()
     except OSError as error:
         if debug or error.errno is None:
             raise

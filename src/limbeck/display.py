@@ -70,6 +70,10 @@ class Display:
         """A stage that an earlier process has done."""
         self.console.print(f"  [dim]· {title:<30.30}       kept[/]")
 
+    def note(self, text: str) -> None:
+        """Something worth knowing that is no fault."""
+        self.console.print(f"  [dim]· {text}[/]", highlight=False)
+
     def warn(self, text: str) -> None:
         self.console.print(f"  [yellow]![/] {text}")
 

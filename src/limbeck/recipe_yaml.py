@@ -130,12 +130,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
     dotted = ".".join(keys) or None
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "extra_forbidden":
-        known = sorted(section.model_fields) if section else []
+        known = sorted(_fields(section)) if section else []
         near = difflib.get_close_matches(keys[-1], known, 1, cutoff=0.5)
         fix = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
         return RecipeError("unknown key", key=dotted, fix=fix)
     if kind == "missing":
-        field = section.model_fields.get(keys[-1]) if section else None
+        field = _fields(section).get(keys[-1]) if section else None
         hint = f" ({field.description.rstrip('.')})" if field is not None and field.description else ""
         return RecipeError("is missing", key=dotted, fix=f"Write it{hint}")
     if kind == "union_tag_invalid":
@@ -163,6 +163,11 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
+def _fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Its fields by the names a recipe uses."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
 def _members(annotation: Any) -> list[tuple[str | None, type[BaseModel]]]:
     """The models an annotation may hold, each with its union tag (None: untagged)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -186,15 +191,15 @@ def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str],
     section: type[BaseModel] | None = root
     for step in loc:
         tagged = [model for tag, model in here if step == tag or step == model.__name__]
-        if tagged and not any(step in model.model_fields for _, model in here if len(here) == 1):
+        if tagged and not any(step in _fields(model) for _, model in here if len(here) == 1):
             here = [(None, tagged[0])]
             continue
         if isinstance(step, str):
-            owners = [model for _, model in here if step in model.model_fields]
+            owners = [model for _, model in here if step in _fields(model)]
             if owners:
                 keys.append(step)
                 section = owners[0]
-                here = _members(owners[0].model_fields[step].annotation)
+                here = _members(_fields(owners[0])[step].annotation)
                 continue
             if step in ("float", "int", "str", "constrained-float") or step.startswith(
                 ("function-", "literal[", "tuple[")
@@ -210,7 +215,7 @@ def _tags(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys of which one must be given at ``loc``, where a union is told apart by its keys."""
     here: list[tuple[str | None, type[BaseModel]]] = [(None, root)]
     for step in loc:
-        fields = [model.model_fields[step] for _, model in here if isinstance(step, str) and step in model.model_fields]
+        fields = [_fields(model)[step] for _, model in here if step in _fields(model)]
         if fields:
             here = _members(fields[0].annotation)
     return [tag for tag, _ in here if tag]

@@ -150,6 +150,44 @@ def test_conversations(tmp_path: Path, raw_recipe: dict[str, Any], texts: list[s
     assert "hard" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
 
 
+def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["teacher"]["correct"] = {"tokens": 600, "batch_rows": 4, "lora": {"rank": 2}}
+    raw_recipe.pop("student")
+    raw_recipe["students"] = {
+        "shallow": {
+            "from": "teacher",
+            "layers": 1,
+            "keep_ends": False,
+            "chooser": "block_influence",
+            "lora": {"rank": 2},
+        },
+        "narrow": {"from": "teacher", "ffn": 32, "heads": 2, "hidden": 24},
+    }
+    raw_recipe["techniques"] = ["alone", {"kind": "soft", "writing": {"batch_rows": 8, "tokens": 300}}]
+    raw_recipe["training"]["tokens"] = 400
+    recipe = write(raw_recipe, tmp_path / "r.yaml")
+    first = limbeck(recipe)
+    assert "teacher correction" in first.stdout
+    assert "soft / narrow" in first.stdout
+    run = Path(raw_recipe["run"])
+    from transformers import AutoModelForCausalLM
+
+    shallow = AutoModelForCausalLM.from_pretrained(run / "arms/soft-seed0/students/shallow")
+    narrow = AutoModelForCausalLM.from_pretrained(run / "arms/soft-seed0/students/narrow")
+    assert shallow.config.num_hidden_layers == 1
+    assert (narrow.config.hidden_size, narrow.config.num_attention_heads, narrow.config.intermediate_size) == (
+        24,
+        2,
+        32,
+    )
+    before = students(run)
+    assert "kept" in limbeck(recipe).stdout
+    assert students(run) == before
+    refused = limbeck(recipe, "students.shallow.layers=9", f"run={tmp_path / 'other'}", check=False)
+    assert refused.returncode == 2
+    assert "students.shallow.layers: got 9, but the teacher has 2 layers" in refused.stderr
+
+
 def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     from limbeck.errors import RunFolderError
     from limbeck.run.folder import RunFolder
@@ -164,14 +202,22 @@ def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any])
         pass
 
 
-def test_an_interrupt_is_told_and_resumed(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_told(tmp_path: Path, raw_recipe: dict[str, Any], kind: signal.Signals) -> None:
     raw_recipe["training"]["tokens"] = 3_000_000
     raw_recipe["techniques"] = ["alone"]
     recipe = write(raw_recipe, tmp_path / "r.yaml")
-    process = subprocess.Popen(command(recipe), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(recipe),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job in the background of a shell ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+    )
     metrics = Path(raw_recipe["run"]) / "arms" / "alone-seed0" / "metrics.jsonl"
     _wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "goes on where it stopped" in err

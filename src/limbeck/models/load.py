@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 
 from limbeck.errors import RecipeError
+from limbeck.files import cache_folder, whole_folder
 from limbeck.models.language_model import LanguageModel
-from limbeck.recipe import ConfigModel, Lora, PathModel
+from limbeck.recipe import ConfigModel, Lora, PackageModel, PathModel
 
 _DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -50,6 +52,39 @@ def load_model(
         )
     lm.prove(key)
     return lm
+
+
+def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str | None]:
+    """A model as a folder or hub name. A GGUF file, on disk or in an installed package, is
+    de-quantised once into the user's cache, in float32.
+
+    Returns:
+        Where it is, and for a GGUF file a line that says how coarsely its weights were stored.
+
+    Raises:
+        RecipeError, InputError: the file is missing, torn, or of an architecture that is not proven.
+    """
+    from limbeck.models.gguf import load_gguf, package_file
+
+    if isinstance(spec, PackageModel):
+        file = package_file(spec.package, key=f"{key}.package")
+    elif spec.path.endswith(".gguf"):
+        file = Path(spec.path).expanduser()
+        if not file.is_file():
+            raise RecipeError(f"there is no {spec.path}", key=f"{key}.path", fix="Check the path")
+    else:
+        return spec, None
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    home = cache_folder() / "models" / f"{file.stem}-{digest}"
+    facts = home / "gguf.json"
+    if not facts.exists():
+        read = load_gguf(file, key=key)
+        with whole_folder(home) as scratch:
+            read.model.save_pretrained(scratch)
+            read.tokenizer.save_pretrained(scratch)
+            (scratch / facts.name).write_text(json.dumps(read.facts.line()))
+    return PathModel(path=str(home), dtype=spec.dtype), json.loads(facts.read_text())
 
 
 def device() -> torch.device:
@@ -149,7 +184,7 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
         raise RecipeError(f"these sizes make no model ({reason})", key=f"{key}.config", fix="Check them") from None
 
 
-def with_lora(lm: LanguageModel, lora: Lora, seed: int) -> LanguageModel:
+def with_lora(lm: LanguageModel, lora: Lora, seed: int, key: str = "student.lora") -> LanguageModel:
     """The model with low-rank adapters to train; everything else, the head too, is frozen."""
     from peft import LoraConfig, get_peft_model
 
@@ -164,9 +199,7 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int) -> LanguageModel:
     try:
         return LanguageModel(get_peft_model(lm.model, config), lm.tokenizer)
     except ValueError as error:
-        raise RecipeError(
-            str(error).splitlines()[0][:200], key="student.lora.targets", fix="Name linear modules"
-        ) from None
+        raise RecipeError(str(error).splitlines()[0][:200], key=f"{key}.targets", fix="Name linear modules") from None
 
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:

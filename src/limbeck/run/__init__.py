@@ -18,11 +18,13 @@ from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import ReportData
 from limbeck.run.arms import arms_of, train_arm
+from limbeck.run.check import check
 from limbeck.run.folder import RunFolder
 from limbeck.run.measure import Examiner
-from limbeck.run.prepare import Prepared, check, prepare_data, prepare_teacher
+from limbeck.run.prepare import Prepared, prepare_data
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.results import build, row_name
+from limbeck.run.teacher import cut_students, prepare_teacher
 from limbeck.training.techniques import TEACHER
 
 
@@ -43,13 +45,16 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
     display = display or Display()
     torch.set_num_threads(recipe.training.threads or os.cpu_count() or 1)
     with RunFolder(Path(recipe.run)) as folder:
-        tokenizer = check(recipe)
+        origins = check(recipe)
+        for note in origins.notes:
+            display.note(note)
         _write_provenance(recipe, folder)
-        tokenizer, data = prepare_data(recipe, folder, tokenizer, display)
+        tokenizer, data = prepare_data(recipe, folder, origins.tokenizer, display)
         home = folder.path / "data"
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
-        spec, teacher_facts = prepare_teacher(recipe, folder, tokenizer, train, data, display)
-        prepared = Prepared(tokenizer, train, heldout, data, spec, teacher_facts)
+        teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, train, data, display)
+        students, cut = cut_students(recipe, origins, folder, tokenizer, train, teacher, facts, data, display)
+        prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, students, cut, origins.notes)
         arm_facts = {arm.name: train_arm(recipe, arm, prepared, folder, display) for arm in arms_of(recipe)}
         report = build(recipe, prepared, Examiner(recipe, prepared, folder, display), arm_facts, folder.path)
         _write_cards(recipe, report, arm_facts, folder)

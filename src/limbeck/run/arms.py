@@ -18,9 +18,10 @@ from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, reinitialised, with_lora
-from limbeck.recipe import Co, Hard, PathStudent, Recipe, Technique
+from limbeck.recipe import Co, ConfigStudent, Hard, Recipe, Soft, Technique, Writing, fingerprint
+from limbeck.run.check import check_packs, student_key
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import Prepared, load_student, make_batches, save_model, settings
+from limbeck.run.prepare import Prepared, make_batches, save_model, settings
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.cohort import Cohort, Member
 from limbeck.training.loop import train
@@ -53,7 +54,10 @@ def arms_of(recipe: Recipe) -> list[Arm]:
 
 def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
     """What an arm is made from: a change of any of it makes another arm."""
-    students = {name: student.model_dump(mode="json") for name, student in recipe.cohort.items()}
+    students = {
+        name: {**student.model_dump(mode="json"), **prepared.student_facts.get(name, {})}
+        for name, student in recipe.cohort.items()
+    }
     inputs: dict[str, Any] = {
         f"techniques.{arm.index}": arm.technique.model_dump(mode="json", exclude={"name"}),
         "seed": arm.seed,
@@ -69,8 +73,8 @@ def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
 def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, display: Display) -> dict[str, Any]:
     """Train an arm's students (or go on with them, or find them done). Returns facts about it."""
     corpus = prepared.train
-    if isinstance(arm.technique, Hard):
-        corpus = write_text(recipe, arm, prepared, folder, display)
+    if isinstance(arm.technique, Hard | Soft) and arm.technique.writing is not None:
+        corpus = write_text(recipe, arm.technique.writing, prepared, folder, display)
     stage = f"train-{arm.name}"
     kept = folder.done(stage, arm_inputs(recipe, arm, prepared))
     if kept is not None:
@@ -81,7 +85,7 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     lrs: dict[str, float | None] = {}
     if needs_teacher(arm.technique):
         learns = isinstance(arm.technique, Co)
-        teacher = load_model(prepared.teacher_spec, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        teacher = load_model(prepared.teacher, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
         if isinstance(arm.technique, Co):
             scratch = arm.technique.teacher_start == "scratch"
             if scratch:
@@ -109,10 +113,12 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
 
 
 def _learner(recipe: Recipe, name: str, prepared: Prepared, seed: int) -> LanguageModel:
-    lm = load_student(recipe, name, prepared.tokenizer, seed=seed)
+    key = student_key(recipe, name)
+    lm = load_model(prepared.students[name], prepared.tokenizer, key=key, seed=seed, seq_len=recipe.data.seq_len)
+    check_packs(lm, recipe.data)
     student = recipe.cohort[name]
-    if isinstance(student, PathStudent) and student.lora is not None:
-        return with_lora(lm, student.lora, seed)
+    if not isinstance(student, ConfigStudent) and student.lora is not None:
+        return with_lora(lm, student.lora, seed, key=f"{key}.lora")
     return lm
 
 
@@ -126,35 +132,33 @@ def _forget_checkpoints(home: Path) -> None:
 # ----------------------------------------------------------------------------- the teacher writes
 
 
-def write_text(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, display: Display) -> Corpus:
-    """What the teacher writes for a ``hard`` student, as a corpus; the same for every seed.
+def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: RunFolder, display: Display) -> Corpus:
+    """What the teacher writes, as a corpus; the same for every seed and every technique that asks for it.
 
     Every batch of answers is on disk before the next is asked for; a killed run asks for no batch twice.
     """
-    technique = arm.technique
-    assert isinstance(technique, Hard)
-    wanted = technique.writing.tokens or recipe.training.tokens
+    wanted = writing.tokens or recipe.training.tokens
     inputs = {
-        f"techniques.{arm.index}": {"writing": technique.writing.model_dump(mode="json")},
+        "writing": writing.model_dump(mode="json"),
         "tokens": wanted,
         "data": {"seq_len": recipe.data.seq_len, "fingerprint": prepared.data["fingerprint"]},
         "teacher": prepared.teacher_facts["fingerprint"],
     }
-    stage = f"text-{technique.label}"
-    home = folder.path / "text" / technique.label
+    stage = f"text-{fingerprint(inputs)[:8]}"
+    home = folder.path / "text" / stage
     facts = folder.done(stage, inputs)
     if facts is None:
         journal = home.with_suffix(".jsonl")
         journal.parent.mkdir(parents=True, exist_ok=True)
-        with display.stage(f"{technique.label}: the teacher writes", wanted, "tokens") as bar:
+        with display.stage("the teacher writes", wanted, "tokens") as bar:
             answers, tokens = _read_journal(journal)
             bar.update(tokens)
             if tokens < wanted:
                 teacher = LocalTeacher(
-                    load_model(prepared.teacher_spec, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+                    load_model(prepared.teacher, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
                 )
                 with journal.open("a") as out:
-                    for batch in _written(teacher, technique, prepared.train, recipe.data.seq_len, len(answers)):
+                    for batch in _written(teacher, writing, prepared.train, recipe.data.seq_len, len(answers)):
                         out.write(json.dumps(batch) + "\n")
                         out.flush()
                         os.fsync(out.fileno())
@@ -182,10 +186,9 @@ def _read_journal(journal: Path) -> tuple[list[list[Any]], int]:
 
 
 def _written(
-    teacher: LocalTeacher, technique: Hard, corpus: Corpus, seq_len: int, start: int
+    teacher: LocalTeacher, writing: Writing, corpus: Corpus, seq_len: int, start: int
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Batches of (prompt, answer) for ever, from number ``start``: every document in turn, then again."""
-    writing = technique.writing
     room = 8  # an answer shorter than this teaches nothing
     prompts = []
     for d in range(len(corpus)):

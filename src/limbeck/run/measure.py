@@ -61,7 +61,7 @@ class Examiner:
     @property
     def teacher(self) -> LanguageModel:
         if self._teacher is None:
-            self._teacher = self._load(self.prepared.teacher_spec)
+            self._teacher = self._load(self.prepared.teacher)
         return self._teacher
 
     def examine_teacher(self) -> Examined:

@@ -177,6 +177,11 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
         f"{part['documents']:,} documents, {part['labels']:,} tokens, {part['bytes']:,} bytes"
     )
     data = prepared.data
+    origins = {f"Origin {i}": note for i, note in enumerate(prepared.notes, 1)}
+    cuts = {
+        f"Cut {name}": f"{facts['parameters']:,} parameters; layers {', '.join(map(str, facts['layers']))}"
+        for name, facts in prepared.student_facts.items()
+    }
     return {
         "Data": facts({
             "Trained on": size(data["train"]),
@@ -188,6 +193,8 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
         "Models": facts({
             "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters",
             "Teacher's weights": prepared.teacher_facts["fingerprint"],
+            **origins,
+            **cuts,
             "Seeds": ", ".join(map(str, recipe.seeds)),
             "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
         }),

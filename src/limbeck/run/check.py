@@ -1,0 +1,113 @@
+"""Everything that can be refused before work begins, and where the models of a recipe are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.errors import RecipeError
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model, localised, quiet
+from limbeck.models.tokenizer import load_tokenizer, require_equal_maps
+from limbeck.recipe import (
+    ConfigModel,
+    ConfigTeacher,
+    CutStudent,
+    Data,
+    PackageModel,
+    PathModel,
+    PathTokenizer,
+    Recipe,
+    TrainedTokenizer,
+)
+from limbeck.training.techniques import lessons_of
+
+
+@dataclass
+class Origins:
+    """Where the models of a recipe start from.
+
+    Attributes:
+        tokenizer: everybody's; None if it is still to be trained.
+        teacher: its weights; None if it is still to be trained.
+        students: by name; a student that is cut waits for its teacher.
+        notes: what people should know of it, for example what a quantised file has lost.
+    """
+
+    tokenizer: Any
+    teacher: PathModel | None
+    students: dict[str, PathModel | ConfigModel | CutStudent]
+    notes: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe) -> Origins:
+    """Refuse what cannot work, spending nothing; models are loaded once to see that they fit.
+
+    Raises:
+        RecipeError: names the key and the fix.
+    """
+    quiet()
+    for i, technique in enumerate(recipe.techniques):
+        lessons_of(technique, list(recipe.cohort), f"techniques.{i}")
+    notes: list[str] = []
+    teacher = None
+    if not isinstance(recipe.teacher, ConfigTeacher):
+        teacher = _local(recipe.teacher, "teacher", notes)
+    origins = Origins(_tokenizer(recipe, teacher), teacher, {}, notes)
+    for name, student in recipe.cohort.items():
+        key = student_key(recipe, name)
+        spec = _local(student, key, notes) if isinstance(student, PathModel | PackageModel) else student
+        origins.students[name] = spec
+        if isinstance(spec, PathModel):
+            _same_vocabulary(spec, origins.tokenizer, key)
+        elif isinstance(spec, ConfigModel) and origins.tokenizer is not None:
+            check_packs(load_model(spec, origins.tokenizer, key=key, seq_len=recipe.data.seq_len), recipe.data)
+    if teacher is not None:
+        lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        check_packs(lm, recipe.data)
+    return origins
+
+
+def student_key(recipe: Recipe, name: str) -> str:
+    """Where a student stands in the recipe."""
+    return "student" if recipe.student is not None else f"students.{name}"
+
+
+def check_packs(lm: LanguageModel, data: Data) -> None:
+    if data.pack and not lm.packs:
+        raise RecipeError(
+            f"{type(lm.core).__name__} lets packed documents see each other", key="data.pack", fix="Write `pack: false`"
+        )
+
+
+def _local(spec: PathModel | PackageModel, key: str, notes: list[str]) -> PathModel:
+    found, note = localised(spec, key)
+    if note:
+        notes.append(f"{key}: {note}")
+    return found
+
+
+def _tokenizer(recipe: Recipe, teacher: PathModel | None) -> Any:
+    """The recipe's tokenizer, else the teacher's; its end mark as the recipe says."""
+    if isinstance(recipe.tokenizer, TrainedTokenizer):
+        return None
+    own = load_tokenizer(teacher.path, key="teacher.path", revision=teacher.revision) if teacher is not None else None
+    tokenizer: Any = own
+    if isinstance(recipe.tokenizer, PathTokenizer):
+        tokenizer = load_tokenizer(recipe.tokenizer.path, key="tokenizer.path")
+        if own is not None:
+            require_equal_maps(own, tokenizer, key="tokenizer.path")
+    if recipe.data.end == "bos":
+        if tokenizer.bos_token is None:
+            raise RecipeError("the tokenizer has no beginning mark", key="data.end", fix="Write `end: eos`")
+        tokenizer.eos_token = tokenizer.bos_token
+    return tokenizer
+
+
+def _same_vocabulary(student: PathModel, tokenizer: Any, key: str) -> None:
+    if tokenizer is None:
+        raise RecipeError(
+            "a trained student cannot follow a new tokenizer", key=f"{key}.path", fix="Name its tokenizer's path"
+        )
+    theirs = load_tokenizer(student.path, key=f"{key}.path", revision=student.revision)
+    require_equal_maps(tokenizer, theirs, key=f"{key}.path")

@@ -1,0 +1,224 @@
+"""The teacher at hand, trained or tuned first if the recipe says so, and the students cut from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from limbeck.data.corpus import Corpus
+from limbeck.data.packing import Batch, Rows, collate, row_order
+from limbeck.display import Display
+from limbeck.files import cache_folder, whole_folder
+from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model, weights_fingerprint, with_lora
+from limbeck.models.width import cut_width, measure_importance
+from limbeck.recipe import (
+    ConfigModel,
+    ConfigTeacher,
+    Correction,
+    CutStudent,
+    PathModel,
+    Recipe,
+    Training,
+    fingerprint,
+)
+from limbeck.run.check import Origins, check_packs, student_key
+from limbeck.run.folder import RunFolder
+from limbeck.run.prepare import make_batches, save_model, settings
+from limbeck.training.cohort import Cohort, Lesson, Member
+from limbeck.training.loop import train
+from limbeck.training.techniques import TEACHER
+
+
+def prepare_teacher(
+    recipe: Recipe,
+    origins: Origins,
+    folder: RunFolder,
+    tokenizer: Any,
+    corpus: Corpus,
+    facts: dict[str, Any],
+    display: Display,
+) -> tuple[PathModel, dict[str, Any]]:
+    """Where the weights of who teaches are, and facts about it: fingerprint, parameters."""
+    shape = {"seq_len": recipe.data.seq_len, "pack": recipe.data.pack, "fingerprint": facts["fingerprint"]}
+    if isinstance(recipe.teacher, ConfigTeacher):
+        return _from_nothing(recipe, recipe.teacher, folder, tokenizer, corpus, shape, display)
+    assert origins.teacher is not None
+    lm = load_model(origins.teacher, tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+    found = _facts(lm)
+    correct = recipe.teacher.correct
+    if correct is None:
+        kept = folder.done("teacher", {"teacher": {"weights": found["fingerprint"]}})
+        return origins.teacher, folder.finish("teacher", found) if kept is None else kept
+    inputs = {
+        "teacher": {"weights": found["fingerprint"], "correct": settings(correct)},
+        "data": shape,
+    }
+    spec = PathModel(path=str(folder.path / "teacher"), dtype=origins.teacher.dtype)
+    kept = folder.done("teacher", inputs)
+    if kept is not None:
+        display.kept("teacher correction")
+        return spec, kept
+    if correct.lora is not None:
+        lm = with_lora(lm, correct.lora, seed=0, key="teacher.correct.lora")
+    result = _tune(lm, "teacher correction", recipe, correct, corpus, folder, display)
+    return spec, folder.finish("teacher", {**result, **_facts(load_model(spec, tokenizer, key="teacher"))})
+
+
+def _facts(lm: LanguageModel) -> dict[str, Any]:
+    return {"fingerprint": weights_fingerprint(lm.model), "parameters": lm.parameters()}
+
+
+def _from_nothing(
+    recipe: Recipe,
+    teacher: ConfigTeacher,
+    folder: RunFolder,
+    tokenizer: Any,
+    corpus: Corpus,
+    shape: dict[str, Any],
+    display: Display,
+) -> tuple[PathModel, dict[str, Any]]:
+    """A teacher that is trained on the corpus, or taken from the cache if the same one was before."""
+    pretraining = teacher.pretraining
+    spec = PathModel(path=str(folder.path / "teacher"), dtype=teacher.dtype)
+    inputs = {
+        "teacher": {"config": teacher.config, "dtype": teacher.dtype, "pretraining": settings(pretraining)},
+        "data": {**shape, "heldout": recipe.data.heldout, "end": recipe.data.end},
+        "tokenizer": fingerprint(sorted(tokenizer.get_vocab().items())),
+    }
+    kept = folder.done("teacher", inputs)
+    if kept is not None:
+        display.kept("teacher")
+        return spec, kept
+    shelf = cache_folder() / "teachers" / fingerprint(inputs)
+    if pretraining.cache and (shelf / "limbeck.json").exists():
+        with whole_folder(Path(spec.path)) as scratch:
+            shutil.copytree(shelf, scratch, dirs_exist_ok=True)
+        display.line("teacher", note="from the cache")
+        result: dict[str, Any] = {"seconds": 0.0, "cached": True}
+    else:
+        bare = ConfigModel(config=teacher.config, dtype=teacher.dtype)
+        lm = load_model(bare, tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        check_packs(lm, recipe.data)
+        result = {**_tune(lm, "teacher", recipe, pretraining, corpus, folder, display), "cached": False}
+        if pretraining.cache:
+            _put_on_shelf(Path(spec.path), shelf, display)
+    return spec, folder.finish("teacher", {**result, **_facts(load_model(spec, tokenizer, key="teacher"))})
+
+
+def _tune(
+    lm: LanguageModel,
+    title: str,
+    recipe: Recipe,
+    section: Training | Correction,
+    corpus: Corpus,
+    folder: RunFolder,
+    display: Display,
+) -> dict[str, Any]:
+    """Train the teacher on the corpus and save it in the run folder; goes on from its checkpoints."""
+    cohort = Cohort({TEACHER: Member(lm, learns=True)}, [Lesson(TEACHER)], section.precision)
+    batches = make_batches(corpus, recipe.data, section, seed=0)
+    home = folder.path / "teacher-training"
+    with display.stage(title, section.tokens, "tokens") as bar:
+        result = train(
+            cohort,
+            batches,
+            section,
+            home,
+            seed=0,
+            on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
+        )
+        save_model(lm, folder.path / "teacher")
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    return dict(result)
+
+
+def _put_on_shelf(model: Path, shelf: Path, display: Display) -> None:
+    try:
+        with whole_folder(shelf) as scratch:
+            shutil.copytree(model, scratch, dirs_exist_ok=True)
+            (scratch / "limbeck.json").write_text("{}")
+    except OSError as error:  # a full or read-only home must not cost the run
+        display.warn(f"the teacher was not kept in the cache ({error.strerror})")
+
+
+# ------------------------------------------------------------------------- students cut from it
+
+
+def cut_students(
+    recipe: Recipe,
+    origins: Origins,
+    folder: RunFolder,
+    tokenizer: Any,
+    corpus: Corpus,
+    teacher: PathModel,
+    teacher_facts: dict[str, Any],
+    data_facts: dict[str, Any],
+    display: Display,
+) -> tuple[dict[str, PathModel | ConfigModel], dict[str, dict[str, Any]]]:
+    """How each student starts (cut ones as folders of the run), and what was cut from whom."""
+    starts: dict[str, PathModel | ConfigModel] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, spec in origins.students.items():
+        if not isinstance(spec, CutStudent):
+            starts[name] = spec
+            continue
+        target = folder.path / "cut" / name
+        starts[name] = PathModel(path=str(target), dtype=spec.dtype)
+        inputs = {
+            student_key(recipe, name): spec.model_dump(mode="json", exclude={"lora"}),
+            "teacher": teacher_facts["fingerprint"],
+            "data": {"seq_len": recipe.data.seq_len, "fingerprint": data_facts["fingerprint"]},
+        }
+        kept = folder.done(f"cut-{name}", inputs)
+        if kept is not None:
+            display.kept(f"cut {name}")
+            facts[name] = kept
+            continue
+        with display.stage(f"cut {name} from the teacher"):
+            lm = load_model(teacher, tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+            key = student_key(recipe, name)
+            cut, layers = _cut(lm.model, spec, Rows(corpus, recipe.data.seq_len, pack=recipe.data.pack), key)
+            student = LanguageModel(cut, tokenizer)
+            student.prove(key)
+            save_model(student, target)
+        facts[name] = folder.finish(f"cut-{name}", {"layers": layers, "parameters": student.parameters()})
+    return starts, facts
+
+
+def _cut(model: Any, spec: CutStudent, rows: Rows, key: str) -> tuple[Any, list[int]]:
+    """The cut model, and which of the teacher's layers it keeps."""
+
+    def calibration() -> Iterator[Batch]:
+        wanted = max(spec.calibration_tokens // rows.seq_len, 1)
+        chosen = list(islice(row_order(len(rows), 0), min(wanted, len(rows))))
+        for start in range(0, len(chosen), 4):
+            yield collate([rows[r] for r in chosen[start : start + 4]])
+
+    n_layers = model.config.get_text_config().num_hidden_layers
+    layers = list(range(n_layers))
+    if spec.layers is not None:
+        if isinstance(spec.layers, int):
+            cosines = None
+            if spec.chooser != "even":
+                cosines = layer_cosines(model, calibration(), key=f"{key}.layers")
+            layers = choose_layers(
+                n_layers,
+                spec.layers,
+                spec.chooser,
+                cosines=cosines,
+                keep_ends=spec.keep_ends,
+                layer_types=getattr(model.config, "layer_types", None),
+                key=f"{key}.layers",
+            )
+        else:
+            layers = list(spec.layers)
+        model = cut_depth(model, layers, key=f"{key}.layers")
+    narrower = {"ffn": spec.ffn, "heads": spec.heads, "kv_heads": spec.kv_heads, "hidden": spec.hidden}
+    if any(narrower.values()):
+        model = cut_width(model, measure_importance(model, calibration(), key=key), **narrower, key=key)
+    return model, layers
