@@ -397,10 +397,23 @@ class _SoftTerms(_Technique):
         return self
 
 
+class Hidden(Section):
+    """A lesson on hidden states beside the one on probabilities; projections, where widths differ, are discarded."""
+
+    weight: Weight = Field(1.0, description="Weight of the distance in the student's loss.")
+    distance: Literal["cosine", "mse"] = Field("cosine", description="One less the cosine, or the mean squared error.")
+    layers: Literal["matched"] | tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(
+        "matched",
+        description="Pairs [student's layer, teacher's layer], from 0. `matched`: a cut student's layers with "
+        "those they were cut from, other students' evenly over the teacher's depth.",
+    )
+
+
 class Soft(_SoftTerms):
     """Learn the teacher's probabilities: its weights are in hand and answer every batch."""
 
     kind: Literal["soft"] = "soft"
+    hidden: Hidden | None = Field(None, description="Learn the teacher's hidden states too.")
     writing: Writing | None = Field(
         None, description="The teacher first writes the text (as for `hard`), then grades every token of it."
     )

@@ -18,11 +18,11 @@ from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Co, Soft, Training, parse_recipe
 from limbeck.training.batches import CorpusBatches
 from limbeck.training.checkpoint import Checkpoints
-from limbeck.training.cohort import Cohort, Lesson, Member
+from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member
 from limbeck.training.loop import train
 from limbeck.training.meter import read_metrics
 from limbeck.training.optim import LearnerOptimiser
-from limbeck.training.techniques import lessons_of
+from limbeck.training.techniques import lessons_of, matched_layers
 from tests.unit.test_data import corpus_of
 
 Make = Callable[..., LanguageModel]
@@ -113,8 +113,59 @@ def test_a_cohort_needs_sense(make_lm: Make) -> None:
         Cohort({"student": Member(lm, True)}, [Lesson("student", "teacher")])
     with pytest.raises(ValueError, match="does not learn"):
         Cohort({"student": Member(lm, False)}, [Lesson("student")])
+    with pytest.raises(ValueError, match="layers 0 and 9"):
+        Cohort(
+            {"student": Member(lm, True), "teacher": Member(make_lm(2), False)},
+            [Lesson("student"), HiddenLesson("student", "teacher", ((0, 9),))],
+        )
     with pytest.raises(ValueError, match="nothing to learn"):
         Cohort({"student": Member(lm, True), "other": Member(lm, True)}, [Lesson("student")])
+
+
+# ---------------------------------------------------------------------------------- hidden states
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+@pytest.mark.parametrize("width", [32, 48])
+def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance: Any, width: int) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(2)])
+    count = batch.count()
+    student, teacher = make_lm(1), make_lm(2, hidden_size=width, num_hidden_layers=3)
+    lessons = [
+        Lesson("student"),
+        HiddenLesson("student", "teacher", ((0, 1), (1, 2)), distance, Schedule.constant(0.5)),
+    ]
+    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
+    size = student.parameters()
+    tallies = cohort.forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.0)
+    got = grads(student)
+    assert any("limbeck_projections" in name for name in got) == (width != 32)
+    assert size == make_lm(1).parameters()
+
+    student.model.zero_grad()
+    keep = batch.labels_BT != IGNORED
+    mine, theirs = (
+        m.core.model(
+            input_ids=batch.ids_BT, position_ids=batch.positions_BT, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        for m in (student, teacher)
+    )
+    total = torch.zeros(())
+    for i, (a, b) in enumerate(((0, 1), (1, 2))):
+        x, y = mine[a + 1][keep], theirs[b + 1][keep].detach()
+        if width != 32:
+            x = x @ student.model.limbeck_projections[f"teacher_{i}"].weight.T
+        d = 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)) if distance == "cosine" else ((x - y) ** 2).mean(-1)
+        total = total + d.sum() / 2
+    assert float(tallies["student<teacher.hidden"].loss) == pytest.approx(float(total.detach()), rel=1e-4)
+    (0.5 * total / count + naive(student, None, batch, 0.0, 1.0) / count).backward()
+    for name, grad in grads(student).items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-3, atol=1e-5)
+
+
+def test_layers_are_matched_evenly_or_with_their_origin() -> None:
+    assert matched_layers(2, 6) == [(0, 2), (1, 5)]
+    assert matched_layers(3, 6, kept=[0, 3, 5]) == [(0, 0), (1, 3), (2, 5)]
 
 
 # ------------------------------------------------------------------------------------ invariance
@@ -137,7 +188,7 @@ def test_batch_and_accumulation_change_nothing(tmp_path: Path, make_lm: Make, te
         results.append({name: p.detach() for name, p in student.model.named_parameters()})
     start = dict(make_lm(1).model.named_parameters())
     for name, p in results[0].items():
-        assert float((p - start[name]).abs().max()) > 1e-3
+        assert float((p - start[name]).detach().abs().max()) > 1e-3
         for other in results[1:]:
             torch.testing.assert_close(other[name], p, rtol=1e-4, atol=2e-5)
 

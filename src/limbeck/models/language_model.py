@@ -18,6 +18,9 @@ from torch import Tensor
 from limbeck.errors import RecipeError
 from limbeck.models.tokenizer import vocabulary_size
 
+PROJECTIONS = "limbeck_projections"
+"""Where a learner keeps the projections of its hidden states while it trains; never saved."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -56,17 +59,36 @@ class LanguageModel:
 
     def parameters(self) -> int:
         """Number of parameters; tied ones count once, adapters are counted as merged."""
-        return sum(p.numel() for name, p in self.model.named_parameters() if "lora_" not in name)
+        return sum(p.numel() for p in self._own())
 
     def bytes(self) -> int:
         """Bytes of the weights as they are held."""
-        return sum(p.numel() * p.element_size() for name, p in self.model.named_parameters() if "lora_" not in name)
+        return sum(p.numel() * p.element_size() for p in self._own())
+
+    def _own(self) -> list[Tensor]:
+        """The model's parameters without what only training adds."""
+        added = ("lora_", f"{PROJECTIONS}.")
+        return [p for name, p in self.model.named_parameters() if not any(part in name for part in added)]
 
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Last hidden states [B, T, D]. Documents packed into a row do not see each other:
         where a position does not follow its neighbour's, a new one begins."""
-        out = self.core.get_decoder()(input_ids=ids_BT, position_ids=positions_BT, use_cache=False)
-        return out.last_hidden_state
+        return self._decode(ids_BT, positions_BT).last_hidden_state
+
+    def hidden_of_layers(self, ids_BT: Tensor, positions_BT: Tensor, layers: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Last hidden states, and those after each of ``layers`` (from 0), all [B, T, D].
+
+        After the last layer they are the last ones: the final norm is in them.
+        """
+        out = self._decode(ids_BT, positions_BT, output_hidden_states=True)
+        return out.last_hidden_state, [out.hidden_states[layer + 1] for layer in layers]
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    def _decode(self, ids_BT: Tensor, positions_BT: Tensor, **more: Any) -> Any:
+        return self.core.get_decoder()(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, **more)
 
     def head(self) -> Head:
         layer = self.core.get_output_embeddings()

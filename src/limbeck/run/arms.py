@@ -13,7 +13,7 @@ from limbeck.data.chat import Encoded
 from limbeck.data.corpus import Corpus, open_corpus, write_encoded
 from limbeck.data.prompts import split_prompt
 from limbeck.display import Display
-from limbeck.errors import InputError
+from limbeck.errors import InputError, RecipeError
 from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling
 from limbeck.models.language_model import LanguageModel
@@ -23,9 +23,9 @@ from limbeck.run.check import check_packs, student_key
 from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, make_batches, save_model, settings
 from limbeck.teachers.local import LocalTeacher
-from limbeck.training.cohort import Cohort, Member
+from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member
 from limbeck.training.loop import train
-from limbeck.training.techniques import TEACHER, lessons_of, needs_teacher
+from limbeck.training.techniques import TEACHER, hidden_lessons, lessons_of, matched_layers, needs_teacher
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,15 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
         for member in members.values():
             if member.learns:
                 member.lm.model.gradient_checkpointing_enable()
-    lessons = lessons_of(arm.technique, list(recipe.cohort), f"techniques.{arm.index}")
-    cohort = Cohort(members, lessons, section.precision)
+    key = f"techniques.{arm.index}"
+    lessons: list[Lesson | HiddenLesson] = [
+        *lessons_of(arm.technique, list(recipe.cohort), key),
+        *_hidden(recipe, arm, prepared, members),
+    ]
+    try:
+        cohort = Cohort(members, lessons, section.precision)
+    except ValueError as error:  # a layer that does not exist: known only now that the models are here
+        raise RecipeError(str(error), key=f"{key}.hidden.layers", fix="Layers count from 0") from None
     batches = make_batches(corpus, recipe.data, section, seed=arm.seed)
     home = arm.folder(folder.path)
     with display.stage(arm.name, section.tokens, "tokens") as bar:
@@ -110,6 +117,17 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     facts = folder.finish(stage, {**result, "learners": sorted(cohort.learners)})
     _forget_checkpoints(home)
     return facts
+
+
+def _hidden(recipe: Recipe, arm: Arm, prepared: Prepared, members: dict[str, Member]) -> list[HiddenLesson]:
+    if TEACHER not in members:
+        return []
+    depth = members[TEACHER].lm.n_layers
+    matched = {
+        name: matched_layers(members[name].lm.n_layers, depth, prepared.student_facts.get(name, {}).get("layers"))
+        for name in recipe.cohort
+    }
+    return hidden_lessons(arm.technique, matched)
 
 
 def _learner(recipe: Recipe, name: str, prepared: Prepared, seed: int) -> LanguageModel:

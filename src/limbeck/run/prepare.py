@@ -12,7 +12,7 @@ from limbeck.data.packing import Rows
 from limbeck.data.sources import Spool, documents
 from limbeck.display import Display
 from limbeck.files import whole_folder
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.language_model import PROJECTIONS, LanguageModel
 from limbeck.models.tokenizer import load_tokenizer, token_map_fingerprint, train_tokenizer
 from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training
 from limbeck.run.folder import RunFolder
@@ -64,6 +64,8 @@ def make_batches(corpus: Corpus, data: Data, section: Training, *, seed: int) ->
 
 def save_model(lm: LanguageModel, target: Path) -> None:
     """A plain ``save_pretrained`` folder with its tokenizer; adapters are merged into the weights."""
+    if hasattr(lm.model, PROJECTIONS):
+        delattr(lm.model, PROJECTIONS)  # they belonged to the lesson, not to the student
     core = lm.model.merge_and_unload() if hasattr(lm.model, "peft_config") else lm.model
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if core.generation_config is not None and getattr(core.generation_config, name, None) is None:

@@ -5,15 +5,16 @@ The loop below knows no technique: a technique is a list of lessons and a source
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from limbeck.data.packing import IGNORED, Batch
-from limbeck.models.language_model import Head, LanguageModel
+from limbeck.models.language_model import PROJECTIONS, Head, LanguageModel
 from limbeck.objectives.fused import Outcome, Term, fused_divergence
+from limbeck.objectives.hidden import HiddenDistance, hidden_distance
 from limbeck.objectives.schedules import Schedule
 from limbeck.objectives.targets import Dense, Labels, Target
 
@@ -45,6 +46,28 @@ class Lesson:
         return f"{self.learner}<{self.source}"
 
 
+@dataclass(frozen=True)
+class HiddenLesson:
+    """What a learner learns from inside its source: hidden states of chosen layers, position by position.
+
+    Attributes:
+        learner, source: names of members.
+        pairs: (learner's layer, source's layer), from 0; their distances are averaged.
+        distance: ``cosine`` or ``mse``.
+        weight: of this term in the learner's loss.
+    """
+
+    learner: str
+    source: str
+    pairs: tuple[tuple[int, int], ...]
+    distance: HiddenDistance = "cosine"
+    weight: Schedule = field(default_factory=lambda: Schedule.constant(1.0))
+
+    @property
+    def name(self) -> str:
+        return f"{self.learner}<{self.source}.hidden"
+
+
 @dataclass
 class Tally:
     """Sums over tokens, on the learner's device; counts make means of them."""
@@ -65,7 +88,9 @@ class Member:
 class Cohort:
     """One forward pass for each member, one backward pass for each learner."""
 
-    def __init__(self, members: Mapping[str, Member], lessons: list[Lesson], precision: str = "fp32") -> None:
+    def __init__(
+        self, members: Mapping[str, Member], lessons: Sequence[Lesson | HiddenLesson], precision: str = "fp32"
+    ) -> None:
         self.members, self.lessons, self.precision = dict(members), list(lessons), precision
         for lesson in lessons:
             if lesson.learner not in members or not members[lesson.learner].learns:
@@ -78,6 +103,9 @@ class Cohort:
                 member.lm.model.requires_grad_(False)
             if member.learns and not any(lesson.learner == name for lesson in lessons):
                 raise ValueError(f"{name} has nothing to learn")
+        for lesson in self.lessons:
+            if isinstance(lesson, HiddenLesson):
+                _add_projections(members[lesson.learner].lm, members[lesson.source].lm, lesson)
 
     @property
     def learners(self) -> dict[str, LanguageModel]:
@@ -101,31 +129,54 @@ class Cohort:
             Per lesson, sums over this batch's tokens.
         """
         learned = batch.labels_BT != IGNORED
-        whole = bool(learned.all())
         labels_N = batch.labels_BT[learned]
         taught: dict[str, Target] = {LABELS: Labels(labels_N)}
+        inside: dict[str, dict[int, torch.Tensor]] = {}
         tallies: dict[str, Tally] = {}
         for name in self._in_order():
             member = self.members[name]
-            lessons = [lesson for lesson in self.lessons if lesson.learner == name]
             with torch.set_grad_enabled(member.learns), member.lm.autocast(self.precision):
-                hidden_BTD = member.lm.hidden(batch.ids_BT, batch.positions_BT)
-                # Padding and prompts need no logits: leave them out before the head.
-                hidden_ND = hidden_BTD.flatten(0, 1) if whole else hidden_BTD[learned]
+                hidden_ND, inside[name] = self._forward(name, batch, learned)
                 head = member.lm.head()
                 if any(lesson.source == name for lesson in self.lessons):
                     taught[name] = as_target(hidden_ND, head)
-                if not lessons:
+                lessons = [x for x in self.lessons if x.learner == name and isinstance(x, Lesson)]
+                if not member.learns:
                     continue
                 terms = [self._term(lesson, taught, denominators, progress) for lesson in lessons]
-                outcome = compare(hidden_ND, head, terms, member.lm.vocab_size)
-            outcome.loss_sum.backward()
-            for i, lesson in enumerate(lessons):
-                agreement = outcome.stats[i].agreement_N
-                tallies[lesson.name] = Tally(
-                    outcome.sums[i], outcome.counts[i], agreement.sum() if agreement is not None else None
-                )
+                loss = hidden_ND.sum() * 0.0
+                if terms:
+                    outcome = compare(hidden_ND, head, terms, member.lm.vocab_size)
+                    loss = outcome.loss_sum
+                    for i, lesson in enumerate(lessons):
+                        agreement = outcome.stats[i].agreement_N
+                        tallies[lesson.name] = Tally(
+                            outcome.sums[i], outcome.counts[i], agreement.sum() if agreement is not None else None
+                        )
+                for hidden in self.lessons:
+                    if hidden.learner == name and isinstance(hidden, HiddenLesson):
+                        distance = _distance(member.lm, inside[name], inside[hidden.source], hidden)
+                        scale = hidden.weight.at(progress) / max(denominators[hidden.name], 1)
+                        loss = loss + distance.sum() * scale
+                        tallies[hidden.name] = Tally(distance.sum().detach(), torch.tensor(len(labels_N)))
+            loss.backward()
         return tallies
+
+    def _forward(self, name: str, batch: Batch, learned: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """A member's last hidden states [N, D] where something is learned, and those of asked layers.
+
+        Padding and prompts need no logits: they are left out before the head.
+        """
+        layers = sorted(
+            {pair[x.learner != name] for x in self.lessons if isinstance(x, HiddenLesson) for pair in x.pairs}
+            if any(isinstance(x, HiddenLesson) and name in (x.learner, x.source) for x in self.lessons)
+            else set()
+        )
+        lm = self.members[name].lm
+        if not layers:
+            return lm.hidden(batch.ids_BT, batch.positions_BT)[learned], {}
+        last_BTD, found = lm.hidden_of_layers(batch.ids_BT, batch.positions_BT, layers)
+        return last_BTD[learned], {layer: x[learned] for layer, x in zip(layers, found, strict=True)}
 
     def _term(
         self, lesson: Lesson, taught: Mapping[str, Target], denominators: Mapping[str, int], progress: float
@@ -138,6 +189,48 @@ class Cohort:
             weight=lesson.weight.at(progress) * scale / max(denominators[lesson.name], 1),
             name=lesson.name,
         )
+
+
+def _projection_name(lesson: HiddenLesson, i: int) -> str:
+    return f"{lesson.source}_{i}"
+
+
+def _add_projections(learner: LanguageModel, source: LanguageModel, lesson: HiddenLesson) -> None:
+    """Learned projections to the source's width, where it is another; they train with the learner.
+
+    Raises:
+        ValueError: a layer that one of the two does not have.
+    """
+    for own, theirs in lesson.pairs:
+        if not (0 <= own < learner.n_layers and 0 <= theirs < source.n_layers):
+            raise ValueError(
+                f"lesson {lesson.name}: layers {own} and {theirs}, of {learner.n_layers} and {source.n_layers}"
+            )
+    width, wanted = learner.config.hidden_size, source.config.hidden_size
+    if width == wanted:
+        return
+    projections = torch.nn.ModuleDict()
+    for i in range(len(lesson.pairs)):
+        linear = torch.nn.Linear(width, wanted, bias=False, device=learner.device, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(i)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(wanted, width, generator=generator) / width**0.5)
+        projections[_projection_name(lesson, i)] = linear
+    learner.model.add_module(PROJECTIONS, projections)
+
+
+def _distance(
+    lm: LanguageModel, own: Mapping[int, torch.Tensor], theirs: Mapping[int, torch.Tensor], lesson: HiddenLesson
+) -> torch.Tensor:
+    """Distance a position [N], averaged over the lesson's pairs of layers."""
+    projections = getattr(lm.model, PROJECTIONS, None)
+    total = torch.zeros((), device=lm.device)
+    for i, (a, b) in enumerate(lesson.pairs):
+        state = own[a]
+        if projections is not None:
+            state = projections[_projection_name(lesson, i)](state.to(torch.float32))
+        total = total + hidden_distance(state, theirs[b], lesson.distance)
+    return total / len(lesson.pairs)
 
 
 def as_target(hidden_ND: torch.Tensor, head: Head) -> Dense:

@@ -11,7 +11,7 @@ from limbeck.errors import RecipeError
 from limbeck.objectives.divergences import resolve
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Alone, Co, Divergence, Hard, Ramp, Soft, Technique, Weight
-from limbeck.training.cohort import Lesson
+from limbeck.training.cohort import HiddenLesson, Lesson
 
 TEACHER = "teacher"
 
@@ -36,6 +36,35 @@ def lessons_of(technique: Technique, students: list[str], key: str) -> list[Less
                 if technique.hard_weight != 0:
                     lessons.append(Lesson(student, weight=schedule(technique.hard_weight)))
             return lessons
+
+
+def hidden_lessons(technique: Technique, matched: dict[str, list[tuple[int, int]]]) -> list[HiddenLesson]:
+    """The lessons on hidden states.
+
+    Args:
+        technique: a section of the recipe.
+        matched: for each student, which of its layers goes with which of the teacher's.
+    """
+    if not isinstance(technique, Soft) or technique.hidden is None:
+        return []
+    section = technique.hidden
+    return [
+        HiddenLesson(
+            student,
+            TEACHER,
+            tuple(pairs) if section.layers == "matched" else section.layers,
+            section.distance,
+            schedule(section.weight),
+        )
+        for student, pairs in matched.items()
+    ]
+
+
+def matched_layers(students_layers: int, teachers_layers: int, kept: list[int] | None = None) -> list[tuple[int, int]]:
+    """Student's layers with teacher's: those they were cut from, else evenly, last with last."""
+    if kept is None:
+        kept = [round((i + 1) * teachers_layers / students_layers) - 1 for i in range(students_layers)]
+    return list(enumerate(kept))
 
 
 def needs_teacher(technique: Technique) -> bool:
