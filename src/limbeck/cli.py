@@ -79,6 +79,42 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
 
 
 @app.command()
+def chat(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A run folder, or models by path or name.")],
+    ask: Annotated[
+        list[str] | None, typer.Option("--ask", "-a", help="Ask this and leave; may be given again.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most probable word.")] = 0.0,
+    only: Annotated[str | None, typer.Option(help="Of a run: these rows, by comma (teacher,soft).")] = None,
+) -> None:
+    """Talk to a run's teacher and students, or to any models, side by side.
+
+    An empty line or Ctrl-D ends the conversation.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from limbeck.chatting import speakers
+    from limbeck.models.generate import Sampling
+
+    console = Console(highlight=False)
+    wanted = only.split(",") if only else None
+    present = [s for s in speakers(models) if wanted is None or s.name in wanted]
+    sampling = Sampling(max_new_tokens, temperature)
+    questions = iter(ask) if ask else iter(lambda: console.input("\n[bold]you[/] ").strip(), "")
+    try:
+        for words in questions:
+            if ask:
+                console.print(Text("\nyou ", "bold"), Text(words), sep="")
+            for speaker in present:
+                # Text, not markup: what a model says is never interpreted.
+                console.print(Text(f"{speaker.name} ", "bold cyan"), Text(speaker.answer(words, sampling)), sep="")
+    except EOFError:
+        pass
+
+
+@app.command()
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors that complete and check YAML."""
     from limbeck.recipe import Recipe

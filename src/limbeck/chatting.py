@@ -1,0 +1,84 @@
+"""Talking to models side by side: the same words to each, every answer under its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import RecipeError
+from limbeck.models.generate import Sampling, generate
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.load import load_model, localised
+from limbeck.models.tokenizer import load_tokenizer
+from limbeck.recipe import PackageModel, PathModel
+
+
+@dataclass
+class Speaker:
+    """A model with its own memory of the conversation."""
+
+    name: str
+    lm: LanguageModel
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, words: str, sampling: Sampling) -> str:
+        """What it says to ``words``, after all that was said before. A model without a chat template
+        goes on from the bare words and remembers nothing."""
+        tokenizer: Any = self.lm.tokenizer
+        self.messages.append({"role": "user", "content": words})
+        if getattr(tokenizer, "chat_template", None):
+            text = tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
+        else:
+            text = words
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000) - sampling.max_new_tokens
+        ((_, new),) = generate(self.lm, [prompt[-max(room, 1) :]], sampling, 1)
+        said = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        self.messages.append({"role": "assistant", "content": said})
+        return said
+
+
+def speakers(where: list[str]) -> list[Speaker]:
+    """Models by folder, hub name, .gguf file or ``PACKAGE/FILE.gguf``; of a run folder, its teacher and students.
+
+    Raises:
+        RecipeError, InputError: one cannot be loaded.
+    """
+    found: list[Speaker] = []
+    for place in where:
+        for name, spec in _specs(place):
+            path, _ = localised(spec, "MODEL")
+            tokenizer = load_tokenizer(path.path, key="MODEL", revision=path.revision)
+            found.append(Speaker(name, load_model(path, tokenizer, key="MODEL")))
+    return found
+
+
+def _specs(place: str) -> list[tuple[str, PathModel | PackageModel]]:
+    folder = Path(place)
+    if (folder / "stages").is_dir():
+        return _of_run(folder)
+    if place.endswith(".gguf") and not folder.exists() and place.count("/") == 1:
+        return [(place, PackageModel(package=place))]
+    return [(folder.name if folder.exists() else place, PathModel(path=place, dtype="auto"))]
+
+
+def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:
+    """The teacher of a run and the students of its first seed."""
+    from limbeck.recipe import ConfigTeacher, load_recipe
+
+    recipe = load_recipe(run / "recipe.yaml")
+    specs: list[tuple[str, PathModel | PackageModel]] = []
+    if (run / "teacher" / "config.json").exists():
+        specs.append(("teacher", PathModel(path=str(run / "teacher"), dtype="auto")))
+    elif not isinstance(recipe.teacher, ConfigTeacher):
+        specs.append(("teacher", recipe.teacher))
+    for technique in recipe.techniques:
+        for name in recipe.cohort:
+            folder = run / "arms" / f"{technique.label}-seed{recipe.seeds[0]}" / "students" / name
+            if folder.is_dir():
+                label = technique.label if recipe.student is not None else f"{technique.label} / {name}"
+                specs.append((label, PathModel(path=str(folder), dtype="auto")))
+    if not specs:
+        raise RecipeError(f"{run} holds no finished model", fix="Let the run go on first")
+    return specs
