@@ -59,7 +59,7 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     gradient = job.hidden_ND.dtype if hidden or head or bias else None
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
-    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, backend))
+    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, backend, head=head))
     gradients = Gradients(job.hidden_ND, job.head_VD, len(pieces), hidden=hidden, head=head, bias=bias)
     results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
@@ -84,16 +84,22 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     )
 
 
-def choose_chunk(job: Job, backend: Backend) -> int:
+def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
     """Positions per chunk: as few as keep the matmuls efficient, so that little is held.
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls. Plain torch makes several
-    float32 copies of a chunk and gets a quarter of that.
+    float32 copies of a chunk and gets a quarter of that. A single chunk needs no float32 sum of the head's
+    gradient, so it may be larger where that holds no more.
     """
+    positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
+    of_logits = vocab_size * job.logits_dtype.itemsize
     budget = 2**27 if backend is not eager.run else 2**25
-    size = budget // (job.head_VD.shape[0] * job.logits_dtype.itemsize)
-    return max(32, min(1024, size // 32 * 32))
+    size = max(32, min(1024, budget // of_logits // 32 * 32))
+    teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
+    of_position = of_logits * (1 + teachers)
+    spared = vocab_size * width * (job.compute.itemsize - job.head_VD.dtype.itemsize) if head else 0
+    return positions if (positions - size) * of_position <= spared else size
 
 
 def _pieces(active_N: Tensor, size: int) -> list[Index]:
