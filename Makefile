@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-unit test-all lint format bench bench-objective clean
+.PHONY: help demo test test-unit test-all lint format bench bench-objective bench-end-to-end clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,10 +55,21 @@ format: $(VENV)/.lint  ## Put the code in the house style
 	@$(BIN)/ruff check --fix --quiet src tests benchmarks
 	@$(BIN)/ruff format src tests benchmarks
 
-bench: bench-objective  ## All benchmarks, against named peers
+$(VENV)-bench/.done: $(VENV)/.torch benchmarks/requirements.txt
+	@test -x $(VENV)-bench/bin/python || $(PYTHON) -m venv $(VENV)-bench
+	@echo "installing the peers into $(VENV)-bench ..."
+	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . ninja
+	@touch $@
 
-bench-objective: $(VENV)/.core  ## The objective against its peers and the matmul floor
-	@$(BIN)/python benchmarks/objective.py
+bench: bench-objective bench-end-to-end  ## All benchmarks, against named peers
+
+bench-objective: $(VENV)/.core $(VENV)-bench/.done  ## The objective against its peers and the matmul floor
+	@$(BIN)/python benchmarks/objective.py --python $(VENV)-bench/bin/python
+
+bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation against TRL's GKDTrainer
+	@$(BIN)/python benchmarks/objective_end_to_end.py --python $(VENV)-bench/bin/python
 
 clean:  ## Remove what was installed and made
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
