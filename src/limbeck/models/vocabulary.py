@@ -161,9 +161,11 @@ def cut_vocabulary(
     model's logits on kept text are the teacher's own at the kept tokens.
 
     The row of ``other`` starts as the mean of the dropped rows. With ``calibration`` (batches of
-    *teacher* ids) the head's row is fitted, by ridge regression towards that mean, to make its
-    logit the log of the dropped tokens' mass; without, it knows nothing of their number, and its
-    logit is too low at first. The token is never read, only predicted, and generation suppresses it.
+    *teacher* ids; a few thousand positions do) the head's row is fitted, by ridge regression towards
+    that mean, to make its logit the log of the dropped tokens' mass; without, it knows nothing of
+    their number: measured on TinyStories, 18 (SmolLM2) and 24 nats (Gemma 3 270M) too low, against a
+    mean error of 0.6 after fitting Gemma on 12,000 positions. The token is never read, only
+    predicted, and generation suppresses it.
 
     Raises:
         RecipeError: what ``choose_tokens`` raises, or an unknown architecture.
