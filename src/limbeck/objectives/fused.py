@@ -11,7 +11,9 @@ of it); W rows of the learner's head, V and padding; m = n + 1; r entries of a c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +67,6 @@ class Outcome:
     stats: list[TermStats] = field(default_factory=list)
 
 
-@torch.compiler.disable
 def fused_divergence(
     hidden_ND: Tensor,
     head_VD: Tensor,
@@ -107,6 +108,40 @@ def fused_divergence(
     Raises:
         ValueError: where shapes, dtypes, vocabularies or settings do not fit; the message says which.
     """
+    call = _eager() if "torch._dynamo" in sys.modules else _fused_divergence
+    return call(
+        hidden_ND,
+        head_VD,
+        terms,
+        bias_V=bias_V,
+        softcap=softcap,
+        scale=scale,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        precise=precise,
+        stats=stats,
+    )
+
+
+@functools.cache
+def _eager() -> Callable[..., Outcome]:
+    """The operation, kept out of torch.compile's graphs: made late, for the decorator imports the compiler."""
+    return torch.compiler.disable(_fused_divergence)
+
+
+def _fused_divergence(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    terms: Sequence[Term],
+    *,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    scale: float,
+    vocab_size: int | None,
+    chunk_tokens: int | None,
+    precise: bool | None,
+    stats: bool,
+) -> Outcome:
     if not terms:
         raise ValueError("fused_divergence needs at least one term")
     if hidden_ND.ndim != 2 or head_VD.ndim != 2 or hidden_ND.shape[1] != head_VD.shape[1]:
@@ -120,6 +155,8 @@ def fused_divergence(
             "on the module that owns it), and call this inside that module's forward"
         )
     check_softcap(softcap)
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     vocab_size = _vocab_size(head_VD, terms, vocab_size)
     matmul_dtype = _matmul_dtype(hidden_ND, head_VD)
     compute = torch.promote_types(matmul_dtype, torch.float32)
