@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives.divergences import LOG_ZERO
+from limbeck.objectives.kernels import entries
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
 
 
@@ -79,43 +80,20 @@ def _dense(student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool) 
 def _sparse(student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool) -> tuple[RowResult, Tensor | None]:
     rows = term.rows
     assert isinstance(rows, SparseRows)
-    count = student_nV.shape[0]
-    row_r = torch.arange(count, device=student_nV.device).repeat_interleave(rows.offsets_m.diff())
-    index = (row_r, rows.ids_r)
+    index = (entries.positions(rows), rows.ids_r)
     scaled_nV = student_nV / term.temperature
-    total_n = scaled_nV.logsumexp(-1)
-    logq_r = (scaled_nV[index] - total_n[row_r]).clamp_min_(LOG_ZERO)
-    share_r, weight_r = term.divergence.pointwise(rows.logprobs_r, logq_r, rows.entropy_n[row_r])
-    divergence_n = total_n.new_zeros(count).index_add_(0, row_r, share_r)
-    sum_n = total_n.new_zeros(count).index_add_(0, row_r, weight_r)
-    if rows.offset_n is not None:
-        divergence_n += rows.offset_n
+    logits_r, lse_n, tail_lse_n = scaled_nV[index], scaled_nV.logsumexp(-1), None
+    student_entropy_n = _entropy((scaled_nV - lse_n.unsqueeze(1)).clamp_min_(LOG_ZERO)) if statistics else None
+    if rows.tail_n is not None:
+        # Without the entries, so that the bucket's mass is not what is left of a subtraction from 1.
+        scaled_nV.index_put_(index, scaled_nV.new_tensor(-torch.inf))
+        tail_lse_n = scaled_nV.logsumexp(-1)
+    divergence_n, made = entries.compare(rows, term.divergence, logits_r, lse_n, tail_lse_n)
     result = RowResult(divergence_n)
     if statistics:
-        known_n = rows.top_n >= 0
-        top_n1 = rows.top_n.clamp_min(0).unsqueeze(1)
-        agreement_n = known_n & (student_nV.gather(1, top_n1).squeeze(1) == student_nV.amax(-1))
-        student_entropy_n = _entropy((scaled_nV - total_n.unsqueeze(1)).clamp_min_(LOG_ZERO))
+        agreement_n = entries.agreement(rows, student_nV, student_nV.amax(-1))
         result = RowResult(divergence_n, student_entropy_n, rows.entropy_n, agreement_n)
-
-    if rows.tail_n is None:
-        if not gradient:
-            return result, None
-        # Outcomes outside the entries only feel the normalisation. Drawn ids may repeat: accumulate.
-        grad_nV = (scaled_nV - total_n.unsqueeze(1)).exp_().mul_(-sum_n.unsqueeze(1))
-        return result, grad_nV.index_put_(index, weight_r, accumulate=True)
-
-    # The student's probability of the bucket, without subtracting from 1.
-    outside_nV = scaled_nV.index_put(index, scaled_nV.new_tensor(-torch.inf))
-    tail_n = outside_nV.logsumexp(-1)
-    logq_tail_n = (tail_n - total_n).clamp_min_(LOG_ZERO)
-    share_n, weight_n = term.divergence.pointwise(rows.tail_n, logq_tail_n, rows.entropy_n)
-    divergence_n += share_n
     if not gradient:
         return result, None
-    sum_n += weight_n
-    # Within the bucket the derivative is shared out by the student's own conditional probabilities.
-    bucket_n = weight_n - logq_tail_n.exp() * sum_n
-    grad_nV = outside_nV.sub_(tail_n.clamp_min(-torch.finfo(tail_n.dtype).max).unsqueeze(1)).exp_()
-    grad_nV.mul_(bucket_n.unsqueeze(1))
-    return result, grad_nV.index_put_(index, weight_r - logq_r.exp() * sum_n[row_r])
+    grad_nV = scaled_nV.sub_(made.lse_n.unsqueeze(1)).exp_().mul_(made.rest_n.unsqueeze(1))
+    return result, grad_nV.index_put_(index, made.entry_r, accumulate=not made.replace)
