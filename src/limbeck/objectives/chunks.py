@@ -88,14 +88,16 @@ def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
     """Positions per chunk: as few as keep the matmuls efficient, so that little is held.
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
-    vocabularies do not hold much and narrow ones do not hold up the matmuls. Plain torch makes several
-    float32 copies of a chunk and gets a quarter of that. A single chunk needs no float32 sum of the head's
-    gradient, so it may be larger where that holds no more.
+    vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
+    time, gets four times that. Plain torch makes several float32 copies of a chunk and gets a quarter.
+    A single chunk needs no float32 sum of the head's gradient, so it may be larger where that holds no more.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
     of_logits = vocab_size * job.logits_dtype.itemsize
-    budget = 2**27 if backend is not eager.run else 2**25
-    size = max(32, min(1024, budget // of_logits // 32 * 32))
+    budget, most = (2**29, 4096) if job.hidden_ND.device.type == "cuda" else (2**27, 1024)
+    if backend is eager.run:
+        budget //= 4
+    size = max(32, min(most, budget // of_logits // 32 * 32))
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)
     spared = vocab_size * width * (job.compute.itemsize - job.head_VD.dtype.itemsize) if head else 0

@@ -34,7 +34,7 @@ class HeadGradient:
             mkl.gemm(self.sum_VD, grad_nV.t(), hidden_nD, accumulate=not first)
         else:
             for block in matmul.blocks(len(self.sum_VD)):
-                part_vD = grad_nV[:, block].t() @ hidden_nD
+                part_vD = matmul.product(grad_nV[:, block].t(), hidden_nD, self.sum_VD.dtype)
                 self.sum_VD[block] = part_vD if first else self.sum_VD[block] + part_vD
 
     def take(self) -> Tensor:

@@ -31,6 +31,8 @@ def logits(out_nV: Tensor, hidden_nD: Tensor, head_VD: Tensor, bias_V: Tensor | 
         torch.mm(hidden_nD, head_VD.t(), out=out_nV)
     elif has_mixed(hidden_nD):
         mkl.gemm(out_nV, hidden_nD, head_VD.t(), accumulate=False)
+    elif hidden_nD.device.type == "cuda":
+        torch.mm(hidden_nD, head_VD.t(), out_dtype=out_nV.dtype, out=out_nV)
     else:
         hidden_nD = hidden_nD.to(out_nV.dtype)
         for block in blocks(len(head_VD)):
@@ -46,6 +48,13 @@ def into_hidden(out_nD: Tensor, grad_nV: Tensor, head_VD: Tensor) -> None:
     """``out_nD = grad_nV @ head_VD``."""
     for block in blocks(len(grad_nV), POSITIONS_BLOCK if grad_nV.device.type == "cpu" else len(grad_nV)):
         torch.mm(grad_nV[block], head_VD, out=out_nD[block])
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """``left @ right``, in ``dtype`` where the device multiplies into another one, else in its own."""
+    if left.device.type == "cuda" and left.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left @ right
 
 
 def has_mixed(operand: Tensor) -> bool:

@@ -112,13 +112,13 @@ class Dense:
 class Sparse:
     """A few probabilities a position; ``scheme`` says what the rest of the mass is.
 
-    Position ``n`` owns the entries ``offsets[n] .. offsets[n + 1]`` of ``ids`` and ``logprobs``.
+    Position ``n`` owns the entries ``offsets[n] .. offsets[n + 1]`` of ``ids`` and ``logprobs``. An id
+    occurs at most once at a position (a token drawn twice has twice the weight); it is not checked.
 
     ``top_k_tail``: the entries are exact, and everything else is one bucket, which takes part in the
     divergence with the probability that is left. It is the exact divergence between the two
     distributions after merging the tail: for an f-divergence a lower bound on the whole (data
     processing), zero where teacher and student agree, and never renormalised, so ``K = 1`` teaches too.
-    An id must not occur twice at a position.
 
     ``threshold_sampling``: ``p >= threshold`` is exact and the rest was drawn so that the entries as
     they stand are an unbiased estimate of the distribution (arXiv 2503.16870, with systematic sampling);

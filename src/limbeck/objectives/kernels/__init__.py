@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from limbeck.objectives.kernels import cpu, eager
@@ -12,4 +14,13 @@ def choose(device: torch.device, logits: torch.dtype, gradient: torch.dtype | No
     """The fastest backend that this device and these dtypes have."""
     if device.type == "cpu" and cpu.serves(logits, gradient):
         return cpu.run
+    if device.type == "cuda" and logits != torch.float64 and _has_triton():
+        # Only here, for it takes a second and is not everywhere.
+        from limbeck.objectives.kernels import cuda
+
+        return cuda.run
     return eager.run
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

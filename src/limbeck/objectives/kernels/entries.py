@@ -20,7 +20,7 @@ class EntryGradients:
 
     Every token gets ``rest_n * exp(logit - lse_n)``: its part in the normalisation, or in the bucket, which
     the student's conditional probabilities share out. Entries then get ``entry_r``: in place of that with a
-    bucket, on top of it without one (drawn ids may repeat).
+    bucket, on top of it without one.
     """
 
     lse_n: Tensor
