@@ -22,18 +22,27 @@ template <class S, class T> bool shared_top(const S* s, const T* t, int64_t V, M
   return total(select(hits != 0, splat(1.0f), vf{})) > 0;
 }
 
+// Two rows of floats: the exponentials of student and teacher from the pass that summed them. Loading them
+// again costs less than making them again.
+struct Exponentials {
+  float *student, *teacher;
+};
+
 template <class S, class T, class D>
 float dense_row(
     const S* s, const T* t, int64_t V, Normaliser ns, Normaliser nt, D divergence, float factor,
-    bool gradient, float* scratch, const Sink sink) {
+    bool gradient, Exponentials kept, const Sink sink) {
   double d_sum = 0, w_sum = 0;
   constexpr bool forward = std::is_same_v<D, ForwardKL> || std::is_same_v<D, CrossEntropy>;
+  float* weights = kept.teacher;  // Overwritten, each place after it was read.
   in_blocks(V, [&](int64_t from, int64_t to) {
     vf d_block{}, w_block{};
     each(from, to, [&](int64_t i, auto whole) {
       vf lq = ns.log_softmax(load(s, i, V, whole));
       vf lp = nt.log_softmax(load(t, i, V, whole));
-      vf p = exp_(lp), q = exp_(lq), share, weight;
+      vf p = Row<float>::load(kept.teacher + i) * nt.inverse_z;
+      vf q = Row<float>::load(kept.student + i) * ns.inverse_z;
+      vf share, weight;
       divergence(lp, lq, p, q, share, weight);
       d_block += share;
       if (forward) {
@@ -41,7 +50,7 @@ float dense_row(
         if (gradient) sink.put(i, V, (q - p) * factor, whole);
       } else {
         w_block += weight;
-        if (gradient) Row<float>::store(scratch + i, weight);
+        if (gradient) Row<float>::store(weights + i, weight);
       }
     });
     d_sum += total(d_block);
@@ -50,8 +59,8 @@ float dense_row(
   if (!forward && gradient) {
     float w = static_cast<float>(w_sum);
     each(0, V, [&](int64_t i, auto whole) {
-      vf q = exp_(ns.log_softmax(load(s, i, V, whole)));
-      sink.put(i, V, (Row<float>::load(scratch + i) - q * w) * factor, whole);
+      vf q = Row<float>::load(kept.student + i) * ns.inverse_z;
+      sink.put(i, V, (Row<float>::load(weights + i) - q * w) * factor, whole);
     });
   }
   return static_cast<float>(d_sum);
@@ -60,12 +69,12 @@ float dense_row(
 template <class S, class T>
 void dense_term(
     const Chunk& chunk, const Term& term, int64_t n, const S* s, const T* t, Maxima of_s, float* t_blocks,
-    float* scratch, const Sink& sink) {
+    Exponentials kept, const Sink& sink) {
   const float inverse = 1.0f / term.temperature;
   const Maxima of_t{row_max(t, chunk.V, t_blocks), t_blocks};
   double zs = 0, xs = 0, zt = 0, xt = 0;
-  sums(s, chunk.V, of_s.row, inverse, zs, xs);
-  sums(t, chunk.V, of_t.row, inverse, zt, xt);
+  sums<true>(s, chunk.V, of_s.row, inverse, zs, xs, kept.student);
+  sums<true>(t, chunk.V, of_t.row, inverse, zt, xt, kept.teacher);
   Normaliser ns = normaliser(of_s.row, inverse, zs, xs), nt = normaliser(of_t.row, inverse, zt, xt);
   if (chunk.statistics) {
     term.student_entropy[n] = ns.entropy;
@@ -74,7 +83,7 @@ void dense_term(
   }
   with_divergence(term, nt.entropy, [&](auto divergence) {
     term.divergence_out[n] = dense_row(
-        s, t, chunk.V, ns, nt, divergence, term.coefficient[n] * inverse, chunk.gradient, scratch, sink);
+        s, t, chunk.V, ns, nt, divergence, term.coefficient[n] * inverse, chunk.gradient, kept, sink);
   });
 }
 

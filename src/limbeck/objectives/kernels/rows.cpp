@@ -14,7 +14,7 @@
 namespace {
 
 struct Scratch {
-  std::vector<float> weight, sum, student, teacher, student_blocks, teacher_blocks;
+  std::vector<float> student_kept, teacher_kept, sum, student, teacher, student_blocks, teacher_blocks;
   Lists lists;
 
   explicit Scratch(const Chunk& chunk) {
@@ -23,7 +23,8 @@ struct Scratch {
     for (int k = 0; k < chunk.terms; ++k) teacher_cap |= !chunk.term[k].is_sparse && chunk.term[k].dense.softcap > 0;
     student_blocks.resize(chunk.V / BLOCK + 1);
     teacher_blocks.resize(chunk.V / BLOCK + 1);
-    if (chunk.gradient) weight.resize(size);
+    student_kept.resize(size);
+    teacher_kept.resize(size);
     if (chunk.terms > 1) sum.resize(size);
     if (chunk.softcap > 0) student.resize(size);
     if (teacher_cap) teacher.resize(size);
@@ -45,13 +46,14 @@ template <class T> void cap_row(const T* row, int64_t V, float softcap, float* o
 template <class S, class T>
 void teacher_term(
     const Chunk& chunk, const Term& term, int64_t n, const S* s, Maxima of_s, Scratch& scratch, const Sink& sink) {
+  const Exponentials kept{scratch.student_kept.data(), scratch.teacher_kept.data()};
   const T* t = static_cast<const T*>(term.dense.logits) + n * term.dense.stride;
   if (term.dense.softcap > 0) {
     cap_row(t, chunk.V, term.dense.softcap, scratch.teacher.data());
     const float* capped = scratch.teacher.data();
-    dense_term(chunk, term, n, s, capped, of_s, scratch.teacher_blocks.data(), scratch.weight.data(), sink);
+    dense_term(chunk, term, n, s, capped, of_s, scratch.teacher_blocks.data(), kept, sink);
   } else {
-    dense_term(chunk, term, n, s, t, of_s, scratch.teacher_blocks.data(), scratch.weight.data(), sink);
+    dense_term(chunk, term, n, s, t, of_s, scratch.teacher_blocks.data(), kept, sink);
   }
 }
 

@@ -132,12 +132,14 @@ template <class T> float row_max(const T* row, int64_t V, float* of_block) {
 struct Normaliser {
   float max, inverse, log_z;
   float entropy;  // Of the softmax.
+  float inverse_z = 0;  // Of exponentials of what is left after the maximum.
 
   inline vf log_softmax(vf logit) const { return at_least((logit - max) * inverse - log_z, LOG_ZERO); }
 };
 
-// sum e and sum e * x for e = exp(x), x = (row - max) / temperature.
-template <class T> void sums(const T* row, int64_t V, float max, float inverse, double& z, double& zx) {
+// sum e and sum e * x for e = exp(x), x = (row - max) / temperature. With KEEP, e is written to `kept`.
+template <bool KEEP = false, class T>
+void sums(const T* row, int64_t V, float max, float inverse, double& z, double& zx, float* kept = nullptr) {
   const float slope = inverse * LOG2_E;
   in_blocks(V, [&](int64_t from, int64_t to) {
     vf e_sum{}, ex_sum{};
@@ -146,6 +148,7 @@ template <class T> void sums(const T* row, int64_t V, float max, float inverse, 
       vf e = exp2(y);
       e_sum += e;
       ex_sum += e * y;
+      if (KEEP) Row<float>::store(kept + i, e);
     });
     z += total(e_sum);
     zx += total(ex_sum) * static_cast<double>(LN_2);
@@ -154,7 +157,7 @@ template <class T> void sums(const T* row, int64_t V, float max, float inverse, 
 
 inline Normaliser normaliser(float max, float inverse, double z, double zx) {
   double log_z = std::log(z);
-  return {max, inverse, static_cast<float>(log_z), static_cast<float>(log_z - zx / z)};
+  return {max, inverse, static_cast<float>(log_z), static_cast<float>(log_z - zx / z), static_cast<float>(1 / z)};
 }
 
 }  // namespace
