@@ -91,8 +91,9 @@ def raw_recipe(tmp_path: Path, corpus_file: Path, teacher_folder: Path) -> dict[
         "teacher": {"path": str(teacher_folder)},
         "student": {"config": copy.deepcopy(LLAMA)},
         "data": {"corpus": [{"text": str(corpus_file), "separator": "\n\n"}], "heldout": 0.2, "seq_len": 32},
+        "threads": 1,
         "techniques": ["alone", "soft", {"kind": "hard", "writing": {"batch_rows": 8}}, "co"],
-        "training": {"tokens": 1500, "batch_rows": 4, "checkpoint_every_steps": 3, "log_every_steps": 2, "threads": 1},
+        "training": {"tokens": 1500, "batch_rows": 4, "checkpoint_every_steps": 3, "log_every_steps": 2},
         "evaluation": {"max_documents": 10, "bootstrap": 100, "samples": 2, "sample_tokens": 6, "speed_tokens": 4},
     }
 

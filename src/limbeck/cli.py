@@ -146,6 +146,11 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100))
 
 
+def _full(what: str) -> NoReturn:
+    print(f"limbeck: {what}. Free space or check permissions, then run again", file=sys.stderr)
+    sys.exit(2)
+
+
 def _interrupted() -> NoReturn:
     print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
     sys.exit(130)
@@ -166,15 +171,16 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except OSError as error:
-        if debug or error.errno is None:
+        if debug:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"limbeck: {error.strerror}{where}. Free space or check permissions, then run again", file=sys.stderr)
-        sys.exit(2)
+        _full(f"{error.strerror or error}{where}")
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            print(f"limbeck: {error.format_message()}. See limbeck --help", file=sys.stderr)
+            print(f"limbeck: {error.format_message().rstrip('.')}. See limbeck --help", file=sys.stderr)
             sys.exit(2)
+        if not debug and type(error).__name__ == "SafetensorError" and "error" in str(error).lower():
+            _full(str(error))
         raise
 
 

@@ -41,4 +41,4 @@ class RunFolderError(LimbeckError):
 
 
 class DivergedError(LimbeckError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
+    """A gradient became NaN or infinite."""

@@ -29,12 +29,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     """A scratch folder that becomes ``target``, flushed to the disk, when the block ends without error.
 
     A ``target`` that stands there already is replaced; what a killed process left is removed first.
+    ``shared``: other processes may write the same target at the same time; the last one stays.
     """
-    scratch = target.with_name(f".{target.name}.writing")
+    scratch = target.with_name(f".{target.name}.writing{f'-{os.getpid()}' if shared else ''}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     yield scratch

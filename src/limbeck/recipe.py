@@ -30,6 +30,7 @@ from limbeck.errors import RecipeError
 from limbeck.recipe_yaml import apply_overrides, explain, read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PartOf = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -37,7 +38,9 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A frozen part of the recipe that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), serialize_by_alias=True, allow_inf_nan=False
+    )
 
 
 def _by_key(*names: str) -> Callable[[Any], str | None]:
@@ -61,10 +64,17 @@ class Lora(Section):
 
     rank: Count = Field(16, description="Rank r of the adapters.")
     alpha: Positive = Field(32.0, description="Scale of the adapters: alpha / rank.")
-    dropout: Share = Field(0.0, description="Dropout on the adapters' input.")
+    dropout: PartOf = Field(0.0, description="Dropout on the adapters' input.")
     targets: tuple[str, ...] | Literal["all-linear"] = Field(
         "all-linear", description="Module names to adapt; the head never is."
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _not_the_head(cls, targets: Any) -> Any:
+        if "lm_head" in targets:
+            raise ValueError("the head is never adapted; leave lm_head out")
+        return targets
 
 
 class _Model(Section):
@@ -117,7 +127,7 @@ class Optimiser(Section):
     decay: Share = Field(0.2, description="wsd: share of the steps spent decaying at the end.")
     min_lr_ratio: Share = Field(0.1, description="The schedule ends at this share of `lr`.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="On matrices only, not on norms.")
-    betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW's betas.")
+    betas: tuple[PartOf, PartOf] = Field((0.9, 0.95), description="AdamW's betas.")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Clip the gradient's norm; 0: never.")
 
 
@@ -131,7 +141,6 @@ class Training(Optimiser):
     gradient_checkpointing: bool = Field(False, description="Recompute activations: slower, less memory.")
     checkpoint_every_steps: Count = Field(200, description="How often a resumable checkpoint is written.")
     log_every_steps: Count = Field(10, description="How often a line goes to metrics.jsonl and TensorBoard.")
-    threads: Count | None = Field(None, description="CPU threads; default: one for each core.")
 
 
 class Pretraining(Training):
@@ -326,7 +335,7 @@ class Data(Section):
 class Divergence(Section):
     """A per-token divergence by name, with its parameters."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
     name: str = Field(description="forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, alpha_beta, tvd, ...")
 
 
@@ -343,6 +352,8 @@ class Ramp(Section):
     def _forwards(self) -> Ramp:
         if self.until <= self.begin:
             raise ValueError("until must be greater than begin")
+        if self.start == self.end == 0:
+            raise ValueError("a weight of 0 from start to end teaches nothing; leave the term out")
         return self
 
 
@@ -452,12 +463,33 @@ class Evaluation(Section):
     speed_tokens: Annotated[int, Field(ge=0)] = Field(64, description="Tokens generated to time it; 0: not timed.")
 
 
+def _sections(techniques: Any) -> Any:
+    """Techniques with every bare name as a section with that ``kind``."""
+    if isinstance(techniques, str | dict):
+        techniques = [techniques]
+    if isinstance(techniques, list | tuple):
+        techniques = [{"kind": item} if isinstance(item, str) else item for item in techniques]
+    return techniques
+
+
+def _or_their_names(schema: dict[str, Any]) -> None:
+    """In the schema as in the recipe, a technique may be just its name."""
+    schema["items"] = {"anyOf": [{"enum": ["alone", "soft", "hard", "co"]}, schema["items"]]}
+
+
 class Recipe(Section):
     """One run of limbeck."""
 
     title: str | None = Field(None, description="Heading of the report.")
-    run: str = Field(description="The run folder. An existing one is continued.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Every technique is run once for each seed.")
+    run: str = Field(
+        "runs/recipe", description="The run folder; default: runs/ and the recipe's name. An existing one is continued."
+    )
+    threads: Count | None = Field(
+        None, description="CPU threads; default: one for each core. Results follow it to the last bit."
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        (0,), min_length=1, description="Every technique is run once for each seed."
+    )
     teacher: Teacher = Field(description="Who teaches: `path`, `package`, or `config` with `pretraining`.")
     student: Student | None = Field(None, description="Who learns: `path`, `config`, or `from: teacher`.")
     students: dict[str, Student] | None = Field(
@@ -466,7 +498,9 @@ class Recipe(Section):
     tokenizer: Tokenizer | None = Field(None, description="Default: the teacher's.")
     data: Data
     techniques: tuple[Technique, ...] = Field(
-        min_length=1, description="What is run and compared: alone, soft, hard, co; a name or a section with `kind`."
+        min_length=1,
+        description="What is run and compared: alone, soft, hard, co; a name or a section with `kind`.",
+        json_schema_extra=_or_their_names,
     )
     training: Training
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -474,11 +508,7 @@ class Recipe(Section):
     @field_validator("techniques", mode="before")
     @classmethod
     def _names_are_kinds(cls, value: Any) -> Any:
-        if isinstance(value, str | dict):
-            value = [value]
-        if isinstance(value, list | tuple):
-            value = [{"kind": item} if isinstance(item, str) else item for item in value]
-        return value
+        return _sections(value)
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -487,6 +517,8 @@ class Recipe(Section):
         if self.students is not None and not self.students:
             raise ValueError("students is empty; write at least one")
         for name in self.students or {}:
+            if name in ("labels", "teacher"):
+                raise ValueError(f"students: {name!r} means something else here; choose another name")
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"students: {name!r} is no plain name; use letters, digits, - and _")
         labels = [technique.label for technique in self.techniques]
@@ -519,6 +551,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     raw = read_yaml(path)
     if isinstance(raw, dict):
         raw.setdefault("run", f"runs/{path.stem}")
+        if "techniques" in raw:  # so that an override can reach into one that is only named
+            raw["techniques"] = _sections(raw["techniques"])
     raw = apply_overrides(raw, overrides)
     return parse_recipe(raw)
 

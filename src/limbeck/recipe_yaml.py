@@ -34,10 +34,12 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, str | int | float | bool) and key in seen:
-            line = key_node.start_mark.line + 1
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, str | int | float | bool):
+            raise RecipeError(f"line {line}: {_short(key)} is no key", fix="Keys are plain words")
+        if key in seen:
             raise RecipeError(f"line {line}: the key stands twice", key=str(key), fix="Remove one of the two")
-        seen.add(key if isinstance(key, str | int | float | bool) else str(key))
+        seen.add(key)
     loader.flatten_mapping(node)
     return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
@@ -52,7 +54,7 @@ def parse_yaml(text: str) -> Any:
 def read_yaml(path: Path) -> Any:
     """The plain data of a recipe file. Raises RecipeError for a file that cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"there is no recipe {path}", fix=_near_file(path)) from None
     except IsADirectoryError:
@@ -63,6 +65,8 @@ def read_yaml(path: Path) -> Any:
         raise RecipeError(f"{path} cannot be read ({error.strerror})", fix="Check its permissions") from None
     try:
         raw = parse_yaml(text)
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deep", fix="See recipes/ for examples") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -83,6 +87,8 @@ def _near_file(path: Path) -> str:
 
 def apply_overrides(raw: Any, overrides: list[str] | tuple[str, ...]) -> Any:
     """Set ``a.b.0.c=value`` (value in YAML) in plain data; intermediate sections are made."""
+    if overrides and not isinstance(raw, dict):
+        raise RecipeError("a recipe is a mapping of keys to values", fix="See recipes/ for examples")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -125,7 +131,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
     """The first thing that is wrong, as one line that names the key and what to write."""
     problems = error.errors(include_url=False)
     # A key that does not exist explains more than the required one it leaves missing.
-    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    # and what a section says of itself more than that it is no number either.
+    rank = {"extra_forbidden": 0, "value_error": 1}
+    problem = min(problems, key=lambda p: rank.get(p["type"], 2))
     keys, section = _walk(root, problem["loc"])
     dotted = ".".join(keys) or None
     kind, context = problem["type"], problem.get("ctx", {})
@@ -152,7 +160,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
         options = _tags(root, problem["loc"])
         given = sorted(problem["input"]) if isinstance(problem["input"], dict) else repr(problem["input"])
         return RecipeError(f"got {given}", key=dotted, fix=f"Write exactly one of {', '.join(options)}")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "List")
     if kind == "value_error":
         return RecipeError(message[0].lower() + message[1:] if not message.isupper() else message, key=dotted)
     return RecipeError(f"got {_short(problem['input'])}", key=dotted, fix=message)

@@ -130,6 +130,37 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
         "student",
         "seq_len",
     ),
+    "a student called labels": (
+        lambda raw, tmp: raw.update(students={"labels": raw.pop("student")}), "students", "another name"
+    ),
+    "a seed below zero": (_set(seeds=[-1]), "seeds.0", "greater than or equal to 0"),
+    "a beta of one": (_set(training__betas=[1.0, 0.9]), "training.betas.0", "less than 1"),
+    "a pattern that is none": (
+        lambda raw, tmp: raw["data"].update(corpus=[{"text": str(tmp), "glob": "/x"}]), "data.corpus.0.glob", "pattern"
+    ),
+    "an adapted head": (_set(student={"path": "x", "lora": {"targets": ["lm_head"]}}), "student.lora", "head"),
+    "an endless temperature": (
+        _set(techniques=[{"kind": "soft", "temperature": float("inf")}]), "techniques.0", "finite"
+    ),
+    "a ramp backwards": (
+        _set(techniques=[{"kind": "soft", "soft_weight": {"start": 1, "end": 0, "begin": 0.9, "until": 0.1}}]),
+        "techniques.0.soft_weight",
+        "until must be greater",
+    ),
+    "prompts that leave no room": (
+        _set(techniques=[{"kind": "hard", "writing": {"prompt_tokens": 30}}]), "techniques.0.writing", "no room"
+    ),
+    "more layers than the teacher has": (_set(student={"from": "teacher", "layers": 9}), "student.layers", "2 layers"),
+    "heads that break the groups": (_set(student={"from": "teacher", "heads": 7}), "student.heads", "heads"),
+    "a cut of nothing": (_set(student={"from": "teacher"}), "student", "nothing is cut"),
+    "a package that is not there": (
+        _set(teacher={"package": "no_such_thing/model.gguf"}), "teacher.package", "not installed"
+    ),
+    "hidden layers that are not there": (
+        _set(techniques=[{"kind": "soft", "hidden": {"layers": [[0, 9]]}}]),
+        "techniques.0.hidden.layers",
+        "Layers count",
+    ),
     "misspelt model size": (_set(student__config__hiden_size=3), "student.config.hiden_size", "hidden_size"),
     "misspelt architecture": (_set(student__config__model_type="lama"), "student.config.model_type", "llama"),
     "a learning rate that blows up": (

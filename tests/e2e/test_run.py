@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     # Provenance: the resolved recipe runs again to the same run, versions and fingerprints are there.
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
     assert resolved["training"]["lr"] == 1e-3
-    assert json.loads((run / "run.json").read_text())["versions"]["torch"]
+    assert json.loads((run / "run.json").read_text())[0]["versions"]["torch"]
     assert not list(run.glob("arms/*/checkpoints"))
 
     # Again: everything is kept, nothing changes.
@@ -96,7 +97,44 @@ def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     assert {k: v for k, v in students(run).items() if "warm" not in k} == before
     refused = limbeck(recipe, "training.lr=0.5", check=False)
     assert refused.returncode == 2
-    assert "training.lr = 0.001, now it is 0.5" in refused.stderr
+    assert "training.lr" in refused.stderr
+    assert "was run with 0.001, now it is 0.5" in refused.stderr
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["lr"] == 1e-3
+
+
+def test_a_run_folder_heals(tmp_path: Path, raw_recipe: dict[str, Any], corpus_file: Path) -> None:
+    """Pieces that are gone or torn are made again; what can be kept is kept."""
+    raw_recipe["techniques"] = ["alone", "soft"]
+    raw_recipe["training"]["tokens"] = 400
+    recipe, run = write(raw_recipe, tmp_path / "r.yaml"), Path(raw_recipe["run"])
+    limbeck(recipe)
+    before = students(run)
+
+    shutil.rmtree(run / "arms" / "soft-seed0" / "students")
+    shutil.rmtree(run / "measured" / "alone-seed0-student")
+    (run / "measured" / "teacher" / "documents.npz").write_bytes(b"PK torn")
+    (run / "stages" / "measure-soft-seed0-student.json").write_text("{")
+    # The order of techniques says nothing, and the same corpus may lie elsewhere.
+    raw_recipe["techniques"] = ["soft", "alone"]
+    raw_recipe["data"]["corpus"][0]["text"] = str(corpus_file.rename(tmp_path / "moved.txt"))
+    done = limbeck(write(raw_recipe, recipe))
+    assert students(run) == before
+    assert "measure teacher" in done.stdout
+    assert "· alone-seed0" in done.stdout
+
+    # A corpus that has changed is told, and not mixed in.
+    with (tmp_path / "moved.txt").open("a") as file:
+        file.write("\n\none more story that nobody read")
+    assert "the corpus has changed" in limbeck(recipe).stdout
+    assert students(run) == before
+
+
+def test_a_refusal_can_be_mended_in_the_same_folder(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 400
+    recipe = write(raw_recipe, tmp_path / "r.yaml")
+    assert limbeck(recipe, "training.lr=1e30", "training.clip=0", check=False).returncode == 2
+    limbeck(recipe)
 
 
 def test_several_students_seeds_and_adapters(tmp_path: Path, raw_recipe: dict[str, Any], teacher_folder: Path) -> None:

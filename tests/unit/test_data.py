@@ -263,10 +263,7 @@ def test_text_is_learned_whole(tokenizer: Any) -> None:
 
 
 def test_only_the_assistant_is_learned(tokenizer: Any) -> None:
-    import copy
-
-    chatty = copy.deepcopy(tokenizer)
-    chatty.chat_template = CHATML
+    chatty = with_template(tokenizer, CHATML)
     assert learned(CHAT, chatty) == "a big dog<|im_end|>\na blue hill<|im_end|>\n"
     ids, mask = np.array(encode(CHAT, chatty).ids), np.array(encode(CHAT, chatty).learn)
     prompt, rest = split_prompt(ids, mask, 3)
@@ -281,13 +278,66 @@ def test_pairs_need_no_template(tokenizer: Any) -> None:
         encode(CHAT, tokenizer)
 
 
-def test_a_template_that_rewrites_is_refused(tokenizer: Any) -> None:
+def with_template(tokenizer: Any, template: str) -> Any:
     import copy
 
     chatty = copy.deepcopy(tokenizer)
-    chatty.chat_template = "{{ messages | length }}: {% for m in messages %}{{ m['content'] }} {% endfor %}"
-    with pytest.raises(InputError, match="rewrites"):
-        encode(CHAT, chatty)
+    chatty.chat_template = template
+    return chatty
+
+
+# As Qwen3 does: what was thought in earlier turns is taken out, and the last turn gets an empty thought.
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'].split('</think>')[-1].lstrip() }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_answers_are_found_where_a_template_rewrites_earlier_turns(tokenizer: Any) -> None:
+    thought = {"role": "assistant", "content": "<think>hm</think>a big dog"}
+    document = Document(messages=(CHAT.messages[0], thought, *CHAT.messages[2:]))
+    for each in (document, CHAT):
+        text = learned(each, with_template(tokenizer, FORGETFUL))
+        assert text.startswith("a big dog<|im_end|>\n")
+        assert text.endswith("a blue hill<|im_end|>\n")
+        assert "and a dog" not in text
+        assert "im_start" not in text
+
+
+def test_marks_between_turns_only_are_not_learned(tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{% if not loop.first %}|{% endif %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+    )
+    template += "{% if add_generation_prompt %}|assistant:{% endif %}"
+    assert learned(CHAT, with_template(tokenizer, template)) == "a big doga blue hill"
+
+
+def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:
+    template = "{% if messages[0]['role'] != 'system' %}<sys>be kind</sys>{% endif %}" + CHATML
+    greeting = Document(messages=({"role": "assistant", "content": "welcome"}, *CHAT.messages))
+    text = learned(greeting, with_template(tokenizer, template))
+    assert text == "welcome<|im_end|>\na big dog<|im_end|>\na blue hill<|im_end|>\n"
+    assert encode(greeting, with_template(tokenizer, template)).n_bytes == len("welcome" + "a big dog" + "a blue hill")
+
+
+def test_a_template_that_loses_an_answer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="cannot be found"):
+        encode(CHAT, with_template(tokenizer, "{{ messages[-1]['content'] }}"))
+
+
+def test_what_no_template_reads_does_not_tell_conversations_apart(tmp_path: Path) -> None:
+    lines = [{"messages": [{**m, "id": i} for m in CHAT.messages]} for i in range(3)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert len({d.key for d in read(JsonlSource(jsonl=str(tmp_path / "d.jsonl")))}) == 1
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfa")
+    found = read(JsonlSource(jsonl=str(tmp_path / "d.jsonl")), TextSource(text=str(tmp_path / "d.txt")))
+    assert [d.text for d in found] == ["a", "a"]
 
 
 def test_the_prompt_of_plain_text() -> None:

@@ -158,3 +158,19 @@ def test_padding_of_the_vocabulary_is_never_written(make_lm: Callable[..., Langu
     lm = make_lm(vocab_size=4000)
     answers = dict(generate(lm, [[5, 6]] * 8, Sampling(12, temperature=5.0), 8))
     assert max(i for answer in answers.values() for i in answer) < lm.vocab_size
+
+
+def test_the_models_own_generation_file_is_not_asked(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(seq_len=64)
+    greedy = Sampling(12, temperature=0)
+    before = dict(generate(lm, [[5, 6, 7]], greedy, 1))
+    lm.core.generation_config.no_repeat_ngram_size = 1
+    lm.core.generation_config.suppress_tokens = before[0]
+    assert dict(generate(lm, [[5, 6, 7]], greedy, 1)) == before
+    assert lm.core.generation_config.no_repeat_ngram_size == 1
+
+
+def test_no_text_grows_beyond_what_the_model_reads(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(max_position_embeddings=16)
+    answers = dict(generate(lm, [[5] * 10], Sampling(50, temperature=0), 1))
+    assert len(answers[0]) <= 6

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document in tokens. ``learn[i]``: token ``i`` is a label. ``n_bytes``: UTF-8 bytes learned."""
+    """A document in tokens. ``learn[i]``: token ``i`` is a label. ``n_bytes``: UTF-8 bytes of the words learned,
+    without the marks around them."""
 
     ids: list[int]
     learn: list[bool]
@@ -38,16 +39,29 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         return Encoded(
             [*before, *ids, *after], [False] * len(before) + [True] * (len(ids) + len(after)), _size(document.text)
         )
-    text, spans = render(document, tokenizer)
-    return _encode_spans(text, spans, tokenizer, marks=not has_template(tokenizer))
+    text, answers = render(document, tokenizer)
+    return _encode_answers(text, answers, tokenizer, marks=not has_template(tokenizer))
 
 
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as one string, and the character spans that the assistant wrote."""
+@dataclass(frozen=True)
+class Answer:
+    """Where an answer stands in a rendered conversation, in characters: its words, and the mark that ends them."""
+
+    start: int
+    words_end: int
+    end: int
+
+
+def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Answer]]:
+    """A conversation as one string, and where the assistant's answers stand in it.
+
+    Raises:
+        InputError: no chat template, or one in which an answer cannot be found.
+    """
     if not has_template(tokenizer):
         if document.chat:
             raise InputError(
@@ -55,44 +69,88 @@ def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str,
                 key="data.corpus",
                 fix="Use the tokenizer of a chat model, or `prompt`/`response` pairs",
             )
-        text, spans = "", []
+        text, answers = "", []
         for message in document.messages:
             start = len(text)
             text += message["content"]
             if message["role"] == "assistant":
-                spans.append((start, len(text)))
-        return text, spans
-    spans = []
+                answers.append(Answer(start, len(text), len(text)))
+        return text, answers
+    text = _template(tokenizer, document.messages, generation_prompt=False)
+    skeleton: list[tuple[str, str]] | None = None
+    answers = []
     for i, message in enumerate(document.messages):
         if message["role"] != "assistant":
             continue
-        before = _template(tokenizer, document.messages[:i], generation_prompt=True)
-        through = _template(tokenizer, document.messages[: i + 1], generation_prompt=False)
-        if not through.startswith(before):
-            before = _template(tokenizer, document.messages[:i], generation_prompt=False)
-        if not through.startswith(before):
+        found = _by_prefix(text, document, i, tokenizer)
+        if found is None:
+            skeleton = skeleton or _skeleton(document, tokenizer)
+            found = _by_skeleton(text, skeleton, len(answers), document)
+        if found is None:
             raise InputError(
-                "the chat template rewrites what stands before an answer: the assistant's words cannot be told apart",
+                "the chat template rewrites conversations: the assistant's words cannot be found in them",
                 key="data.corpus",
                 fix="Give one answer a conversation, or a template that only appends",
             )
-        spans.append((len(before), len(through)))
-    text = _template(tokenizer, document.messages, generation_prompt=False)
-    prefix = _template(tokenizer, document.messages[: _last_answer(document) + 1], generation_prompt=False)
-    if not text.startswith(prefix):
-        raise InputError(
-            "the chat template rewrites earlier turns", key="data.corpus", fix="Give one answer a conversation"
-        )
-    return text, spans
+        answers.append(found)
+    return text, answers
 
 
-def _last_answer(document: Document) -> int:
-    return max(i for i, message in enumerate(document.messages) if message["role"] == "assistant")
+def _by_prefix(text: str, document: Document, i: int, tokenizer: Any) -> Answer | None:
+    """Answer ``i`` is what its turn adds to the prompt for it, if the template only appends."""
+    if i == 0:
+        return None
+    before = _template(tokenizer, document.messages[:i], generation_prompt=True)
+    through = _template(tokenizer, document.messages[: i + 1], generation_prompt=False)
+    if not (through.startswith(before) and text.startswith(through)):
+        return None
+    words = document.messages[i]["content"].strip()
+    at = text.rfind(words, len(before), len(through))
+    return Answer(len(before), at + len(words) if at >= 0 else len(through), len(through))
+
+
+def _skeleton(document: Document, tokenizer: Any) -> list[tuple[str, str]]:
+    """What the template writes around each answer: (before it, after it, up to the next)."""
+    marks = [f"\u2983answer {i}\u2984" for i in range(len(document.messages))]
+    messages = tuple(
+        {**message, "content": marks[i]} if message["role"] == "assistant" else message
+        for i, message in enumerate(document.messages)
+    )
+    around = _template(tokenizer, messages, generation_prompt=False)
+    pieces = []
+    for i, message in enumerate(document.messages):
+        if message["role"] == "assistant":
+            if around.count(marks[i]) != 1:
+                return []
+            before, _, around = around.partition(marks[i])
+            pieces.append(before)
+    return [(before, pieces[n + 1] if n + 1 < len(pieces) else around) for n, before in enumerate(pieces)]
+
+
+def _by_skeleton(text: str, skeleton: list[tuple[str, str]], number: int, document: Document) -> Answer | None:
+    """The same answer found between what the template writes around it, where it rewrites earlier turns.
+
+    An end mark is learned where what follows the answer begins like what follows the last one.
+    """
+    position = 0
+    words = [message["content"] for message in document.messages if message["role"] == "assistant"]
+    for n, (before, after) in enumerate(skeleton):
+        if not text.startswith(before, position):
+            return None
+        start = position + len(before)
+        ends = [start + len(w) for w in (words[n], words[n].strip()) if text.startswith(w + after, start)]
+        if not ends and after:
+            ends = [at] if (at := text.find(after, start)) >= 0 else []
+        if not ends:
+            return None
+        if n == number:
+            closing = skeleton[-1][1]
+            return Answer(start, ends[0], ends[0] + (len(closing) if after.startswith(closing) else 0))
+        position = ends[0]
+    return None
 
 
 def _template(tokenizer: Any, messages: tuple[dict[str, Any], ...], *, generation_prompt: bool) -> str:
-    if not messages:
-        return ""
     try:
         return str(
             tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
@@ -101,14 +159,14 @@ def _template(tokenizer: Any, messages: tuple[dict[str, Any], ...], *, generatio
         raise InputError(f"the chat template refuses a conversation ({error})", key="data.corpus") from None
 
 
-def _encode_spans(text: str, spans: list[tuple[int, int]], tokenizer: Any, *, marks: bool) -> Encoded:
+def _encode_answers(text: str, answers: list[Answer], tokenizer: Any, *, marks: bool) -> Encoded:
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    learn = [any(start < high and low < end for low, high in spans) for start, end in coded["offset_mapping"]]
+    learn = [any(low < x.end and x.start < high for x in answers) for low, high in coded["offset_mapping"]]
     before, after = _marks(tokenizer) if marks else ([], [])
     return Encoded(
         [*before, *coded["input_ids"], *after],
         [False] * len(before) + learn + [True] * len(after),
-        sum(_size(text[low:high]) for low, high in spans),
+        sum(_size(text[x.start : x.words_end]) for x in answers),
     )
 
 

@@ -105,7 +105,7 @@ def open_corpus(folder: Path) -> Corpus:
     total = int(lengths.sum())
     for name, width in (("ids.bin", 4), ("learn.bin", 1)):
         if (folder / name).stat().st_size != total * width or manifest["tokens"] != total:
-            raise InputError(f"{folder / name} is torn", fix=f"Delete {folder} and run again")
+            raise InputError(f"{folder / name} is torn", fix=f"Delete {folder.parent} and run again: it is made anew")
     empty = total == 0
     ids = np.zeros(0, np.uint32) if empty else np.memmap(folder / "ids.bin", np.uint32, "r")
     learn = np.zeros(0, np.bool_) if empty else np.memmap(folder / "learn.bin", np.bool_, "r")

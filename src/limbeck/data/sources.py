@@ -18,6 +18,10 @@ from typing import Any
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
+MESSAGE_FIELDS = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
+"""What chat templates read of a message. The rest (ids, dates) says nothing: it must not tell two
+documents apart that are the same to every model, or one could be trained on and the other held out."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -84,6 +88,31 @@ def documents(sources: tuple[Source, ...]) -> Iterator[Document]:
             raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
 
 
+def check_sources(sources: tuple[Source, ...]) -> None:
+    """Read the first document of every source that is on this machine.
+
+    Raises:
+        RecipeError, InputError: as ``documents``.
+    """
+    for number, source in enumerate(sources):
+        if not isinstance(source, HubSource):
+            next(_read(source, f"data.corpus.{number}"), None)
+
+
+def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
+    """Size and time of change of every file that is read: differing stamps say "look again"."""
+    stamps = {}
+    for source in sources:
+        name = getattr(source, "text", None) or getattr(source, "jsonl", None) or getattr(source, "parquet", None)
+        path = Path(name).expanduser() if name else None
+        if path is not None and path.exists():
+            files = sorted(path.glob(source.glob)) if isinstance(source, TextSource) and path.is_dir() else [path]
+            for file in files:
+                stat = file.stat()
+                stamps[str(file.resolve())] = [stat.st_size, stat.st_mtime_ns]
+    return stamps
+
+
 def _read(source: Source, key: str) -> Iterator[Document]:
     match source:
         case TextSource():
@@ -109,7 +138,7 @@ def _existing(path: str, key: str, *, folder: bool = False) -> Path:
 
 def _read_text(path: Path, key: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 (byte {error.start})",
@@ -122,7 +151,12 @@ def _read_text(path: Path, key: str) -> str:
 
 def _text(source: TextSource, key: str) -> Iterator[Document]:
     path = _existing(source.text, f"{key}.text", folder=True)
-    files = sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
+    try:
+        files = sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
+    except (ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{source.glob!r} is no pattern ({error})", key=f"{key}.glob", fix='Write "**/*.txt"'
+        ) from None
     for file in files:
         whole = _read_text(file, f"{key}.text")
         for piece in whole.split(source.separator) if source.separator else [whole]:
@@ -133,14 +167,14 @@ def _text(source: TextSource, key: str) -> Iterator[Document]:
 def _jsonl(source: JsonlSource, key: str) -> Iterator[Document]:
     path = _existing(source.jsonl, f"{key}.jsonl")
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
                         row = json.loads(line)
-                    except json.JSONDecodeError as error:
+                    except (ValueError, RecursionError) as error:
                         raise InputError(
-                            f"{path}, line {number} is not JSON ({error.msg})",
+                            f"{path}, line {number} is not JSON ({getattr(error, 'msg', 'nested too deep')})",
                             key=f"{key}.jsonl",
                             fix="One object a line",
                         ) from None
@@ -187,7 +221,7 @@ def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
         raise InputError(f"{where} is no object", key=key, fix='Write {"text": "..."}')
     if isinstance(row.get("messages"), list):
         messages = tuple(
-            {k: v for k, v in message.items() if v is not None}
+            {k: v for k, v in message.items() if k in MESSAGE_FIELDS and v is not None}
             for message in row["messages"]
             if isinstance(message, dict)
         )

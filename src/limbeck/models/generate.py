@@ -27,7 +27,8 @@ def generate(
 ) -> Iterator[tuple[int, list[int]]]:
     """Continuations as ``(number of the prompt, new ids)``, an end mark included, batch by batch.
 
-    Every batch is seeded by its own number, so it comes out the same whoever asks for it alone.
+    Every batch is seeded by its own number, so it comes out the same whoever asks for it alone. No text
+    grows beyond the positions that the model reads.
     """
     from transformers import GenerationConfig
 
@@ -47,6 +48,8 @@ def generate(
         suppress_tokens=list(range(lm.vocab_size, lm.rows)) or None,
     )
     lm.model.eval()
+    room = getattr(lm.config, "max_position_embeddings", None) or 10**9
+    own = lm.core.generation_config
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
     for start in range(0, len(order), batch_rows):
         chosen = order[start : start + batch_rows]
@@ -56,8 +59,14 @@ def generate(
         for row, i in enumerate(chosen):
             ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
             mask[row, width - len(prompts[i]) :] = 1
+        settings.max_new_tokens = max(min(sampling.max_new_tokens, room - width), 1)
         torch.manual_seed(sampling.seed * 1_000_003 + start)
-        out = lm.core.generate(ids.to(lm.device), attention_mask=mask.to(lm.device), generation_config=settings)
+        # What settings leave open, transformers fills from the model's own file; that file is not asked.
+        lm.core.generation_config = GenerationConfig()
+        try:
+            out = lm.core.generate(ids.to(lm.device), attention_mask=mask.to(lm.device), generation_config=settings)
+        finally:
+            lm.core.generation_config = own
         for row, i in enumerate(chosen):
             new = out[row, width:].tolist()
             yield i, new[: new.index(end) + 1] if end in new else new

@@ -80,7 +80,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
     facts = home / "gguf.json"
     if not facts.exists():
         read = load_gguf(file, key=key)
-        with whole_folder(home) as scratch:
+        with whole_folder(home, shared=True) as scratch:
             read.model.save_pretrained(scratch)
             read.tokenizer.save_pretrained(scratch)
             (scratch / facts.name).write_text(json.dumps(read.facts.line()))
@@ -99,6 +99,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*(generation flags|pad_token_id|lora_dropout).*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
 
 
 def _from_path(spec: PathModel, key: str) -> Any:

@@ -136,6 +136,19 @@ def cut_width(
     return rebuild(model, config, state)
 
 
+def check_width(
+    model: Any,
+    *,
+    ffn: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    hidden: int | None = None,
+    key: str = "student",
+) -> None:
+    """Raise what ``cut_width`` would, without cutting."""
+    _new_sizes(architecture_of(model, key=key), sizes_of(model), ffn, heads, kv_heads, hidden, key)
+
+
 def _top(scores: Tensor, count: int) -> Tensor:
     """Indices of the greatest, ascending; the earlier wins a tie."""
     return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values

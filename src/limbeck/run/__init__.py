@@ -17,7 +17,7 @@ from limbeck.recipe import Recipe
 from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import ReportData
-from limbeck.run.arms import arms_of, train_arm
+from limbeck.run.arms import arms_of, finished_arm, train_arm
 from limbeck.run.check import check
 from limbeck.run.folder import RunFolder
 from limbeck.run.measure import Examiner
@@ -43,18 +43,20 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         LimbeckError: what the user can mend: the recipe, the input, the run folder.
     """
     display = display or Display()
-    torch.set_num_threads(recipe.training.threads or os.cpu_count() or 1)
-    with RunFolder(Path(recipe.run)) as folder:
+    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    with RunFolder(Path(recipe.run).expanduser()) as folder:
         origins = check(recipe)
         for note in origins.notes:
             display.note(note)
-        _write_provenance(recipe, folder)
         tokenizer, data = prepare_data(recipe, folder, origins.tokenizer, display)
         home = folder.path / "data"
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
         teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, train, data, display)
         students, cut = cut_students(recipe, origins, folder, tokenizer, train, teacher, facts, data, display)
         prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, students, cut, origins.notes)
+        for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
+            finished_arm(recipe, arm, prepared, folder)
+        _write_provenance(recipe, folder)
         arm_facts = {arm.name: train_arm(recipe, arm, prepared, folder, display) for arm in arms_of(recipe)}
         report = build(recipe, prepared, Examiner(recipe, prepared, folder, display), arm_facts, folder.path)
         _write_cards(recipe, report, arm_facts, folder)
@@ -63,12 +65,18 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
 
 
 def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
+    """The resolved recipe, and a line for every process that worked on the run."""
     resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_whole(folder.path / "recipe.yaml", resolved)
-    write_whole(
-        folder.path / "run.json",
-        json.dumps({"command": command(), "versions": versions(), "machine": machine()}, indent=1),
-    )
+    path = folder.path / "run.json"
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        history = []
+    now = {"command": command(), "versions": versions(), "machine": machine(), "seeds": list(recipe.seeds)}
+    if not history or history[-1] != now:
+        history.append(now)
+    write_whole(path, json.dumps(history, indent=1))
 
 
 def _write_cards(recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder) -> None:

@@ -59,7 +59,7 @@ def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
         for name, student in recipe.cohort.items()
     }
     inputs: dict[str, Any] = {
-        f"techniques.{arm.index}": arm.technique.model_dump(mode="json", exclude={"name"}),
+        "technique": arm.technique.model_dump(mode="json", exclude={"name"}),
         "seed": arm.seed,
         "students": students,
         "training": settings(recipe.training),
@@ -70,16 +70,32 @@ def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
     return inputs
 
 
+def finished_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder) -> dict[str, Any] | None:
+    """Facts about an arm that is trained, None for one that is still to be.
+
+    Raises:
+        RunFolderError: it was trained with other settings.
+    """
+    members = [*recipe.cohort, *([TEACHER] if isinstance(arm.technique, Co) else [])]
+    home = arm.folder(folder.path)
+    return folder.done(
+        f"train-{arm.name}",
+        arm_inputs(recipe, arm, prepared),
+        made=[arm.model(folder.path, member) / "config.json" for member in members],
+        under_way=[home / "checkpoints"],
+        keys={"technique": f"techniques.{arm.index}"},
+    )
+
+
 def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, display: Display) -> dict[str, Any]:
     """Train an arm's students (or go on with them, or find them done). Returns facts about it."""
-    corpus = prepared.train
-    if isinstance(arm.technique, Hard | Soft) and arm.technique.writing is not None:
-        corpus = write_text(recipe, arm.technique.writing, prepared, folder, display)
-    stage = f"train-{arm.name}"
-    kept = folder.done(stage, arm_inputs(recipe, arm, prepared))
+    kept = finished_arm(recipe, arm, prepared, folder)
     if kept is not None:
         display.kept(arm.name)
         return kept
+    corpus = prepared.train
+    if isinstance(arm.technique, Hard | Soft) and arm.technique.writing is not None:
+        corpus = write_text(recipe, arm.technique.writing, prepared, folder, display)
     section = recipe.training
     members = {name: Member(_learner(recipe, name, prepared, arm.seed), learns=True) for name in recipe.cohort}
     lrs: dict[str, float | None] = {}
@@ -114,7 +130,7 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
         )  # fmt: skip
         for name, lm in cohort.learners.items():
             save_model(lm, arm.model(folder.path, name))
-    facts = folder.finish(stage, {**result, "learners": sorted(cohort.learners)})
+    facts = folder.finish(f"train-{arm.name}", {**result, "learners": sorted(cohort.learners)})
     _forget_checkpoints(home)
     return facts
 
@@ -164,7 +180,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
     }
     stage = f"text-{fingerprint(inputs)[:8]}"
     home = folder.path / "text" / stage
-    facts = folder.done(stage, inputs)
+    facts = folder.done(stage, inputs, made=[home / "corpus" / "manifest.json"])
     if facts is None:
         journal = home.with_suffix(".jsonl")
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +208,18 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
 
 
 def _read_journal(journal: Path) -> tuple[list[list[Any]], int]:
-    """Batches that are whole; a torn last line is cut off, so that its batch is written again."""
+    """Batches that are whole; from the first torn line on, batches are written again."""
     if not journal.exists():
         return [], 0
-    whole = journal.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
+    batches, good = [], 0
     with journal.open("r+b") as file:
-        file.truncate(len(whole))
-    batches = [json.loads(line) for line in whole.splitlines()]
+        for line in file:
+            try:
+                batches.append([(list(prompt), list(new)) for prompt, new in json.loads(line)])
+            except (ValueError, TypeError):
+                break
+            good += len(line)
+        file.truncate(good)
     return batches, sum(len(new) for batch in batches for _, new in batch)
 
 

@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from limbeck.data.sources import check_sources
 from limbeck.errors import RecipeError
+from limbeck.models.architectures import architecture_of
+from limbeck.models.depth import choose_layers
 from limbeck.models.language_model import LanguageModel
-from limbeck.models.load import load_model, localised, quiet
-from limbeck.models.tokenizer import load_tokenizer, require_equal_maps
+from limbeck.models.load import load_model, localised, quiet, with_lora
+from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer
+from limbeck.models.width import check_width
 from limbeck.recipe import (
     ConfigModel,
     ConfigTeacher,
     CutStudent,
     Data,
+    Hard,
     PackageModel,
+    PackageStudent,
     PathModel,
+    PathStudent,
     PathTokenizer,
     Recipe,
+    Soft,
     TrainedTokenizer,
 )
 from limbeck.training.techniques import lessons_of
@@ -49,23 +57,57 @@ def check(recipe: Recipe) -> Origins:
     quiet()
     for i, technique in enumerate(recipe.techniques):
         lessons_of(technique, list(recipe.cohort), f"techniques.{i}")
+        writing = technique.writing if isinstance(technique, Hard | Soft) else None
+        if writing is not None and writing.prompt_tokens + 8 > recipe.data.seq_len:
+            raise RecipeError(
+                f"got {writing.prompt_tokens}, which leaves no room in rows of {recipe.data.seq_len}",
+                key=f"techniques.{i}.writing.prompt_tokens",
+                fix="Lower it, or raise data.seq_len",
+            )
+    check_sources(recipe.data.corpus)
     notes: list[str] = []
     teacher = None
     if not isinstance(recipe.teacher, ConfigTeacher):
         teacher = _local(recipe.teacher, "teacher", notes)
     origins = Origins(_tokenizer(recipe, teacher), teacher, {}, notes)
+    # A tokenizer that is still to be trained has at least these tokens: enough to see that sizes make a model.
+    standin = origins.tokenizer or train_tokenizer(["a"], 260)
+    if isinstance(recipe.teacher, ConfigTeacher):
+        bare = ConfigModel(config=recipe.teacher.config, dtype=recipe.teacher.dtype)
+        check_packs(load_model(bare, standin, key="teacher", seq_len=recipe.data.seq_len), recipe.data)
+    elif teacher is not None:
+        lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        check_packs(lm, recipe.data)
+        for name, student in recipe.cohort.items():
+            if isinstance(student, CutStudent):
+                _check_cut(lm, student, student_key(recipe, name))
     for name, student in recipe.cohort.items():
         key = student_key(recipe, name)
         spec = _local(student, key, notes) if isinstance(student, PathModel | PackageModel) else student
         origins.students[name] = spec
         if isinstance(spec, PathModel):
             _same_vocabulary(spec, origins.tokenizer, key)
-        elif isinstance(spec, ConfigModel) and origins.tokenizer is not None:
-            check_packs(load_model(spec, origins.tokenizer, key=key, seq_len=recipe.data.seq_len), recipe.data)
-    if teacher is not None:
-        lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
-        check_packs(lm, recipe.data)
+        if not isinstance(spec, CutStudent):
+            lm = load_model(spec, standin, key=key, seq_len=recipe.data.seq_len)
+            check_packs(lm, recipe.data)
+            if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
+                with_lora(lm, student.lora, 0, key=f"{key}.lora")
     return origins
+
+
+def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:
+    """Refuse an impossible cut before the teacher is tuned or measured for it."""
+    architecture_of(teacher.model, key=key)
+    n_layers = teacher.n_layers
+    if isinstance(spec.layers, int):
+        choose_layers(n_layers, spec.layers, keep_ends=spec.keep_ends, key=f"{key}.layers")
+    elif spec.layers is not None:
+        chosen = list(spec.layers)
+        if chosen != sorted(set(chosen)) or chosen[-1] >= n_layers:
+            raise RecipeError(
+                f"got {chosen}", key=f"{key}.layers", fix=f"Write layers from 0 to {n_layers - 1}, ascending, each once"
+            )
+    check_width(teacher.model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden, key=key)
 
 
 def student_key(recipe: Recipe, name: str) -> str:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,26 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def done(self, stage: str, inputs: dict[str, Any], *, derived: bool = False) -> dict[str, Any] | None:
+    def done(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        *,
+        derived: bool = False,
+        made: Sequence[Path] = (),
+        under_way: Sequence[Path] = (),
+        keys: Mapping[str, str] | None = None,
+    ) -> dict[str, Any] | None:
         """The result of a finished stage, or None if it is still to do (it is then marked as begun).
 
         Args:
             stage: its name.
             inputs: plain data it is made from.
             derived: it can be made anew at no loss, so other inputs just make it again.
+            made: what it leaves behind; a finished stage that lacks a piece is made again.
+            under_way: what it leaves while it goes on: a stage that was begun from other inputs is
+                refused if there is any of it, and else begun anew.
+            keys: how inputs are called in the recipe, for errors.
 
         Raises:
             RunFolderError: it was made, or begun, from other inputs; names the first that differs.
@@ -76,17 +90,31 @@ class RunFolder:
         inputs = json.loads(json.dumps(inputs))
         marker = self._read(stage)
         if marker is not None:
+            finished = "result" in marker and all(path.exists() for path in made)
             if marker["inputs"] == inputs:
-                return marker.get("result")
-            if not derived:
+                if finished:
+                    return dict(marker["result"])
+            elif not derived and (finished or any(path.exists() for path in under_way)):
                 key, was, now = _first_difference(marker["inputs"], inputs)
+                for ours, theirs in (keys or {}).items():
+                    key = theirs + key.removeprefix(ours) if key.startswith(ours) else key
+                lost = ", ".join(str(path) for path in (made if finished else under_way) if path.exists())
                 raise RunFolderError(
-                    f"{self.path} was run with {key} = {was}, now it is {now}",
+                    f"{self.path} was run with {_brief(was)}, now it is {_brief(now)}",
                     key=key,
-                    fix=f"Name another `run:` folder, or delete {self.path}",
+                    fix=f"Name another `run:` folder, or delete {lost or self.path} to make that part anew",
                 )
         self._write(stage, {"inputs": inputs})
         return None
+
+    def inputs(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage was made from, if it is finished."""
+        marker = self._read(stage)
+        return dict(marker["inputs"]) if marker is not None and "result" in marker else None
+
+    def adopt(self, stage: str, inputs: dict[str, Any]) -> None:
+        """Say that a finished stage would have come out the same from these inputs."""
+        self._write(stage, {**(self._read(stage) or {}), "inputs": json.loads(json.dumps(inputs))})
 
     def finish(self, stage: str, result: dict[str, Any]) -> dict[str, Any]:
         """Mark a stage as done, with plain data that later stages want to know."""
@@ -95,11 +123,18 @@ class RunFolder:
         return result
 
     def _read(self, stage: str) -> dict[str, Any] | None:
-        path = self.path / "stages" / f"{stage}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            marker = json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # a torn marker marks nothing
+            return None
+        return marker if isinstance(marker, dict) and isinstance(marker.get("inputs"), dict) else None
 
     def _write(self, stage: str, marker: dict[str, Any]) -> None:
         write_whole(self.path / "stages" / f"{stage}.json", json.dumps(marker, indent=1))
+
+
+def _brief(value: str) -> str:
+    return value if len(value) <= 80 else f"{value[:77]}..."
 
 
 def _first_difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,18 @@ class Examiner:
         return self._examine(f"{arm.name}-{member}", arm_inputs(self.recipe, arm, self.prepared), spec)
 
     def _load(self, spec: PathModel) -> LanguageModel:
-        return load_model(spec, self.prepared.tokenizer, key="teacher")
+        key = "teacher" if spec == self.prepared.teacher else "the trained student"
+        return load_model(spec, self.prepared.tokenizer, key=key)
 
     def _examine(self, name: str, inputs: dict[str, Any], spec: PathModel | None) -> Examined:
         evaluation = self.recipe.evaluation
         stage = f"measure-{name}"
         home = self.folder.path / "measured" / name
         inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
-        facts = self.folder.done(stage, inputs, derived=True)
-        if facts is not None:
-            return Examined(_read(home), facts)
+        facts = self.folder.done(stage, inputs, derived=True, made=[home / "documents.npz"])
+        measured = _read(home) if facts is not None else None
+        if facts is not None and measured is not None:
+            return Examined(measured, facts)
         with self.display.stage(f"measure {name}", len(self.rows), "rows") as bar:
             lm = self.teacher if spec is None else self._load(spec)
             against = None if spec is None else self.teacher
@@ -132,6 +135,10 @@ class Examiner:
         return round(generation_speed(lm, prompts[0][0], tokens), 1)
 
 
-def _read(home: Path) -> Measured:
-    with np.load(home / "documents.npz", allow_pickle=False) as arrays:
-        return Measured(**{name: arrays.get(name) for name in ("nats", "kl", "agreement", "tokens", "n_bytes")})
+def _read(home: Path) -> Measured | None:
+    """What was measured, None if the file is torn: it is then measured again."""
+    try:
+        with np.load(home / "documents.npz", allow_pickle=False) as arrays:
+            return Measured(**{name: arrays.get(name) for name in ("nats", "kl", "agreement", "tokens", "n_bytes")})
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None

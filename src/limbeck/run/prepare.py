@@ -9,7 +9,7 @@ from typing import Any
 
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora
 from limbeck.data.packing import Rows
-from limbeck.data.sources import Spool, documents
+from limbeck.data.sources import Spool, documents, file_stamps
 from limbeck.display import Display
 from limbeck.files import whole_folder
 from limbeck.models.language_model import PROJECTIONS, LanguageModel
@@ -18,7 +18,7 @@ from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenize
 from limbeck.run.folder import RunFolder
 from limbeck.training.batches import CorpusBatches
 
-OPERATIONAL = {"checkpoint_every_steps", "log_every_steps", "threads", "cache"}
+OPERATIONAL = {"checkpoint_every_steps", "log_every_steps", "cache"}
 
 
 @dataclass
@@ -86,10 +86,14 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
         },
         "tokenizer": token_map_fingerprint(tokenizer) if tokenizer is not None else recipe.tokenizer.model_dump(),  # type: ignore[union-attr]
     }
-    facts = folder.done("data", inputs)
     home = folder.path / "data"
+    _adopt_moved_corpus(recipe, folder, inputs)
+    made = [home / part for part in ("tokenizer/tokenizer.json", "train/manifest.json", "heldout/manifest.json")]
+    facts = folder.done("data", inputs, made=made)
     if facts is not None:
         display.kept("data")
+        if facts["files"] != file_stamps(data.corpus) and _fingerprint_of(recipe) != facts["fingerprint"]:
+            display.warn("the corpus has changed since this run read it; the run goes on with what it read")
         return load_tokenizer(str(home / "tokenizer"), key="tokenizer"), facts
     with display.stage("data", unit="documents") as bar, whole_folder(home) as scratch:
         spool = Spool(scratch / "documents.jsonl", documents(data.corpus))
@@ -104,10 +108,32 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
         spool.path.unlink()
     train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
     facts = {
-        "fingerprint": hashlib.sha256("".join(sorted(spool.keys)).encode()).hexdigest()[:16],
+        "fingerprint": _hash(spool.keys),
+        "files": file_stamps(data.corpus),
         "tokenizer": token_map_fingerprint(tokenizer),
         "vocabulary": len(tokenizer.get_vocab()),
         "train": {"documents": len(train), "labels": train.labels(), "bytes": int(train.n_bytes.sum())},
         "heldout": {"documents": len(heldout), "labels": heldout.labels(), "bytes": int(heldout.n_bytes.sum())},
     }
     return tokenizer, folder.finish("data", facts)
+
+
+def _hash(keys: set[str]) -> str:
+    """Fingerprint of a set of documents: the order they stand in says nothing."""
+    return hashlib.sha256("".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _fingerprint_of(recipe: Recipe) -> str:
+    return _hash({document.key for document in documents(recipe.data.corpus)})
+
+
+def _adopt_moved_corpus(recipe: Recipe, folder: RunFolder, inputs: dict[str, Any]) -> None:
+    """The same documents under another path, or in other files, are the same corpus."""
+    was = folder.inputs("data")
+    if was is None or was["data"].get("corpus") == inputs["data"]["corpus"]:
+        return
+    if {**was, "data": {**was["data"], "corpus": inputs["data"]["corpus"]}} != inputs:
+        return  # more than the place has changed: let the marker say what
+    made = folder.done("data", was)
+    if made is not None and made["fingerprint"] == _fingerprint_of(recipe):
+        folder.adopt("data", inputs)

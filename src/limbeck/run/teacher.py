@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -59,7 +61,7 @@ def prepare_teacher(
         "data": shape,
     }
     spec = PathModel(path=str(folder.path / "teacher"), dtype=origins.teacher.dtype)
-    kept = folder.done("teacher", inputs)
+    kept = folder.done("teacher", inputs, made=[Path(spec.path) / "config.json"])
     if kept is not None:
         display.kept("teacher correction")
         return spec, kept
@@ -90,12 +92,12 @@ def _from_nothing(
         "data": {**shape, "heldout": recipe.data.heldout, "end": recipe.data.end},
         "tokenizer": fingerprint(sorted(tokenizer.get_vocab().items())),
     }
-    kept = folder.done("teacher", inputs)
+    kept = folder.done("teacher", inputs, made=[Path(spec.path) / "config.json"])
     if kept is not None:
         display.kept("teacher")
         return spec, kept
     shelf = cache_folder() / "teachers" / fingerprint(inputs)
-    if pretraining.cache and (shelf / "limbeck.json").exists():
+    if pretraining.cache and _whole(shelf):
         with whole_folder(Path(spec.path)) as scratch:
             shutil.copytree(shelf, scratch, dirs_exist_ok=True)
         display.line("teacher", note="from the cache")
@@ -139,11 +141,23 @@ def _tune(
 
 def _put_on_shelf(model: Path, shelf: Path, display: Display) -> None:
     try:
-        with whole_folder(shelf) as scratch:
+        with whole_folder(shelf, shared=True) as scratch:
             shutil.copytree(model, scratch, dirs_exist_ok=True)
-            (scratch / "limbeck.json").write_text("{}")
+            (scratch / "limbeck.json").write_text(json.dumps(_sums(scratch)))
     except OSError as error:  # a full or read-only home must not cost the run
         display.warn(f"the teacher was not kept in the cache ({error.strerror})")
+
+
+def _whole(shelf: Path) -> bool:
+    """Whether a cached teacher is there, byte for byte as it was put there."""
+    try:
+        return bool(json.loads((shelf / "limbeck.json").read_text()) == _sums(shelf))
+    except (OSError, ValueError):
+        return False
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 
 # ------------------------------------------------------------------------- students cut from it
@@ -174,7 +188,7 @@ def cut_students(
             "teacher": teacher_facts["fingerprint"],
             "data": {"seq_len": recipe.data.seq_len, "fingerprint": data_facts["fingerprint"]},
         }
-        kept = folder.done(f"cut-{name}", inputs)
+        kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"])
         if kept is not None:
             display.kept(f"cut {name}")
             facts[name] = kept

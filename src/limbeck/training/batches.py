@@ -25,15 +25,17 @@ class CorpusBatches:
         self.steps = self._count_steps(tokens)
 
     def _count_steps(self, tokens: int) -> int:
-        per_row = [self.rows.count(r) for r in range(len(self.rows))]
+        counts = [self.rows.count(r) for r in range(len(self.rows))]
+        self.usable = [r for r, count in enumerate(counts) if count]  # the rest would cost and teach nothing
+        per_row = [counts[r] for r in self.usable]
         total = sum(per_row)
         if not total:
             raise InputError("the corpus holds no token to learn", key="data.corpus", fix="Add documents")
         per_step = self.batch_rows * self.accumulation
         whole_epochs = tokens // total
         # Whole epochs hold the same labels in any order; only the last, partial one is walked.
-        order = islice(row_order(len(self.rows), self.seed), whole_epochs * len(self.rows), None)
-        seen, rows = whole_epochs * total, whole_epochs * len(self.rows)
+        order = islice(row_order(len(self.usable), self.seed), whole_epochs * len(self.usable), None)
+        seen, rows = whole_epochs * total, whole_epochs * len(self.usable)
         for r in order:
             if seen >= tokens:
                 break
@@ -46,7 +48,7 @@ class CorpusBatches:
     def start_at(self, step: int) -> Iterator[list[Batch]]:
         """The steps' microbatches, from step number ``step`` (0 is the first)."""
         per_step = self.batch_rows * self.accumulation
-        order = islice(row_order(len(self.rows), self.seed), step * per_step, None)
+        order = islice(row_order(len(self.usable), self.seed), step * per_step, None)
         for _ in range(step, self.steps):
-            chosen = [self.rows[r] for r in islice(order, per_step)]
+            chosen = [self.rows[self.usable[i]] for i in islice(order, per_step)]
             yield [collate(chosen[i : i + self.batch_rows]) for i in range(0, per_step, self.batch_rows)]

@@ -62,7 +62,7 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """The training is done and its result saved: the checkpoints are of no more use."""
+        """Remove all: they are of no more use."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[Path]:

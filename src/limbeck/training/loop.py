@@ -45,7 +45,7 @@ def train(
         ``{"steps": ..., "tokens": ..., "seconds": ...}`` of the whole training.
 
     Raises:
-        DivergedError: a gradient is not finite; the newest checkpoint is left in place.
+        DivergedError: a gradient is not finite.
     """
     optimisers = {
         name: LearnerOptimiser(lm, section, len(batches), (lrs or {}).get(name)) for name, lm in cohort.learners.items()
@@ -68,10 +68,11 @@ def train(
             norms = {f"grad_norm/{name}": optimiser.step() for name, optimiser in optimisers.items()}
             for name, norm in norms.items():
                 if not math.isfinite(norm):
+                    checkpoints.clear()  # made with the settings that diverged: nothing to go on from
                     raise DivergedError(
                         f"step {step}: the gradient of {name.split('/')[1]} is {norm}",
                         key="training.lr",
-                        fix="Lower it, or clip harder; the last checkpoint is kept",
+                        fix="Lower it, or clip harder",
                     )
             tokens += count
             meter.count(count)

@@ -82,4 +82,5 @@ def _divergence(section: str | Divergence, key: str) -> Any:
     try:
         return resolve(section if isinstance(section, str) else section.model_dump())
     except (ValueError, TypeError, KeyError) as error:
-        raise RecipeError(str(error).strip("'\""), key=key) from None
+        said = str(error.args[0]) if error.args else str(error)
+        raise RecipeError(said, key=key) from None
