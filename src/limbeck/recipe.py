@@ -191,27 +191,41 @@ class ConfigStudent(ConfigModel):
     """A student that starts from nothing."""
 
 
+class Vocabulary(Section):
+    """The student keeps the tokens its data uses; its tokenizer is rebuilt to match.
+
+    All bytes, special tokens and the chat template's are kept always, and one more token stands for all
+    that were dropped, so that the teacher's distribution loses nothing.
+    """
+
+    keep: Literal["corpus"] = Field("corpus", description="Whose tokens are kept.")
+    min_count: Count = Field(1, description="Keep a token that occurs at least so often.")
+    size: Annotated[int, Field(ge=260)] | None = Field(None, description="The most tokens to keep, all included.")
+
+
 class CutStudent(_Model, _Adaptable):
-    """A student cut from its teacher: fewer layers, or narrower ones."""
+    """A student cut from its teacher: fewer layers, narrower ones, fewer tokens."""
 
     from_: Literal["teacher"] = Field(alias="from", description="Starts from the teacher's own weights.")
     layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="How many layers are kept, or which (from 0)."
     )
     chooser: Literal["even", "block_influence", "contiguous"] = Field(
-        "even", description="Which layers: evenly spaced, those that change most (ShortGPT), or all but one block."
+        "block_influence",
+        description="Which layers: evenly spaced, those that change most (ShortGPT), or all but one block.",
     )
     keep_ends: bool = Field(True, description="Always keep the first and the last layer.")
     ffn: Count | None = Field(None, description="Neurons of each feed-forward layer.")
     heads: Count | None = Field(None, description="Query heads of each layer (whole groups under GQA).")
     kv_heads: Count | None = Field(None, description="Key-value heads of each layer.")
     hidden: Count | None = Field(None, description="Width of the hidden states.")
-    calibration_tokens: Count = Field(20_000, description="Training tokens on which importance is measured.")
+    vocabulary: Vocabulary | None = Field(None, description="Keep only the tokens that the data uses.")
+    calibration_tokens: Count = Field(8_000, description="Training tokens on which importance is measured.")
 
     @model_validator(mode="after")
     def _cuts(self) -> CutStudent:
-        if not any((self.layers, self.ffn, self.heads, self.kv_heads, self.hidden)):
-            raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads or hidden")
+        if not any((self.layers, self.ffn, self.heads, self.kv_heads, self.hidden, self.vocabulary)):
+            raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads, hidden or vocabulary")
         return self
 
 
@@ -521,6 +535,10 @@ class Recipe(Section):
                 raise ValueError(f"students: {name!r} means something else here; choose another name")
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"students: {name!r} is no plain name; use letters, digits, - and _")
+        if len({self._vocabulary_of(student) for student in (self.students or {}).values()}) > 1:
+            raise ValueError("students: all of a run share one vocabulary; write the same `vocabulary` for each")
+        if self.vocabulary is not None and isinstance(self.teacher, ConfigTeacher):
+            raise ValueError("a teacher that is trained here has a vocabulary of its data; leave `vocabulary` out")
         labels = [technique.label for technique in self.techniques]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -534,6 +552,15 @@ class Recipe(Section):
         if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher):
             raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")
         return self
+
+    @staticmethod
+    def _vocabulary_of(student: AnyStudent | None) -> Vocabulary | None:
+        return student.vocabulary if isinstance(student, CutStudent) else None
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Which tokens the students keep; None: all."""
+        return self._vocabulary_of(next(iter(self.cohort.values())))
 
     @property
     def cohort(self) -> dict[str, AnyStudent]:

@@ -226,6 +226,26 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
     assert "students.shallow.layers: got 9, but the teacher has 2 layers" in refused.stderr
 
 
+def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["student"] = {"from": "teacher", "layers": 2, "vocabulary": {"min_count": 12}}
+    raw_recipe["techniques"] = ["alone", "soft", {"kind": "hard", "writing": {"batch_rows": 8, "tokens": 300}}, "co"]
+    raw_recipe["training"]["tokens"] = 400
+    recipe, run = write(raw_recipe, tmp_path / "r.yaml"), Path(raw_recipe["run"])
+    limbeck(recipe)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    home = run / "arms" / "soft-seed0" / "students" / "student"
+    student, tokenizer = AutoModelForCausalLM.from_pretrained(home), AutoTokenizer.from_pretrained(home)
+    kept = json.loads((run / "data" / "vocabulary.json").read_text())
+    assert 257 < len(kept["ids"]) + 1 == student.config.vocab_size == len(tokenizer) < 320
+    assert tokenizer.decode(tokenizer("the hills 猫")["input_ids"]) == "the hills 猫"
+    teacher = AutoModelForCausalLM.from_pretrained(run / "arms" / "co-seed0" / "teacher")
+    assert teacher.config.vocab_size == 320
+    before = students(run)
+    assert "kept" in limbeck(recipe).stdout
+    assert students(run) == before
+
+
 def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     from limbeck.errors import RunFolderError
     from limbeck.run.folder import RunFolder

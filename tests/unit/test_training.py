@@ -190,7 +190,8 @@ def test_batch_and_accumulation_change_nothing(tmp_path: Path, make_lm: Make, te
     for name, p in results[0].items():
         assert float((p - start[name]).detach().abs().max()) > 1e-3
         for other in results[1:]:
-            torch.testing.assert_close(other[name], p, rtol=1e-4, atol=2e-5)
+            # A step of AdamW is 1e-2 whatever the gradient's size, so rounding of the smallest shows at 1e-5.
+            torch.testing.assert_close(other[name], p, rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_reaches_the_first_response_token_and_not_past_the_end(make_lm: Make) -> None:

@@ -15,7 +15,7 @@ import torch
 from limbeck.data.packing import IGNORED, Rows, collate
 from limbeck.models.language_model import LanguageModel
 from limbeck.objectives.fused import Term, fused_divergence
-from limbeck.objectives.targets import Dense, Labels, Target
+from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
 
 
@@ -61,12 +61,11 @@ def measure(
         learned = batch.labels_BT != IGNORED
         of_row = torch.tensor([rows.document_of(r) for r in chosen])[:, None].expand(learned.shape)
         document_N = of_row[learned.cpu()].numpy()
-        targets: list[Target] = [Labels(batch.labels_BT[learned])]
+        targets: list[Target] = [Labels(lm.own_ids(batch.labels_BT[learned]))]
         if teacher is not None:
-            hidden_BTE, head = teacher.hidden(batch.ids_BT, batch.positions_BT), teacher.head()
-            targets.append(
-                Dense(hidden_BTE[learned], head.weight_VD, head.bias_V, softcap=head.softcap, scale=head.scale)
-            )
+            theirs_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[learned]
+            # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
+            targets.append(teacher.as_target(theirs_ND, own=lm.own_vocab_size != lm.vocab_size))
         hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
         outcome = fused_divergence(
             hidden_BTD[learned],
@@ -75,7 +74,7 @@ def measure(
             bias_V=head.bias_V,
             softcap=head.softcap,
             scale=head.scale,
-            vocab_size=lm.vocab_size,
+            vocab_size=lm.own_vocab_size,
         )
         np.add.at(sums["nats"], document_N, _numpy(outcome.stats[0].divergence_N))
         np.add.at(sums["tokens"], document_N, 1.0)

@@ -15,7 +15,7 @@ def generation_speed(lm: LanguageModel, prompt: list[int], tokens: int, repeats:
 
     The end mark is not waited for: what is timed is the same number of tokens for every model.
     """
-    end, lm.tokenizer.eos_token_id = lm.tokenizer.eos_token_id, None
+    end, lm.own_tokenizer.eos_token_id = lm.own_tokenizer.eos_token_id, None
     best = 0.0
     try:
         for _ in range(repeats):
@@ -25,5 +25,5 @@ def generation_speed(lm: LanguageModel, prompt: list[int], tokens: int, repeats:
                 torch.cuda.synchronize()
             best = max(best, len(new) / (time.perf_counter() - start))
     finally:
-        lm.tokenizer.eos_token_id = end
+        lm.own_tokenizer.eos_token_id = end
     return best

@@ -32,7 +32,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    end = lm.tokenizer.eos_token_id
+    end = lm.own_tokenizer.eos_token_id
     pad = end if end is not None else 0
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
@@ -42,11 +42,12 @@ def generate(
         top_k=sampling.top_k,
         repetition_penalty=1.0,
         num_beams=1,
-        bos_token_id=lm.tokenizer.bos_token_id,
+        bos_token_id=lm.own_tokenizer.bos_token_id,
         eos_token_id=end,
         pad_token_id=pad,
-        suppress_tokens=list(range(lm.vocab_size, lm.rows)) or None,
+        suppress_tokens=lm.unwritten() or None,
     )
+    prompts = [lm.own_ids(torch.tensor(prompt, dtype=torch.long)).tolist() for prompt in prompts]
     lm.model.eval()
     room = getattr(lm.config, "max_position_embeddings", None) or 10**9
     own = lm.core.generation_config
@@ -69,4 +70,4 @@ def generate(
             lm.core.generation_config = own
         for row, i in enumerate(chosen):
             new = out[row, width:].tolist()
-            yield i, new[: new.index(end) + 1] if end in new else new
+            yield i, lm.from_own(new[: new.index(end) + 1] if end in new else new)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.tokenizer import vocabulary_size
+from limbeck.models.tokenizer import OTHER, vocabulary_size
+from limbeck.objectives.targets import Dense
 
 PROJECTIONS = "limbeck_projections"
 """Where a learner keeps the projections of its hidden states while it trains; never saved."""
@@ -38,6 +39,8 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.vocab_size = vocabulary_size(tokenizer)
+        # A teacher may have another vocabulary of its own than the run (models/restricted.py).
+        self.own_tokenizer, self.own_vocab_size = tokenizer, self.vocab_size
 
     @property
     def core(self) -> Any:
@@ -88,7 +91,31 @@ class LanguageModel:
         return int(self.config.num_hidden_layers)
 
     def _decode(self, ids_BT: Tensor, positions_BT: Tensor, **more: Any) -> Any:
-        return self.core.get_decoder()(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, **more)
+        return self.core.get_decoder()(
+            input_ids=self.own_ids(ids_BT), position_ids=positions_BT, use_cache=False, **more
+        )
+
+    def own_ids(self, ids: Tensor) -> Tensor:
+        """The run's ids in this model's own vocabulary; negative ones stay as they are."""
+        return ids
+
+    def from_own(self, ids: list[int]) -> list[int]:
+        """What this model wrote, in the run's ids."""
+        return ids
+
+    def unwritten(self) -> list[int]:
+        """Own ids that stand for no text: padding of the head, and the bucket of dropped tokens."""
+        other = self.own_tokenizer.get_vocab().get(OTHER)
+        return [*range(self.own_vocab_size, self.rows), *([] if other is None else [other])]
+
+    def as_target(self, hidden_ND: Tensor, *, own: bool = False) -> Dense:
+        """What this model thinks, as something to learn from; no gradient flows back into it.
+
+        In the run's vocabulary, or with ``own`` in its own.
+        """
+        head = self.head()
+        bias = head.bias_V.detach() if head.bias_V is not None else None
+        return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
 
     def head(self) -> Head:
         layer = self.core.get_output_embeddings()

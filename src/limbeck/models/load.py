@@ -198,18 +198,19 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int, key: str = "student.lora
         task_type="CAUSAL_LM",
     )
     try:
-        return LanguageModel(get_peft_model(lm.model, config), lm.tokenizer)
+        lm.model = get_peft_model(lm.model, config)
+        return lm
     except ValueError as error:
         raise RecipeError(str(error).splitlines()[0][:200], key=f"{key}.targets", fix="Name linear modules") from None
 
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
-    """A model of the same shape that knows nothing yet."""
+    """The model with fresh weights of the same shape: it knows nothing yet."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    fresh = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype).to(lm.device)
-    return LanguageModel(fresh, lm.tokenizer)
+    lm.model = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype).to(lm.device)
+    return lm
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

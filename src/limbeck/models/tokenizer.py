@@ -11,6 +11,8 @@ from typing import Any
 from limbeck.errors import RecipeError
 
 END = "<|endoftext|>"
+OTHER = "<|other|>"
+"""The token of a cut vocabulary that stands for all that were dropped; predicted, never written."""
 
 
 def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:

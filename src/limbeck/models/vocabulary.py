@@ -22,9 +22,8 @@ from limbeck.errors import RecipeError
 from limbeck.models.architectures import Architecture, architecture_of, rebuild, select
 from limbeck.models.bpe import Bpe, template_ids
 from limbeck.models.calibration import TokenBatch, forwards
-from limbeck.models.tokenizer import vocabulary_size
-
-OTHER = "<|other|>"
+from limbeck.models.tokenizer import OTHER, vocabulary_size
+from limbeck.objectives.targets import Restriction
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,12 @@ class KeptTokens:
         gives the teacher's own probabilities and theirs together. Without, the softmax is the
         teacher's, given that the token is a kept one.
         """
-        kept = logits_NV[:, self.ids_K.to(logits_NV.device)]
-        if self.other is None:
-            return kept
-        tail = logits_NV[:, self.dropped.to(logits_NV.device)].logsumexp(-1, keepdim=True)
-        return torch.cat([kept, tail], -1)
+        return self.restriction.apply(logits_NV)
+
+    @property
+    def restriction(self) -> Restriction:
+        """The same, as the objective knows it."""
+        return Restriction(self.ids_K, self.teacher_size, self.other is not None)
 
 
 @dataclass(frozen=True)

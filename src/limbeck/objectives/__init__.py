@@ -15,7 +15,7 @@ from limbeck.objectives.divergences import (
     resolve,
 )
 from limbeck.objectives.fused import Outcome, TermStats, fused_divergence
-from limbeck.objectives.targets import IGNORED, Dense, Labels, Sparse, Target
+from limbeck.objectives.targets import IGNORED, Dense, Labels, Restriction, Sparse, Target
 from limbeck.objectives.terms import Term
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ForwardKL",
     "Labels",
     "Outcome",
+    "Restriction",
     "ReverseKL",
     "SkewKL",
     "SkewReverseKL",

@@ -89,19 +89,25 @@ def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
-    time, gets four times that. Plain torch makes several float32 copies of a chunk and gets a quarter.
-    A single chunk needs no float32 sum of the head's gradient, so it may be larger where that holds no more.
+    time, gets four times that. 16-bit chunks take a quarter less, for beside them the head's gradient is
+    summed in float32. Plain torch makes several float32 copies of a chunk and gets a quarter. A single chunk
+    needs no such sum, so it may be larger where that holds about as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
     of_logits = vocab_size * job.logits_dtype.itemsize
     budget, most = (2**29, 4096) if job.hidden_ND.device.type == "cuda" else (2**27, 1024)
+    summed_apart = head and job.head_VD.dtype != job.compute
+    if summed_apart and not job.precise:
+        budget = budget * 3 // 4
     if backend is eager.run:
         budget //= 4
     size = max(32, min(most, budget // of_logits // 32 * 32))
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)
-    spared = vocab_size * width * (job.compute.itemsize - job.head_VD.dtype.itemsize) if head else 0
-    return positions if (positions - size) * of_position <= spared else size
+    of_head = vocab_size * width
+    several = size * of_position + of_head * job.compute.itemsize
+    single = positions * of_position + of_head * job.head_VD.dtype.itemsize
+    return positions if summed_apart and single <= 1.15 * several else size
 
 
 def _pieces(active_N: Tensor, size: int) -> list[Index]:
@@ -139,8 +145,11 @@ class _Buffers:
         if not isinstance(term.source, Dense):
             return None
         dense = term.source
+        # A restricted teacher's logits are made over its own vocabulary, a chunk of them, and cut down.
+        size = self.vocab_size if dense.restriction is None else dense.restriction.of_size
         if dense.logits_NV is not None:
-            return DenseRows(dense.logits_NV.detach()[index][:, : self.vocab_size], None)
+            logits_nV = dense.logits_NV.detach()[index][:, :size]
+            return DenseRows(logits_nV if dense.restriction is None else dense.restriction.apply(logits_nV), None)
         assert dense.hidden_NE is not None
         assert dense.head_VE is not None
         hidden_nE = dense.hidden_NE.detach()[index]
@@ -148,11 +157,16 @@ class _Buffers:
             dtype = hidden_nE.dtype
             if self.job.precise:
                 dtype = torch.promote_types(dtype, torch.float32)
-            self._teacher_nV[i] = memory.empty(self.size, self.vocab_size, like=hidden_nE, dtype=dtype)
+            self._teacher_nV[i] = memory.empty(self.size, size, like=hidden_nE, dtype=dtype)
         out_nV = self._teacher_nV[i][: len(hidden_nE)]
-        bias_V = None if dense.bias_V is None else dense.bias_V.detach()[: self.vocab_size]
-        head_VE = dense.head_VE.detach()[: self.vocab_size]
-        return DenseRows(matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale), dense.softcap)
+        bias_V = None if dense.bias_V is None else dense.bias_V.detach()[:size]
+        head_VE = dense.head_VE.detach()[:size]
+        logits_nV = matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale)
+        if dense.restriction is None:
+            return DenseRows(logits_nV, dense.softcap)
+        if dense.softcap is not None:
+            logits_nV.div_(dense.softcap).tanh_().mul_(dense.softcap)
+        return DenseRows(dense.restriction.apply(logits_nV), None)
 
 
 def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: float) -> RowTerm:

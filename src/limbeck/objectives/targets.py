@@ -43,6 +43,41 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class Restriction:
+    """How a smaller vocabulary lies in the teacher's: its tokens, and one bucket for all the others.
+
+    Args:
+        kept_K: int64, teacher ids of the smaller vocabulary's first K tokens, in its order.
+        of_size: tokens of the teacher's vocabulary; further rows of its head are padding.
+        tail: the smaller vocabulary has one more token, which stands for all that were left out. Its
+            probability is theirs together, so nothing of the distribution is lost. Without it, the
+            distribution is the teacher's given that the token is a kept one.
+    """
+
+    kept_K: Tensor
+    of_size: int
+    tail: bool
+
+    @property
+    def size(self) -> int:
+        """Tokens of the smaller vocabulary."""
+        return len(self.kept_K) + self.tail
+
+    def apply(self, logits_nV: Tensor) -> Tensor:
+        """The teacher's final logits [n, >= of_size] over the smaller vocabulary [n, size].
+
+        The bucket's logit is the log of the dropped tokens' summed exponentials. At a temperature
+        other than 1 the bucket is softened as one outcome.
+        """
+        kept_K = self.kept_K.to(logits_nV.device)
+        kept_nK = logits_nV.index_select(1, kept_K)
+        if not self.tail:
+            return kept_nK
+        rest_nV = logits_nV[:, : self.of_size].index_fill(1, kept_K, float("-inf"))
+        return torch.cat([kept_nK, rest_nV.logsumexp(1, keepdim=True)], 1)
+
+
+@dataclass(frozen=True)
 class Dense:
     """The teacher's whole distribution, as its last hidden states and its head, or as logits.
 
@@ -57,6 +92,7 @@ class Dense:
         scale: the teacher's logit scale (Cohere; 1/``logits_scaling`` for Granite).
         logits_NV: the logits themselves, final, instead of hidden states and head
             (see :meth:`from_logits`).
+        restriction: the learner's vocabulary is a part of the teacher's; None: it is the same.
     """
 
     hidden_NE: Tensor | None
@@ -65,6 +101,7 @@ class Dense:
     softcap: float | None = None
     scale: float = 1.0
     logits_NV: Tensor | None = None
+    restriction: Restriction | None = None
 
     def __post_init__(self) -> None:
         if self.logits_NV is not None:
@@ -101,7 +138,9 @@ class Dense:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the teacher's head, padding included."""
+        """Rows of the teacher's head, padding included; of a restricted one, of what is left."""
+        if self.restriction is not None:
+            return self.restriction.size
         if self.logits_NV is not None:
             return self.logits_NV.shape[1]
         assert self.head_VE is not None

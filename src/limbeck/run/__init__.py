@@ -21,7 +21,7 @@ from limbeck.run.arms import arms_of, finished_arm, train_arm
 from limbeck.run.check import check
 from limbeck.run.folder import RunFolder
 from limbeck.run.measure import Examiner
-from limbeck.run.prepare import Prepared, prepare_data
+from limbeck.run.prepare import Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.results import build, row_name
 from limbeck.run.teacher import cut_students, prepare_teacher
@@ -48,12 +48,13 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         origins = check(recipe)
         for note in origins.notes:
             display.note(note)
-        tokenizer, data = prepare_data(recipe, folder, origins.tokenizer, display)
+        tokenizer, data = prepare_data(recipe, folder, origins.tokenizer, origins.teacher, display)
         home = folder.path / "data"
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
-        teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, train, data, display)
-        students, cut = cut_students(recipe, origins, folder, tokenizer, train, teacher, facts, data, display)
-        prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, students, cut, origins.notes)
+        kept = kept_tokens(folder.path)
+        teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, kept, train, data, display)
+        prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept)
+        cut_students(recipe, origins, folder, prepared, display)
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
         _write_provenance(recipe, folder)

@@ -101,7 +101,7 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     lrs: dict[str, float | None] = {}
     if needs_teacher(arm.technique):
         learns = isinstance(arm.technique, Co)
-        teacher = load_model(prepared.teacher, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+        teacher = prepared.load_teacher(recipe.data.seq_len)
         if isinstance(arm.technique, Co):
             scratch = arm.technique.teacher_start == "scratch"
             if scratch:
@@ -188,9 +188,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
             answers, tokens = _read_journal(journal)
             bar.update(tokens)
             if tokens < wanted:
-                teacher = LocalTeacher(
-                    load_model(prepared.teacher, prepared.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
-                )
+                teacher = LocalTeacher(prepared.load_teacher(recipe.data.seq_len))
                 with journal.open("a") as out:
                     for batch in _written(teacher, writing, prepared.train, recipe.data.seq_len, len(answers)):
                         out.write(json.dumps(batch) + "\n")

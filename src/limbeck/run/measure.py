@@ -22,7 +22,7 @@ from limbeck.models.load import load_model
 from limbeck.recipe import Evaluation, PathModel, Recipe
 from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import Prepared
+from limbeck.run.prepare import Prepared, load_teacher
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_PROMPT_TOKENS = 12
@@ -62,7 +62,7 @@ class Examiner:
     @property
     def teacher(self) -> LanguageModel:
         if self._teacher is None:
-            self._teacher = self._load(self.prepared.teacher)
+            self._teacher = self.prepared.load_teacher()
         return self._teacher
 
     def examine_teacher(self) -> Examined:
@@ -73,8 +73,10 @@ class Examiner:
         return self._examine(f"{arm.name}-{member}", arm_inputs(self.recipe, arm, self.prepared), spec)
 
     def _load(self, spec: PathModel) -> LanguageModel:
-        key = "teacher" if spec == self.prepared.teacher else "the trained student"
-        return load_model(spec, self.prepared.tokenizer, key=key)
+        """A trained student, or the teacher after `co`: which may have a vocabulary of its own."""
+        if Path(spec.path).name == TEACHER:
+            return load_teacher(spec, self.prepared.tokenizer, self.prepared.kept)
+        return load_model(spec, self.prepared.tokenizer, key="the trained student")
 
     def _examine(self, name: str, inputs: dict[str, Any], spec: PathModel | None) -> Examined:
         evaluation = self.recipe.evaluation

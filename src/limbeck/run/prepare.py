@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from limbeck.data.chat import encode
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora
 from limbeck.data.packing import Rows
 from limbeck.data.sources import Spool, documents, file_stamps
 from limbeck.display import Display
 from limbeck.files import whole_folder
 from limbeck.models.language_model import PROJECTIONS, LanguageModel
+from limbeck.models.load import load_model
+from limbeck.models.restricted import RestrictedModel
 from limbeck.models.tokenizer import load_tokenizer, token_map_fingerprint, train_tokenizer
-from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training
+from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
+from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training, Vocabulary
 from limbeck.run.folder import RunFolder
 from limbeck.training.batches import CorpusBatches
 
@@ -34,6 +42,7 @@ class Prepared:
         students: how each starts: weights (also if they were cut here), or a configuration.
         student_facts: what was cut, by student.
         notes: what people should know of the models' origin.
+        kept: which of the teacher's tokens the students have; None: all.
     """
 
     tokenizer: Any
@@ -45,6 +54,18 @@ class Prepared:
     students: dict[str, PathModel | ConfigModel]
     student_facts: dict[str, dict[str, Any]]
     notes: list[str]
+    kept: KeptTokens | None = None
+
+    def load_teacher(self, seq_len: int | None = None) -> LanguageModel:
+        """The teacher, seen through the students' vocabulary if theirs is smaller."""
+        return load_teacher(self.teacher, self.tokenizer, self.kept, seq_len)
+
+
+def load_teacher(spec: PathModel, tokenizer: Any, kept: KeptTokens | None, seq_len: int | None = None) -> LanguageModel:
+    if kept is None:
+        return load_model(spec, tokenizer, key="teacher", seq_len=seq_len)
+    own = load_tokenizer(spec.path, key="teacher.path", revision=spec.revision)
+    return RestrictedModel(load_model(spec, own, key="teacher", seq_len=seq_len), kept, tokenizer)
 
 
 def settings(training: Training) -> dict[str, Any]:
@@ -69,14 +90,20 @@ def save_model(lm: LanguageModel, target: Path) -> None:
     core = lm.model.merge_and_unload() if hasattr(lm.model, "peft_config") else lm.model
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if core.generation_config is not None and getattr(core.generation_config, name, None) is None:
-            setattr(core.generation_config, name, getattr(lm.tokenizer, name, None))
+            setattr(core.generation_config, name, getattr(lm.own_tokenizer, name, None))
     with whole_folder(target) as scratch:
         core.save_pretrained(scratch)
-        lm.tokenizer.save_pretrained(scratch)
+        lm.own_tokenizer.save_pretrained(scratch)
 
 
-def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Display) -> tuple[Any, dict[str, Any]]:
-    """Tokenizer and corpora in the run folder. Returns the tokenizer and the facts about the data."""
+def prepare_data(
+    recipe: Recipe, folder: RunFolder, tokenizer: Any, teacher: PathModel | None, display: Display
+) -> tuple[Any, dict[str, Any]]:
+    """Tokenizer and corpora in the run folder. Returns the run's tokenizer and the facts about the data.
+
+    The run's tokenizer is the teacher's, one trained on the corpus, or the teacher's cut to the tokens
+    that the corpus uses.
+    """
     data = recipe.data
     inputs: dict[str, Any] = {
         "data": {
@@ -86,6 +113,8 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
         },
         "tokenizer": token_map_fingerprint(tokenizer) if tokenizer is not None else recipe.tokenizer.model_dump(),  # type: ignore[union-attr]
     }
+    if recipe.vocabulary is not None:
+        inputs["vocabulary"] = recipe.vocabulary.model_dump(mode="json")
     home = folder.path / "data"
     _adopt_moved_corpus(recipe, folder, inputs)
     made = [home / part for part in ("tokenizer/tokenizer.json", "train/manifest.json", "heldout/manifest.json")]
@@ -102,6 +131,13 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
             assert isinstance(recipe.tokenizer, TrainedTokenizer)
             texts = (text for document in spool if document.key > cut for text in document.texts())
             tokenizer = train_tokenizer(texts, recipe.tokenizer.train.vocab_size)
+        if recipe.vocabulary is not None:
+            assert teacher is not None  # the recipe made sure
+            kept = _choose_tokens(recipe.vocabulary, spool, cut, tokenizer, teacher)
+            (scratch / "vocabulary.json").write_text(
+                json.dumps({"ids": kept.ids_K.tolist(), "teacher_size": kept.teacher_size, "other": kept.other})
+            )
+            tokenizer = cut_tokenizer(tokenizer, kept)
         tokenizer.save_pretrained(scratch / "tokenizer")
         bar.total = len(spool.keys)
         write_corpora(scratch, spool, tokenizer, cut, progress=bar.advance)
@@ -116,6 +152,34 @@ def prepare_data(recipe: Recipe, folder: RunFolder, tokenizer: Any, display: Dis
         "heldout": {"documents": len(heldout), "labels": heldout.labels(), "bytes": int(heldout.n_bytes.sum())},
     }
     return tokenizer, folder.finish("data", facts)
+
+
+def _choose_tokens(section: Vocabulary, spool: Spool, cut: str, tokenizer: Any, teacher: PathModel) -> KeptTokens:
+    """The tokens that the training documents use; the held-out ones have no say."""
+    counts: Counter[int] = Counter()
+    for document in spool:
+        if document.key > cut:
+            counts.update(encode(document, tokenizer).ids)
+    lm = load_model(teacher, tokenizer, key="teacher")
+    return choose_tokens(
+        lm.model,
+        tokenizer,
+        counts,
+        min_count=section.min_count,
+        size=section.size,
+        other=True,
+        added="used",
+        key="student.vocabulary",
+    )
+
+
+def kept_tokens(run: Path) -> KeptTokens | None:
+    """Which of the teacher's tokens a run's students have; None: all."""
+    path = run / "data" / "vocabulary.json"
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return KeptTokens(torch.tensor(found["ids"]), found["teacher_size"], found["other"])
 
 
 def _hash(keys: set[str]) -> str:

@@ -6,9 +6,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Batch, Rows, collate, row_order
@@ -17,6 +20,7 @@ from limbeck.files import cache_folder, whole_folder
 from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
+from limbeck.models.vocabulary import KeptTokens, cut_vocabulary
 from limbeck.models.width import cut_width, measure_importance
 from limbeck.recipe import (
     ConfigModel,
@@ -30,7 +34,7 @@ from limbeck.recipe import (
 )
 from limbeck.run.check import Origins, check_packs, student_key
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import make_batches, save_model, settings
+from limbeck.run.prepare import Prepared, load_teacher, make_batches, save_model, settings
 from limbeck.training.cohort import Cohort, Lesson, Member
 from limbeck.training.loop import train
 from limbeck.training.techniques import TEACHER
@@ -41,6 +45,7 @@ def prepare_teacher(
     origins: Origins,
     folder: RunFolder,
     tokenizer: Any,
+    kept_ids: KeptTokens | None,
     corpus: Corpus,
     facts: dict[str, Any],
     display: Display,
@@ -50,7 +55,7 @@ def prepare_teacher(
     if isinstance(recipe.teacher, ConfigTeacher):
         return _from_nothing(recipe, recipe.teacher, folder, tokenizer, corpus, shape, display)
     assert origins.teacher is not None
-    lm = load_model(origins.teacher, tokenizer, key="teacher", seq_len=recipe.data.seq_len)
+    lm = load_teacher(origins.teacher, tokenizer, kept_ids, recipe.data.seq_len)
     found = _facts(lm)
     correct = recipe.teacher.correct
     if correct is None:
@@ -68,7 +73,7 @@ def prepare_teacher(
     if correct.lora is not None:
         lm = with_lora(lm, correct.lora, seed=0, key="teacher.correct.lora")
     result = _tune(lm, "teacher correction", recipe, correct, corpus, folder, display)
-    return spec, folder.finish("teacher", {**result, **_facts(load_model(spec, tokenizer, key="teacher"))})
+    return spec, folder.finish("teacher", {**result, **_facts(load_teacher(spec, tokenizer, kept_ids))})
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
@@ -163,55 +168,46 @@ def _sums(folder: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------- students cut from it
 
 
-def cut_students(
-    recipe: Recipe,
-    origins: Origins,
-    folder: RunFolder,
-    tokenizer: Any,
-    corpus: Corpus,
-    teacher: PathModel,
-    teacher_facts: dict[str, Any],
-    data_facts: dict[str, Any],
-    display: Display,
-) -> tuple[dict[str, PathModel | ConfigModel], dict[str, dict[str, Any]]]:
-    """How each student starts (cut ones as folders of the run), and what was cut from whom."""
-    starts: dict[str, PathModel | ConfigModel] = {}
-    facts: dict[str, dict[str, Any]] = {}
+def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: Prepared, display: Display) -> None:
+    """Say in ``prepared`` how each student starts: cut ones as folders of the run."""
     for name, spec in origins.students.items():
         if not isinstance(spec, CutStudent):
-            starts[name] = spec
+            prepared.students[name] = spec
             continue
+        key = student_key(recipe, name)
         target = folder.path / "cut" / name
-        starts[name] = PathModel(path=str(target), dtype=spec.dtype)
+        prepared.students[name] = PathModel(path=str(target), dtype=spec.dtype)
         inputs = {
-            student_key(recipe, name): spec.model_dump(mode="json", exclude={"lora"}),
-            "teacher": teacher_facts["fingerprint"],
-            "data": {"seq_len": recipe.data.seq_len, "fingerprint": data_facts["fingerprint"]},
+            key: spec.model_dump(mode="json", exclude={"lora"}),
+            "teacher": prepared.teacher_facts["fingerprint"],
+            "data": {"seq_len": recipe.data.seq_len, "fingerprint": prepared.data["fingerprint"]},
         }
         kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"])
         if kept is not None:
             display.kept(f"cut {name}")
-            facts[name] = kept
+            prepared.student_facts[name] = kept
             continue
         with display.stage(f"cut {name} from the teacher"):
-            lm = load_model(teacher, tokenizer, key="teacher", seq_len=recipe.data.seq_len)
-            key = student_key(recipe, name)
-            cut, layers = _cut(lm.model, spec, Rows(corpus, recipe.data.seq_len, pack=recipe.data.pack), key)
-            student = LanguageModel(cut, tokenizer)
+            lm = prepared.load_teacher(recipe.data.seq_len)
+            rows = Rows(prepared.train, recipe.data.seq_len, pack=recipe.data.pack)
+            cut, layers = _cut(lm, spec, rows, prepared.kept, key)
+            student = LanguageModel(cut, prepared.tokenizer)
             student.prove(key)
             save_model(student, target)
-        facts[name] = folder.finish(f"cut-{name}", {"layers": layers, "parameters": student.parameters()})
-    return starts, facts
+        facts = {"layers": layers, "parameters": student.parameters()}
+        prepared.student_facts[name] = folder.finish(f"cut-{name}", facts)
 
 
-def _cut(model: Any, spec: CutStudent, rows: Rows, key: str) -> tuple[Any, list[int]]:
-    """The cut model, and which of the teacher's layers it keeps."""
+def _cut(lm: LanguageModel, spec: CutStudent, rows: Rows, kept: KeptTokens | None, key: str) -> tuple[Any, list[int]]:
+    """The cut model, and which of the teacher's layers it keeps. Calibration is in the teacher's ids."""
+    model = lm.model
 
     def calibration() -> Iterator[Batch]:
         wanted = max(spec.calibration_tokens // rows.seq_len, 1)
         chosen = list(islice(row_order(len(rows), 0), min(wanted, len(rows))))
         for start in range(0, len(chosen), 4):
-            yield collate([rows[r] for r in chosen[start : start + 4]])
+            batch = collate([rows[r] for r in chosen[start : start + 4]])
+            yield replace(batch, ids_BT=lm.own_ids(batch.ids_BT))
 
     n_layers = model.config.get_text_config().num_hidden_layers
     layers = list(range(n_layers))
@@ -235,4 +231,18 @@ def _cut(model: Any, spec: CutStudent, rows: Rows, key: str) -> tuple[Any, list[
     narrower = {"ffn": spec.ffn, "heads": spec.heads, "kv_heads": spec.kv_heads, "hidden": spec.hidden}
     if any(narrower.values()):
         model = cut_width(model, measure_importance(model, calibration(), key=key), **narrower, key=key)
+    if kept is not None:
+        counts = dict.fromkeys(kept.ids_K.tolist(), 1)
+        found = cut_vocabulary(
+            model,
+            lm.own_tokenizer,
+            counts,
+            other=True,
+            added="used",
+            calibration=calibration(),
+            key=f"{key}.vocabulary",
+        )
+        if not torch.equal(found.kept.ids_K, kept.ids_K):
+            raise AssertionError("the vocabulary of the data and of the student are not the same")
+        model = found.model
     return model, layers

@@ -16,7 +16,7 @@ from limbeck.models.language_model import PROJECTIONS, Head, LanguageModel
 from limbeck.objectives.fused import Outcome, Term, fused_divergence
 from limbeck.objectives.hidden import HiddenDistance, hidden_distance
 from limbeck.objectives.schedules import Schedule
-from limbeck.objectives.targets import Dense, Labels, Target
+from limbeck.objectives.targets import Labels, Target
 
 LABELS = "labels"
 
@@ -130,7 +130,7 @@ class Cohort:
         """
         learned = batch.labels_BT != IGNORED
         labels_N = batch.labels_BT[learned]
-        taught: dict[str, Target] = {LABELS: Labels(labels_N)}
+        taught: dict[str, Target] = {}
         inside: dict[str, dict[int, torch.Tensor]] = {}
         tallies: dict[str, Tally] = {}
         for name in self._in_order():
@@ -139,14 +139,15 @@ class Cohort:
                 hidden_ND, inside[name] = self._forward(name, batch, learned)
                 head = member.lm.head()
                 if any(lesson.source == name for lesson in self.lessons):
-                    taught[name] = as_target(hidden_ND, head)
+                    taught[name] = member.lm.as_target(hidden_ND)
+                taught[LABELS] = Labels(member.lm.own_ids(labels_N))
                 lessons = [x for x in self.lessons if x.learner == name and isinstance(x, Lesson)]
                 if not member.learns:
                     continue
                 terms = [self._term(lesson, taught, denominators, progress) for lesson in lessons]
                 loss = hidden_ND.sum() * 0.0
                 if terms:
-                    outcome = compare(hidden_ND, head, terms, member.lm.vocab_size)
+                    outcome = compare(hidden_ND, head, terms, member.lm.own_vocab_size)
                     loss = outcome.loss_sum
                     for i, lesson in enumerate(lessons):
                         agreement = outcome.stats[i].agreement_N
@@ -231,12 +232,6 @@ def _distance(
             state = projections[_projection_name(lesson, i)](state.to(torch.float32))
         total = total + hidden_distance(state, theirs[b], lesson.distance)
     return total / len(lesson.pairs)
-
-
-def as_target(hidden_ND: torch.Tensor, head: Head) -> Dense:
-    """What a model thinks, as something to learn from; no gradient flows back into it."""
-    bias = head.bias_V.detach() if head.bias_V is not None else None
-    return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
 
 
 def compare(hidden_ND: torch.Tensor, head: Head, terms: list[Term], vocab_size: int) -> Outcome:

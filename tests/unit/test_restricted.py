@@ -1,0 +1,91 @@
+"""A teacher of a large vocabulary, a student of a part of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from limbeck.models.generate import Sampling, generate
+from limbeck.models.language_model import LanguageModel
+from limbeck.models.restricted import RestrictedModel
+from limbeck.models.tokenizer import OTHER
+from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
+from limbeck.objectives import Dense, Restriction, Term, fused_divergence
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("tail", [True, False])
+def test_the_rest_of_the_teacher_is_one_outcome(softcap: float | None, tail: bool) -> None:
+    torch.manual_seed(0)
+    n, d, v = 7, 8, 40
+    kept = torch.tensor([3, 4, 9, 17, 30])
+    restriction = Restriction(kept, v, tail)
+    hidden = torch.randn(n, d, requires_grad=True)
+    head = torch.randn(restriction.size, d, requires_grad=True)
+    theirs, their_head = torch.randn(n, 6), torch.randn(v + 3, 6)  # three rows of padding
+    target = Dense(theirs, their_head, softcap=softcap, restriction=restriction)
+    outcome = fused_divergence(hidden, head, [Term(target)], chunk_tokens=3)
+    outcome.loss_sum.backward()
+
+    logits = (theirs.double() @ their_head.double().T)[:, :v]
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    p = logits.softmax(-1)
+    rest = torch.ones(v, dtype=torch.bool)
+    rest[kept] = False
+    q_kept = p[:, kept]
+    target_p = (
+        torch.cat([q_kept, p[:, rest].sum(-1, keepdim=True)], -1) if tail else q_kept / q_kept.sum(-1, keepdim=True)
+    )
+    h, w = hidden.detach().double().requires_grad_(), head.detach().double().requires_grad_()
+    loss = (target_p * (target_p.log() - F.log_softmax(h @ w.T, -1))).sum()
+    loss.backward()
+    assert float(outcome.loss_sum.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    torch.testing.assert_close(hidden.grad.double(), h.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head.grad.double(), w.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def restricted(make_lm: Callable[..., LanguageModel], tokenizer: Any, texts: list[str]) -> RestrictedModel:
+    lm = make_lm(2, seq_len=64)
+    counts = Counter(i for text in texts[:20] for i in tokenizer(text)["input_ids"])
+    kept: KeptTokens = choose_tokens(lm.model, tokenizer, counts, min_count=20, other=True)
+    assert kept.size < 318
+    return RestrictedModel(lm, kept, cut_tokenizer(tokenizer, kept))
+
+
+def test_a_restricted_teacher_reads_its_students_ids(restricted: RestrictedModel, tokenizer: Any) -> None:
+    text = "the cat sat on a mat"
+    ids = torch.tensor([restricted.tokenizer(text)["input_ids"]])
+    own = restricted.own_ids(ids)
+    assert tokenizer.decode(own[0].tolist()) == text
+    positions = torch.arange(ids.shape[1])[None]
+    plain = LanguageModel(restricted.model, tokenizer)
+    torch.testing.assert_close(restricted.hidden(ids, positions), plain.hidden(own, positions))
+    assert restricted.own_ids(torch.tensor([-100, 5])).tolist()[0] == -100
+
+
+def test_what_it_writes_comes_back_in_its_students_ids(restricted: RestrictedModel, tokenizer: Any) -> None:
+    prompt = restricted.tokenizer("the dog")["input_ids"]
+    plain = LanguageModel(restricted.model, tokenizer)
+    ((_, theirs),) = generate(plain, [tokenizer("the dog")["input_ids"]], Sampling(12, seed=1), 1)
+    ((_, ours),) = generate(restricted, [prompt], Sampling(12, seed=1), 1)
+    assert restricted.tokenizer.decode(ours) == tokenizer.decode(theirs)
+    assert restricted.tokenizer.get_vocab()[OTHER] not in ours
+
+
+def test_a_student_never_writes_the_bucket(restricted: RestrictedModel, make_lm: Callable[..., LanguageModel]) -> None:
+    from limbeck.models.load import load_model
+    from limbeck.recipe import ConfigModel
+    from tests.conftest import LLAMA
+
+    student = load_model(ConfigModel(config=LLAMA), restricted.tokenizer, key="student")
+    other = student.tokenizer.get_vocab()[OTHER]
+    with torch.no_grad():
+        student.head().weight_VD[other] *= 1000.0  # tied: it would be written often
+    answers = dict(generate(student, [[5, 6]] * 8, Sampling(10, temperature=2.0), 8))
+    assert other not in {i for answer in answers.values() for i in answer}
