@@ -31,7 +31,10 @@ class HeadGradient:
             beta = 0.0 if first else 1.0
             torch.addmm(self.sum_VD, grad_nV.t(), hidden_nD, beta=beta, out=self.sum_VD)
         elif matmul.has_mixed(hidden_nD):
-            mkl.gemm(self.sum_VD, grad_nV.t(), hidden_nD, accumulate=not first)
+            if first:
+                # Measured: clearing and adding takes less than MKL's own overwriting.
+                self.sum_VD.zero_()
+            mkl.gemm(self.sum_VD, grad_nV.t(), hidden_nD, accumulate=True)
         else:
             for block in matmul.blocks(len(self.sum_VD)):
                 part_vD = matmul.product(grad_nV[:, block].t(), hidden_nD, self.sum_VD.dtype)

@@ -15,9 +15,9 @@ from limbeck.objectives.kernels import mkl
 VOCABULARY_BLOCK = 8192
 """Rows of the head that are converted or accumulated at a time, to bound what is held beside a chunk."""
 
-POSITIONS_BLOCK = 256
-"""Positions per matmul with the head from the right: oneDNN's bfloat16 kernels halve their speed above
-(measured with AMX at V = 128,256 and D = 512: 1650 GFLOP/s at 256 positions, 810 at 512)."""
+POSITIONS_BLOCK = 384
+"""Most positions per matmul with the head from the right. oneDNN's bfloat16 kernels can lose half their speed
+above (AMX, two free cores, V = 128,256, D = 512: 1650 GFLOP/s at 256 positions, 810 at 512)."""
 
 
 def blocks(size: int, block: int = VOCABULARY_BLOCK) -> Iterator[slice]:
@@ -46,8 +46,12 @@ def logits(out_nV: Tensor, hidden_nD: Tensor, head_VD: Tensor, bias_V: Tensor | 
 
 def into_hidden(out_nD: Tensor, grad_nV: Tensor, head_VD: Tensor) -> None:
     """``out_nD = grad_nV @ head_VD``."""
-    for block in blocks(len(grad_nV), POSITIONS_BLOCK if grad_nV.device.type == "cpu" else len(grad_nV)):
-        torch.mm(grad_nV[block], head_VD, out=out_nD[block])
+    count = len(grad_nV)
+    most = POSITIONS_BLOCK if grad_nV.device.type == "cpu" else count
+    pieces = -(-count // most)
+    for i in range(pieces):
+        part = slice(i * count // pieces, (i + 1) * count // pieces)
+        torch.mm(grad_nV[part], head_VD, out=out_nD[part])
 
 
 def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
