@@ -90,7 +90,7 @@ def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
     time, gets four times that. 16-bit chunks take a quarter less, for beside them the head's gradient is
-    summed in float32. Plain torch makes several float32 copies of a chunk and gets a quarter. A single chunk
+    summed in float32. Plain torch makes up to twenty copies of a chunk and gets an eighth. A single chunk
     needs no such sum, so it may be larger where that holds about as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
@@ -100,7 +100,7 @@ def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
     if summed_apart and not job.precise:
         budget = budget * 3 // 4
     if backend is eager.run:
-        budget //= 4
+        budget //= 8
     size = max(32, min(most, budget // of_logits // 32 * 32))
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)

@@ -315,3 +315,35 @@ print(heavy, ours)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of resident memory")
+@pytest.mark.parametrize(("kernel", "most_mb"), [("0", 230), ("1", 90)])
+def test_nobody_holds_all_the_logits(kernel: str, most_mb: float) -> None:
+    """2,048 positions by 32,768 tokens are 268 MB of logits a side; chunks of 64 positions are 8 MB, of which
+    plain torch makes about twenty copies."""
+    program = """
+import torch
+from pathlib import Path
+from limbeck.objectives import Dense, Labels, Term, fused_divergence
+torch.set_num_threads(1)
+def resident(field):
+    return next(int(l.split()[1]) / 1e3 for l in Path("/proc/self/status").read_text().splitlines() if field in l)
+def call(N, V):
+    hidden, head = torch.randn(N, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
+    terms = [Term(Dense(torch.randn(N, 8), torch.randn(V, 8)), "jsd"), Term(Labels(torch.zeros(N, dtype=torch.int64)))]
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    fused_divergence(hidden, head, terms, chunk_tokens=64).loss_sum.backward()
+    return resident("VmHWM") - before
+call(64, 128)
+print(call(2048, 32768))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LIMBECK_CPU_KERNEL": kernel, "PYTHONPATH": ":".join(sys.path)},
+        check=True,
+    )
+    assert float(done.stdout) < most_mb, "megabytes beside the inputs"
