@@ -310,8 +310,9 @@ class HubSource(_TableSource):
 class StdlibSource(_Source):
     """Text that every Python installation carries: needs no download."""
 
-    stdlib: Literal["docstrings", "sources"] = Field(
-        description="The standard library's docstrings (English prose) or its sources (Python)."
+    stdlib: Literal["docstrings", "sources", "questions"] = Field(
+        description="The standard library's docstrings (English prose), its sources (Python), or questions "
+        "about its names, answered by their docstrings (conversations)."
     )
 
 

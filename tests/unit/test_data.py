@@ -202,6 +202,9 @@ def test_the_standard_library_is_text() -> None:
     found = read(StdlibSource(stdlib="docstrings", max_documents=50))
     assert len({d.key for d in found}) == 50
     assert all(d.text and len(d.text) >= 40 for d in found)
+    asked = read(StdlibSource(stdlib="questions", max_documents=3000))
+    assert all(d.messages[0]["content"].endswith("?") and len(d.messages[1]["content"]) >= 20 for d in asked)
+    assert any("`abc.abstractmethod`" in d.messages[0]["content"] for d in asked)
 
 
 @pytest.mark.parametrize(

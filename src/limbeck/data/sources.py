@@ -251,12 +251,12 @@ def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
 
 
 def _stdlib(source: StdlibSource) -> Iterator[Document]:
-    """Docstrings of modules, classes and functions, or whole sources, of this Python's library."""
+    """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
-    seen: set[str] = set()
     for path in sorted(root.rglob("*.py")):
-        if skip & set(path.relative_to(root).parts):
+        inside = path.relative_to(root)
+        if skip & set(inside.parts):
             continue
         try:
             text = path.read_text(encoding="utf-8")
@@ -270,9 +270,33 @@ def _stdlib(source: StdlibSource) -> Iterator[Document]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                doc = ast.get_docstring(node)
-                if doc and len(doc) >= 40 and doc not in seen:
-                    seen.add(doc)
-                    yield Document(text=doc)
+        module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
+
+
+def _docstrings(tree: ast.Module) -> Iterator[Document]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node)
+            if doc and len(doc) >= 40:
+                yield Document(text=doc)
+
+
+def _questions(node: ast.AST, name: str) -> Iterator[Document]:
+    """What a public name is or does, and the first paragraph of its docstring as the answer."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        doc = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+        if len(doc) >= 20 and doc[0].isupper():
+            match node:
+                case ast.Module():
+                    question = f"What is the Python module `{name}` for?"
+                case ast.ClassDef():
+                    question = f"What is `{name}` in Python?"
+                case _:
+                    question = f"What does `{name}` do in Python?"
+            yield Document(messages=({"role": "user", "content": question}, {"role": "assistant", "content": doc}))
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for child in node.body:
+                called = getattr(child, "name", "_")
+                if not called.startswith("_"):
+                    yield from _questions(child, f"{name}.{called}")
