@@ -26,7 +26,7 @@ _RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe,
 _Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY.PATH=VALUE]...", help="Change the recipe: `training.lr=3e-4 seeds=[0,1,2]`.", show_default=False
+        metavar="KEY.PATH=VALUE", help="Change the recipe: `training.lr=3e-4 seeds=[0,1,2]`.", show_default=False
     ),
 ]
 
@@ -80,7 +80,7 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
 
 @app.command()
 def chat(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="A run folder, or models by path or name.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="A run folder, or models by path or name.")],
     ask: Annotated[
         list[str] | None, typer.Option("--ask", "-a", help="Ask this and leave; may be given again.")
     ] = None,

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck import cli
+from limbeck.chatting import Speaker, speakers
+from limbeck.errors import LimbeckError
+from limbeck.models.generate import Sampling
+from limbeck.models.language_model import LanguageModel
+from tests.unit.test_data import CHATML
+
+
+def test_a_speaker_remembers(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(1, max_position_embeddings=128)
+    lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
+    lm.tokenizer.chat_template = CHATML
+    fresh, old = Speaker("a", lm), Speaker("b", lm)
+    old.answer("the dog ran", Sampling(5, temperature=0))
+    assert [m["role"] for m in old.messages] == ["user", "assistant"]
+    first = fresh.answer("the cat", Sampling(8, temperature=0))
+    assert first == Speaker("c", lm).answer("the cat", Sampling(8, temperature=0))
+    old.answer("the cat", Sampling(8, temperature=0))
+    assert len(old.messages) == 4
+    for _ in range(9):  # longer than the model reads: the beginning is forgotten
+        old.answer("one big dog run over blue hills", Sampling(8, temperature=0))
+
+
+def test_models_by_folder_and_side_by_side(
+    teacher_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [s.name for s in speakers([str(teacher_folder)])] == ["teacher"]
+    with pytest.raises(LimbeckError, match="/no/such"):
+        speakers(["/no/such"])
+    args = ["limbeck", "chat", str(teacher_folder), "--ask", "the [red]cat", "--max-new-tokens", "4"]
+    monkeypatch.setattr("sys.argv", args)
+    cli.main()
+    out = capsys.readouterr().out
+    assert "you the [red]cat" in out  # words are never markup
+    assert "teacher " in out
+
+
+def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    from limbeck.display import Display
+    from limbeck.recipe import parse_recipe
+    from limbeck.run import run
+
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 200
+    run(parse_recipe(raw_recipe), Display(quiet=True))
+    assert [s.name for s in speakers([raw_recipe["run"]])] == ["teacher", "alone"]
