@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--divergences", nargs="*", default=["forward_kl", "jsd"])
     parser.add_argument("--targets", nargs="*", default=["dense", "sparse"])
     parser.add_argument("--only", nargs="*", help="variants; the floor is needed")
-    parser.add_argument("--runs", type=int, default=2, help="runs in a process, of which the best counts")
+    parser.add_argument("--runs", type=int, default=3, help="runs in a process, of which the best counts")
     parser.add_argument("--rounds", type=int, default=1, help="processes a variant, of which the best counts")
     parser.add_argument("--memory-gb", type=float, default=12.0, help="skip what would take more")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/objective-DATE.md")

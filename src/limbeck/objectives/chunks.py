@@ -13,8 +13,8 @@ from torch import Tensor
 
 from limbeck.objectives import matmul, memory
 from limbeck.objectives.gradients import Gradients
-from limbeck.objectives.kernels import choose, eager
-from limbeck.objectives.kernels.rows import Backend, DenseRows, RowResult, RowTerm, SparseRows
+from limbeck.objectives.kernels import choose
+from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
 from limbeck.objectives.targets import Dense
 from limbeck.objectives.terms import Index, Prepared
 
@@ -59,7 +59,7 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     gradient = job.hidden_ND.dtype if hidden or head or bias else None
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
-    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, backend, head=head))
+    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, head=head))
     gradients = Gradients(job.hidden_ND, job.head_VD, len(pieces), hidden=hidden, head=head, bias=bias)
     results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
@@ -84,14 +84,13 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     )
 
 
-def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
+def choose_chunk(job: Job, *, head: bool) -> int:
     """Positions per chunk: as few as keep the matmuls efficient, so that little is held.
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
     time, gets four times that. 16-bit chunks take a quarter less, for beside them the head's gradient is
-    summed in float32. Plain torch makes up to twenty copies of a chunk and gets an eighth. A single chunk
-    needs no such sum, so it may be larger where that holds about as much.
+    summed in float32. A single chunk needs no such sum, so it may be larger where that holds about as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
     of_logits = vocab_size * job.logits_dtype.itemsize
@@ -99,8 +98,6 @@ def choose_chunk(job: Job, backend: Backend, *, head: bool) -> int:
     summed_apart = head and job.head_VD.dtype != job.compute
     if summed_apart and not job.precise:
         budget = budget * 3 // 4
-    if backend is eager.run:
-        budget //= 8
     size = max(32, min(most, budget // of_logits // 32 * 32))
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limbeck.objectives.kernels import build
+from limbeck.objectives.kernels import build, eager
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -28,6 +28,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test on plain torch and on the C++ kernel."""
     if request.param == "eager":
         monkeypatch.setenv("LIMBECK_CPU_KERNEL", "0")
+        # Two parts a chunk, so that what is cut is tested.
+        monkeypatch.setattr(eager, "PART", 40)
     else:
         monkeypatch.delenv("LIMBECK_CPU_KERNEL", raising=False)
         try:

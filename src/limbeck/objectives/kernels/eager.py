@@ -8,6 +8,7 @@ Shape suffixes: n positions of the chunk; m = n + 1; V vocabulary; r entries of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from limbeck.objectives.divergences import LOG_ZERO
 from limbeck.objectives.kernels import entries
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
+
+PART = 2**21
+"""Elements of a chunk that are worked on at a time: some twenty copies of them are made."""
 
 
 def run(
@@ -25,6 +29,34 @@ def run(
     statistics: bool,
 ) -> tuple[list[RowResult], Tensor | None]:
     """The eager backend; see :mod:`limbeck.objectives.kernels.rows`."""
+    count, vocab_size = logits_nV.shape
+    step = max(1, PART // vocab_size)
+    parts = []
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        of_rows = [replace(term, rows=term.rows.part(rows), coefficient_n=term.coefficient_n[rows]) for term in terms]
+        parts.append(_run_part(logits_nV[rows], of_rows, softcap, gradient, statistics))
+    results = [_joined([part[i] for part in parts]) for i in range(len(terms))]
+    return results, None if gradient is None else logits_nV.view(gradient)[:, :vocab_size]
+
+
+def _joined(parts: list[RowResult]) -> RowResult:
+    def cat(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    divergence_n = torch.cat([part.divergence_n for part in parts])
+    return RowResult(divergence_n, cat("student_entropy_n"), cat("teacher_entropy_n"), cat("agreement_n"))
+
+
+def _run_part(
+    logits_nV: Tensor,
+    terms: Sequence[RowTerm],
+    softcap: float | None,
+    gradient: torch.dtype | None,
+    statistics: bool,
+) -> list[RowResult]:
+    """Some positions; the gradient is written over their logits."""
     compute = torch.promote_types(logits_nV.dtype, torch.float32)
     student_nV = _capped(logits_nV.to(compute), softcap)
     total_nV: Tensor | None = None
@@ -36,13 +68,12 @@ def run(
         if grad_nV is not None:
             grad_nV.mul_((term.coefficient_n.to(compute) / term.temperature).unsqueeze(1))
             total_nV = grad_nV if total_nV is None else total_nV.add_(grad_nV)
-    if gradient is None or total_nV is None:
-        return results, None
-    if softcap is not None:
-        # d/dx c tanh(x/c) = 1 - tanh^2, and tanh is the capped logit over c.
-        total_nV.mul_(1.0 - (student_nV / softcap).square_())
-    grad_nV = logits_nV.view(gradient)[:, : logits_nV.shape[1]]
-    return results, grad_nV.copy_(total_nV)
+    if gradient is not None and total_nV is not None:
+        if softcap is not None:
+            # d/dx c tanh(x/c) = 1 - tanh^2, and tanh is the capped logit over c.
+            total_nV.mul_(1.0 - (student_nV / softcap).square_())
+        logits_nV.view(gradient)[:, : logits_nV.shape[1]].copy_(total_nV)
+    return results
 
 
 def _capped(logits_nV: Tensor, softcap: float | None) -> Tensor:

@@ -35,6 +35,10 @@ class DenseRows:
     logits_nV: Tensor
     softcap: float | None
 
+    def part(self, rows: slice) -> DenseRows:
+        """Some of the positions."""
+        return DenseRows(self.logits_nV[rows], self.softcap)
+
 
 @dataclass(frozen=True)
 class SparseRows:
@@ -58,6 +62,19 @@ class SparseRows:
     entropy_n: Tensor
     offset_n: Tensor | None
     top_n: Tensor
+
+    def part(self, rows: slice) -> SparseRows:
+        """Some of the positions, with a start and a stop."""
+        begin, end = int(self.offsets_m[rows.start]), int(self.offsets_m[rows.stop])
+        return SparseRows(
+            self.offsets_m[rows.start : rows.stop + 1] - begin,
+            self.ids_r[begin:end],
+            self.logprobs_r[begin:end],
+            None if self.tail_n is None else self.tail_n[rows],
+            self.entropy_n[rows],
+            None if self.offset_n is None else self.offset_n[rows],
+            self.top_n[rows],
+        )
 
 
 @dataclass(frozen=True)
