@@ -80,8 +80,9 @@ def _capped(logits_nV: Tensor, softcap: float | None) -> Tensor:
     return logits_nV if softcap is None else (logits_nV / softcap).tanh_().mul_(softcap)
 
 
-def _log_softmax(logits_nV: Tensor) -> Tensor:
-    return torch.log_softmax(logits_nV, dim=-1).clamp_min_(LOG_ZERO)
+def _log_softmax(logits_nV: Tensor, temperature: float) -> Tensor:
+    scaled_nV = logits_nV if temperature == 1.0 else logits_nV / temperature
+    return torch.log_softmax(scaled_nV, dim=-1).clamp_min_(LOG_ZERO)
 
 
 def _entropy(logprobs_nV: Tensor) -> Tensor:
@@ -92,8 +93,8 @@ def _dense(student_nV: Tensor, term: RowTerm, gradient: bool, statistics: bool) 
     rows = term.rows
     assert isinstance(rows, DenseRows)
     teacher_nV = _capped(rows.logits_nV.to(student_nV.dtype), rows.softcap)
-    logq_nV = _log_softmax(student_nV / term.temperature)
-    logp_nV = _log_softmax(teacher_nV / term.temperature)
+    logq_nV = _log_softmax(student_nV, term.temperature)
+    logp_nV = _log_softmax(teacher_nV, term.temperature)
     entropy_n = _entropy(logp_nV)
     share_nV, weight_nV = term.divergence.pointwise(logp_nV, logq_nV, entropy_n.unsqueeze(1))
     result = RowResult(share_nV.sum(-1))
