@@ -21,7 +21,7 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.core: $(VENV)/.torch pyproject.toml
 	@echo "installing limbeck ..."
-	@$(PIP) -e ".[cpu-kernel]"
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
@@ -69,16 +69,16 @@ $(VENV)-bench/.done: $(VENV)/.torch benchmarks/requirements.txt
 	@echo "installing the peers into $(VENV)-bench ..."
 	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -e . ninja
+	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 bench: bench-objective bench-end-to-end  ## All benchmarks, against named peers
 
 bench-objective: $(VENV)/.core $(VENV)-bench/.done  ## The objective against its peers and the matmul floor
-	@$(BIN)/python benchmarks/objective.py --python $(VENV)-bench/bin/python
+	@$(BIN)/python benchmarks/objective.py --python $(VENV)-bench/bin/python --save
 
 bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation against TRL's GKDTrainer
-	@$(BIN)/python benchmarks/objective_end_to_end.py --python $(VENV)-bench/bin/python
+	@$(BIN)/python benchmarks/objective_end_to_end.py --python $(VENV)-bench/bin/python --save
 
 clean:  ## Remove what was installed and made
 	rm -rf $(VENV) $(VENV)-bench runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from limbeck.data.chat import Encoded, encode
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_encoded
 from limbeck.data.packing import IGNORED, Rows, collate, row_order
-from limbeck.data.prompts import split_prompt
+from limbeck.data.prompts import prompts_of, split_prompt
 from limbeck.data.sources import Document, Spool, documents
 from limbeck.errors import InputError, LimbeckError
 from limbeck.recipe import JsonlSource, ParquetSource, StdlibSource, TextSource
@@ -348,6 +348,15 @@ def test_the_prompt_of_plain_text() -> None:
     learn = np.array([False] + [True] * 9)
     assert split_prompt(ids, learn, 3) == ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9])
     assert split_prompt(ids, np.ones(10, bool), 3) == ([0, 1, 2], [3, 4, 5, 6, 7, 8, 9])
+
+
+def test_prompts_cover_a_long_document() -> None:
+    ids, learn = np.arange(25), np.array([False] + [True] * 24)
+    assert prompts_of(ids, learn, 3, every=10) == [[0, 1, 2, 3], [10, 11, 12], [20, 21, 22]]
+    assert prompts_of(ids[:4], learn[:4], 3, every=10) == []
+    assert prompts_of(ids, np.zeros(25, bool), 3, every=10) == []
+    chat = np.array([False] * 5 + [True] * 3 + [False] * 2 + [True] * 15)
+    assert prompts_of(ids, chat, 3, every=10) == [list(range(10))]
 
 
 @pytest.mark.real

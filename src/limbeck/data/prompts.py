@@ -8,8 +8,33 @@ import numpy as np
 def split_prompt(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int) -> tuple[list[int], list[int]]:
     """A document's (prompt, rest). A conversation is cut before its last answer; plain text, which
     is learned from its first token after the opening mark, after ``prompt_tokens`` tokens."""
-    masked = np.flatnonzero(~learn)
-    opening = int(masked[0] == 0) if len(masked) else 0
-    plain = len(masked) == opening
-    cut = opening + prompt_tokens if plain else int(masked[masked < np.flatnonzero(learn)[-1]][-1]) + 1
+    opening = _opening(learn)
+    if opening is None:
+        masked = np.flatnonzero(~learn)
+        cut = int(masked[masked < np.flatnonzero(learn)[-1]][-1]) + 1
+    else:
+        cut = opening + prompt_tokens
     return ids[:cut].tolist(), ids[cut:].tolist()
+
+
+def prompts_of(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int, every: int) -> list[list[int]]:
+    """What a teacher is given of a document to go on from, where something really follows.
+
+    Of plain text, a prompt at its beginning and one every ``every`` tokens: what is written then
+    covers a long document as the rows of a corpus do, not only the beginnings.
+    """
+    if not learn.any():
+        return []
+    opening = _opening(learn)
+    if opening is None:
+        return [split_prompt(ids, learn, prompt_tokens)[0]]
+    starts = range(0, len(ids), every)
+    cuts = [(start, start + prompt_tokens + (opening if start == 0 else 0)) for start in starts]
+    return [ids[start:cut].tolist() for start, cut in cuts if cut < len(ids)]
+
+
+def _opening(learn: np.ndarray) -> int | None:
+    """Tokens of plain text that are only read (its opening mark); None for a conversation."""
+    masked = np.flatnonzero(~learn)
+    opening = int(len(masked) > 0 and masked[0] == 0)
+    return opening if len(masked) == opening else None

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limbeck.data.chat import Encoded
 from limbeck.data.corpus import Corpus, open_corpus, write_encoded
-from limbeck.data.prompts import split_prompt
+from limbeck.data.prompts import prompts_of
 from limbeck.display import Display
 from limbeck.errors import InputError, RecipeError
 from limbeck.files import whole_folder
@@ -224,19 +226,20 @@ def _read_journal(journal: Path) -> tuple[list[list[Any]], int]:
 def _written(
     teacher: LocalTeacher, writing: Writing, corpus: Corpus, seq_len: int, start: int
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Batches of (prompt, answer) for ever, from number ``start``: every document in turn, then again."""
+    """Batches of (prompt, answer) for ever, from number ``start``: every prompt in turn, then again."""
     room = 8  # an answer shorter than this teaches nothing
-    prompts = []
-    for d in range(len(corpus)):
-        ids, learn = corpus.document(d)
-        if learn.any():
-            prompt, rest = split_prompt(ids, learn, writing.prompt_tokens)
-            if rest and len(prompt) <= seq_len - room:
-                prompts.append(prompt)
-    if not prompts:
+    found = [
+        prompt
+        for d in range(len(corpus))
+        for prompt in prompts_of(*corpus.document(d), writing.prompt_tokens, every=seq_len)
+        if len(prompt) <= seq_len - room
+    ]
+    if not found:
         raise InputError(
             "no document leaves room for an answer", key="techniques", fix="Raise data.seq_len or lower prompt_tokens"
         )
+    # Shuffled, so that a small budget covers the whole corpus.
+    prompts = [found[i] for i in np.random.default_rng(writing.seed).permutation(len(found))]
     for number in range(start, 1_000_000_000):
         chosen = [prompts[(number * writing.batch_rows + i) % len(prompts)] for i in range(writing.batch_rows)]
         longest = max(len(prompt) for prompt in chosen)
