@@ -49,7 +49,7 @@ test: $(VENV)/.test  ## The suite without the slow tests
 	@$(BIN)/python -m pytest -m "not slow"
 
 test-unit: $(VENV)/.test  ## The unit tests only
-	@$(BIN)/python -m pytest -m "not slow" tests/unit tests/golden
+	@$(BIN)/python -m pytest -m "not slow" tests/unit
 
 test-all: $(VENV)/.test  ## Everything, the slow and heavy ones too
 	@$(BIN)/python -m pytest
