@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
         for name, lm in cohort.learners.items():
             save_model(lm, arm.model(folder.path, name))
     facts = folder.finish(f"train-{arm.name}", {**result, "learners": sorted(cohort.learners)})
-    _forget_checkpoints(home)
+    # The result is saved and marked: the checkpoints are of no more use.
+    shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return facts
 
 
@@ -156,13 +158,6 @@ def _learner(recipe: Recipe, name: str, prepared: Prepared, seed: int) -> Langua
     if not isinstance(student, ConfigStudent) and student.lora is not None:
         return with_lora(lm, student.lora, seed, key=f"{key}.lora")
     return lm
-
-
-def _forget_checkpoints(home: Path) -> None:
-    """The result is saved and marked: the checkpoints are of no more use."""
-    import shutil
-
-    shutil.rmtree(home / "checkpoints", ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------- the teacher writes
