@@ -182,7 +182,3 @@ def main() -> None:
         if not debug and type(error).__name__ == "SafetensorError" and "error" in str(error).lower():
             _full(str(error))
         raise
-
-
-if __name__ == "__main__":
-    main()

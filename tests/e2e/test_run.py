@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write(raw: dict[str, Any], path: Path) -> Path:
 
 
 def command(recipe: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "limbeck.cli", "run", str(recipe), *overrides]
+    return [sys.executable, "-m", "limbeck", "run", str(recipe), *overrides]
 
 
 def limbeck(recipe: Path, *overrides: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -290,10 +291,34 @@ def _wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
     raise AssertionError("nothing happened")
 
 
+def cut_in_every_way(raw: dict[str, Any]) -> None:
+    """A corrected teacher; students of fewer layers, narrower, of fewer tokens; its text, its hidden states."""
+    raw["teacher"]["correct"] = {"tokens": 3_000, "batch_rows": 4, "checkpoint_every_steps": 5}
+    raw.pop("student")
+    vocabulary = {"min_count": 12}
+    raw["students"] = {
+        "shallow": {"from": "teacher", "layers": 1, "keep_ends": False, "vocabulary": vocabulary},
+        "narrow": {"from": "teacher", "ffn": 32, "heads": 2, "hidden": 24, "vocabulary": vocabulary},
+    }
+    raw["techniques"] = [
+        "alone",
+        {"kind": "soft", "hidden": {}},
+        {"kind": "soft", "name": "mixed", "writing": {"batch_rows": 8, "tokens": 2_000}},
+    ]
+    raw["training"].update(tokens=8_000, checkpoint_every_steps=5)
+
+
+def uncut(raw: dict[str, Any]) -> None:
+    raw["training"].update(tokens=30_000, checkpoint_every_steps=20)
+
+
 @pytest.mark.slow
-def test_kill_9_at_random_moments_changes_no_byte(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("change", [uncut, cut_in_every_way])
+def test_kill_9_at_random_moments_changes_no_byte(
+    tmp_path: Path, raw_recipe: dict[str, Any], change: Callable[[dict[str, Any]], None]
+) -> None:
     """Acceptance: five kills at random moments, each resumed; the students' bytes are those of a quiet run."""
-    raw_recipe["training"].update(tokens=30_000, checkpoint_every_steps=20)
+    change(raw_recipe)
     recipe = write(raw_recipe, tmp_path / "r.yaml")
     start = time.monotonic()
     limbeck(recipe, f"run={tmp_path / 'quiet'}")

@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Ramp, Recipe, Soft, fingerprint, load_recipe, parse_recipe
-from limbeck.recipe_yaml import apply_overrides, parse_yaml
+from limbeck.recipe.yaml_file import apply_overrides, parse_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {

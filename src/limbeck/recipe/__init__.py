@@ -1,0 +1,193 @@
+"""The recipe: one strict YAML file that says what is distilled from what, and how.
+
+Unknown keys are errors that suggest the near name; every model is frozen. This module knows
+no torch, so that ``limbeck --help`` and ``limbeck schema`` stay instant.
+
+Numbers carry their unit in their name (``tokens``, ``batch_rows``, ``max_new_tokens``). Relative
+paths are relative to the directory in which ``limbeck`` is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from limbeck.errors import RecipeError
+from limbeck.recipe.base import Count, Section
+from limbeck.recipe.data import (
+    Data,
+    HubSource,
+    JsonlSource,
+    ParquetSource,
+    Source,
+    StdlibSource,
+    TextSource,
+)
+from limbeck.recipe.models import (
+    AnyStudent,
+    ConfigModel,
+    ConfigStudent,
+    ConfigTeacher,
+    Correction,
+    CutStudent,
+    Lora,
+    PackageModel,
+    PackageStudent,
+    PathModel,
+    PathStudent,
+    PathTokenizer,
+    Student,
+    Teacher,
+    Tokenizer,
+    TrainedTokenizer,
+    Vocabulary,
+)
+from limbeck.recipe.techniques import Alone, Co, Divergence, Hard, Ramp, Soft, Technique, Weight, Writing
+from limbeck.recipe.training import Optimiser, Training
+from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
+
+__all__ = [
+    "Alone", "AnyStudent", "Co", "ConfigModel", "ConfigStudent", "ConfigTeacher", "Correction", "CutStudent",
+    "Data", "Divergence", "Evaluation", "Hard", "HubSource", "JsonlSource", "Lora", "Optimiser", "PackageModel",
+    "PackageStudent", "ParquetSource", "PathModel", "PathStudent", "PathTokenizer", "Ramp", "Recipe", "Section",
+    "Soft", "Source", "StdlibSource", "Student", "Teacher", "Technique", "TextSource", "Tokenizer",
+    "TrainedTokenizer", "Training", "Vocabulary", "Weight", "Writing", "fingerprint", "load_recipe",
+    "parse_recipe",
+]  # fmt: skip
+
+
+class Evaluation(Section):
+    """How the gap between student and teacher is measured on the held-out documents."""
+
+    max_documents: Count = Field(200, description="Held-out documents measured (by hash order).")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="Resamples behind each 95% interval.")
+    samples: Annotated[int, Field(ge=0)] = Field(4, description="Continuations shown side by side.")
+    sample_tokens: Count = Field(60, description="Length of a continuation.")
+    speed_tokens: Annotated[int, Field(ge=0)] = Field(64, description="Tokens generated to time it; 0: not timed.")
+
+
+def _sections(techniques: Any) -> Any:
+    """Techniques with every bare name as a section with that ``kind``."""
+    if isinstance(techniques, str | dict):
+        techniques = [techniques]
+    if isinstance(techniques, list | tuple):
+        techniques = [{"kind": item} if isinstance(item, str) else item for item in techniques]
+    return techniques
+
+
+def _or_their_names(schema: dict[str, Any]) -> None:
+    """In the schema as in the recipe, a technique may be just its name."""
+    schema["items"] = {"anyOf": [{"enum": ["alone", "soft", "hard", "co"]}, schema["items"]]}
+
+
+class Recipe(Section):
+    """One run of limbeck."""
+
+    title: str | None = Field(None, description="Heading of the report.")
+    run: str = Field(
+        "runs/recipe", description="The run folder; default: runs/ and the recipe's name. An existing one is continued."
+    )
+    threads: Count | None = Field(
+        None, description="CPU threads; default: one for each core. Results follow it to the last bit."
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        (0,), min_length=1, description="Every technique is run once for each seed."
+    )
+    teacher: Teacher = Field(description="Who teaches: `path`, `package`, or `config` with `pretraining`.")
+    student: Student | None = Field(None, description="Who learns: `path`, `config`, or `from: teacher`.")
+    students: dict[str, Student] | None = Field(
+        None, description="Instead of `student`: several, by name; one teacher forward serves all."
+    )
+    tokenizer: Tokenizer | None = Field(None, description="Default: the teacher's.")
+    data: Data
+    techniques: tuple[Technique, ...] = Field(
+        min_length=1,
+        description="What is run and compared: alone, soft, hard, co; a name or a section with `kind`.",
+        json_schema_extra=_or_their_names,
+    )
+    training: Training
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @field_validator("techniques", mode="before")
+    @classmethod
+    def _names_are_kinds(cls, value: Any) -> Any:
+        return _sections(value)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        if (self.student is None) == (self.students is None):
+            raise ValueError("write either `student:` or `students:`, one of them")
+        if self.students is not None and not self.students:
+            raise ValueError("students is empty; write at least one")
+        for name in self.students or {}:
+            if name in ("labels", "teacher"):
+                raise ValueError(f"students: {name!r} means something else here; choose another name")
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"students: {name!r} is no plain name; use letters, digits, - and _")
+        if len({self._vocabulary_of(student) for student in (self.students or {}).values()}) > 1:
+            raise ValueError("students: all of a run share one vocabulary; write the same `vocabulary` for each")
+        if self.vocabulary is not None and isinstance(self.teacher, ConfigTeacher):
+            raise ValueError("a teacher that is trained here has a vocabulary of its data; leave `vocabulary` out")
+        labels = [technique.label for technique in self.techniques]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"techniques: {twice[0]!r} stands twice; give one of them another `name`")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: the same seed stands twice")
+        if isinstance(self.teacher, ConfigTeacher) and self.tokenizer is None:
+            raise ValueError(
+                "tokenizer: a teacher from a config brings none; write `tokenizer: {train: {vocab_size: 2048}}`"
+            )
+        if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher):
+            raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")
+        return self
+
+    @staticmethod
+    def _vocabulary_of(student: AnyStudent | None) -> Vocabulary | None:
+        return student.vocabulary if isinstance(student, CutStudent) else None
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Which tokens the students keep; None: all."""
+        return self._vocabulary_of(next(iter(self.cohort.values())))
+
+    @property
+    def cohort(self) -> dict[str, AnyStudent]:
+        """The students by name; a single one is called ``student``."""
+        return self.students if self.students is not None else {"student": self.student}  # type: ignore[dict-item]
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.path=value`` overrides.
+
+    Raises:
+        RecipeError: the file cannot be read, or a key or value is wrong; names the key and the fix.
+    """
+    path = Path(path)
+    raw = read_yaml(path)
+    if isinstance(raw, dict):
+        raw.setdefault("run", f"runs/{path.stem}")
+        if "techniques" in raw:  # so that an override can reach into one that is only named
+            raw["techniques"] = _sections(raw["techniques"])
+    raw = apply_overrides(raw, overrides)
+    return parse_recipe(raw)
+
+
+def parse_recipe(raw: Any) -> Recipe:
+    """Validate a recipe that is already plain Python data. Raises RecipeError."""
+    if not isinstance(raw, dict):
+        raise RecipeError("a recipe is a mapping of keys to values", fix="See `limbeck schema` for the keys")
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, Recipe) from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short stable hash of recipe sections or plain data (hex, 16 characters)."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""The techniques: who learns what from whom, and how strongly."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from limbeck.recipe.base import Count, Positive, Section, Share
+
+
+class Divergence(Section):
+    """A per-token divergence by name, with its parameters."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    name: str = Field(description="forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, alpha_beta, tvd, ...")
+
+
+class Ramp(Section):
+    """A weight that moves from `start` to `end` between two points of the training."""
+
+    start: Annotated[float, Field(ge=0)]
+    end: Annotated[float, Field(ge=0)]
+    begin: Share = Field(0.0, description="Share of the training at which it begins to move.")
+    until: Share = Field(1.0, description="Share of the training at which it has arrived.")
+    shape: Literal["linear", "cosine"] = "linear"
+
+    @model_validator(mode="after")
+    def _forwards(self) -> Ramp:
+        if self.until <= self.begin:
+            raise ValueError("until must be greater than begin")
+        if self.start == self.end == 0:
+            raise ValueError("a weight of 0 from start to end teaches nothing; leave the term out")
+        return self
+
+
+Weight = Annotated[float, Field(ge=0)] | Ramp
+
+
+class _Technique(Section):
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+        description="What this run of the technique is called in the table; default: its kind.",
+    )
+
+    @property
+    def label(self) -> str:
+        return self.name or self.kind  # type: ignore[attr-defined]
+
+
+class Alone(_Technique):
+    """No teacher: the control that every technique must beat."""
+
+    kind: Literal["alone"] = "alone"
+
+
+class Writing(Section):
+    """How the teacher writes text for its students."""
+
+    tokens: Count | None = Field(
+        None, description="Tokens to write; default: `training.tokens` (each is then learned once)."
+    )
+    prompt_tokens: Count = Field(
+        8, description="Plain text: the teacher continues the first so many tokens of training documents."
+    )
+    max_new_tokens: Count | None = Field(None, description="Length of an answer; default: the rest of a row.")
+    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="Sampling temperature; 0: greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
+    batch_rows: Count = Field(64, description="Answers written at a time.")
+    seed: int = Field(0, description="Seed of the sampling.")
+
+
+class _SoftTerms(_Technique):
+    divergence: str | Divergence = Field("forward_kl", description="What is minimised against the teacher.")
+    temperature: Positive = Field(1.0, description="Softens both distributions; the term is scaled by its square.")
+    soft_weight: Weight = Field(0.9, description="Weight of the divergence to the teacher: a number or a ramp.")
+    hard_weight: Weight = Field(0.1, description="Weight of the cross-entropy on the data's own labels.")
+
+    @model_validator(mode="after")
+    def _learns(self) -> _SoftTerms:
+        if self.soft_weight == 0:
+            raise ValueError("soft_weight is 0: nothing would be learned from the teacher; write `kind: alone`")
+        return self
+
+
+class Hidden(Section):
+    """A lesson on hidden states beside the one on probabilities; projections, where widths differ, are discarded."""
+
+    weight: Weight = Field(1.0, description="Weight of the distance in the student's loss.")
+    distance: Literal["cosine", "mse"] = Field("cosine", description="One less the cosine, or the mean squared error.")
+    layers: Literal["matched"] | tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(
+        "matched",
+        description="Pairs [student's layer, teacher's layer], from 0. `matched`: a cut student's layers with "
+        "those they were cut from, other students' evenly over the teacher's depth.",
+    )
+
+
+class Soft(_SoftTerms):
+    """Learn the teacher's probabilities: its weights are in hand and answer every batch."""
+
+    kind: Literal["soft"] = "soft"
+    hidden: Hidden | None = Field(None, description="Learn the teacher's hidden states too.")
+    writing: Writing | None = Field(
+        None, description="The teacher first writes the text (as for `hard`), then grades every token of it."
+    )
+
+
+class Hard(_Technique):
+    """Learn the teacher's text: it writes, the student reads; works with closed teachers too."""
+
+    kind: Literal["hard"] = "hard"
+    writing: Writing = Field(default_factory=Writing, description="How the teacher writes.")
+
+
+class Co(_SoftTerms):
+    """Teacher and students learn together: one forward pass of the teacher serves itself and them."""
+
+    kind: Literal["co"] = "co"
+    teacher_start: Literal["trained", "scratch"] = Field(
+        "trained", description="The teacher goes on from its weights, or starts from nothing beside its students."
+    )
+    teacher_lr: Positive | None = Field(None, description="The teacher's peak learning rate; default: a tenth of `lr`.")
+
+
+Technique = Annotated[Alone | Soft | Hard | Co, Field(discriminator="kind")]

@@ -1,0 +1,36 @@
+"""The optimiser and the loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from limbeck.recipe.base import Count, PartOf, Positive, Section, Share
+
+
+class Optimiser(Section):
+    """AdamW and its schedule."""
+
+    lr: Positive = Field(1e-3, description="Peak learning rate.")
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
+        "cosine", description="After the warm-up: cosine, warm-up-stable-decay, linear, or constant."
+    )
+    warmup: Share = Field(0.03, description="Share of the steps spent warming up.")
+    decay: Share = Field(0.2, description="wsd: share of the steps spent decaying at the end.")
+    min_lr_ratio: Share = Field(0.1, description="The schedule ends at this share of `lr`.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="On matrices only, not on norms.")
+    betas: tuple[PartOf, PartOf] = Field((0.9, 0.95), description="AdamW's betas.")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Clip the gradient's norm; 0: never.")
+
+
+class Training(Optimiser):
+    """The loop: the same for every technique, so that they can be compared."""
+
+    tokens: Count = Field(description="Student tokens (labels) to learn from: the same for every technique.")
+    batch_rows: Count = Field(16, description="Rows of a forward pass.")
+    accumulation: Count = Field(1, description="Forward passes of a step.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: matrix products under autocast.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: slower, less memory.")
+    checkpoint_every_steps: Count = Field(200, description="How often a resumable checkpoint is written.")
+    log_every_steps: Count = Field(10, description="How often a line goes to metrics.jsonl and TensorBoard.")
