@@ -89,7 +89,7 @@ def choose_chunk(job: Job, *, head: bool) -> int:
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
-    time, gets four times that. 16-bit chunks take a quarter less, for beside them the head's gradient is
+    time, gets four times that. 16-bit chunks take less, for beside them the head's gradient is
     summed in float32. A single chunk needs no such sum, so it may be larger where that holds about as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
@@ -97,7 +97,7 @@ def choose_chunk(job: Job, *, head: bool) -> int:
     budget, most = (2**29, 4096) if job.hidden_ND.device.type == "cuda" else (2**27, 1024)
     summed_apart = head and job.head_VD.dtype != job.compute
     if summed_apart and not job.precise:
-        budget = budget * 3 // 4
+        budget = budget * 11 // 16
     size = max(32, min(most, budget // of_logits // 32 * 32))
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)

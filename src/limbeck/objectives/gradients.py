@@ -72,9 +72,9 @@ class Gradients:
 
 
 def fit(grad: Tensor, like: Tensor) -> Tensor:
-    """A gradient in the dtype of its tensor, with zeros for the padding rows of the head."""
-    if grad.shape == like.shape and grad.dtype == like.dtype:
-        return grad
+    """A gradient in the dtype of its tensor, with zeros for the padding rows of the head; ``grad`` is used up."""
+    if grad.shape == like.shape:
+        return grad if grad.dtype == like.dtype else memory.converted(grad, like.dtype)
     whole = memory.empty(*like.shape, like=like, dtype=like.dtype)
     whole[: len(grad)] = grad
     whole[len(grad) :] = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import sys
 from collections.abc import Callable
 
 import torch
@@ -29,9 +30,32 @@ def empty(*shape: int, like: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in another dtype, in new memory; what ``tensor`` held is given up, and must not be read again.
+
+    On Linux its pages go back to the system block by block, as they are converted, so that the two are never
+    both held.
+    """
+    whole = empty(*tensor.shape, like=tensor, dtype=dtype)
+    if not len(tensor):
+        return whole
+    of_row = tensor.stride(0) * tensor.element_size()
+    rows = max(16 * HUGE_PAGE // max(of_row, 1), 1)
+    madvise = _madvise() if tensor.device.type == "cpu" and tensor.is_contiguous() else None
+    for start in range(0, len(tensor), rows):
+        part = tensor[start : start + rows]
+        whole[start : start + rows] = part
+        if madvise is not None:
+            begin = -(-part.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (part.data_ptr() + len(part) * of_row) // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > begin:
+                madvise(begin, end - begin, mmap.MADV_DONTNEED)
+    return whole
+
+
 @functools.cache
 def _madvise() -> Callable[[int, int, int], int] | None:
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not (hasattr(mmap, "MADV_HUGEPAGE") and sys.platform == "linux"):
         return None
     try:
         function = ctypes.CDLL(None).madvise
