@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+import limbeck.training.cohort as cohort_module
 from limbeck.data.packing import IGNORED, Row, Rows, collate
 from limbeck.errors import DivergedError, RecipeError
 from limbeck.models.language_model import LanguageModel
@@ -105,6 +106,30 @@ def test_in_co_both_learn_and_nothing_flows_back_into_the_teacher(make_lm: Make)
         torch.testing.assert_close(grad, grads(twin)[name], rtol=2e-4, atol=2e-6)
     assert grads(members["a"].lm)
     assert grads(members["b"].lm)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_frozen_teacher_is_rounded_once_to_what_autocast_rounds_it_to(
+    make_lm: Make, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(3)])
+    lessons = lessons_of(Soft(), ["student"], "techniques.0")
+    found = []
+    for rounded in (True, False):
+        if not rounded:
+            monkeypatch.setattr(cohort_module, "_hold_in_bfloat16", lambda lm: None)
+        student, teacher = make_lm(1), make_lm(2, tie_word_embeddings=tied)
+        cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons, "bf16")
+        cohort.forward_backward(batch, {lesson.name: batch.count() for lesson in lessons}, 0.0)
+        found.append(grads(student))
+        assert _a_linear(teacher).weight.dtype == (torch.bfloat16 if rounded else torch.float32)
+        assert teacher.head().weight_VD.dtype == torch.float32
+    for name, grad in found[0].items():
+        assert torch.equal(grad, found[1][name])
+
+
+def _a_linear(lm: LanguageModel) -> torch.nn.Linear:
+    return next(m for m in lm.model.modules() if isinstance(m, torch.nn.Linear))
 
 
 def test_a_cohort_needs_sense(make_lm: Make) -> None:
