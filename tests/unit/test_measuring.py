@@ -62,18 +62,18 @@ def test_estimates() -> None:
     rng = np.random.default_rng(0)
     base = rng.gamma(9.0, 1.0, 200)
     teacher, student, control = (fake(base + shift, rng) for shift in (0.0, 1.0, 4.0))
-    assert gap.bits_per_byte([teacher], 200).value == pytest.approx(base.mean() / 10 / math.log(2))
-    assert gap.kl_per_token([student], 200).value == pytest.approx(0.25)
-    assert gap.top1_agreement([student], 200).value == pytest.approx(0.5)
+    assert gap.mean("bits_per_byte", [teacher], 200).value == pytest.approx(base.mean() / 10 / math.log(2))
+    assert gap.mean("kl", [student], 200).value == pytest.approx(0.25)
+    assert gap.mean("agreement", [student], 200).value == pytest.approx(0.5)
     closed = gap.gap_closed([student], [control], teacher, 200)
     assert closed is not None
     assert closed.value == pytest.approx(0.75)
     assert gap.gap_closed([student], [teacher], control, 200) is None
     # Paired: what all models find hard cancels, so a constant difference has no width.
-    difference = gap.difference([student], [control], 200)
+    difference = gap.difference("bits_per_byte", [student], [control], 200)
     assert difference.value == pytest.approx(-3 / 10 / math.log(2))
     assert difference.high - difference.low < 1e-9
-    own = gap.bits_per_byte([student], 200)
+    own = gap.mean("bits_per_byte", [student], 200)
     assert own.high - own.low > 0.05
 
 

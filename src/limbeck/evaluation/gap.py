@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -101,30 +102,34 @@ def _numpy(values_N: torch.Tensor | None) -> np.ndarray:
 
 _BITS = 1 / math.log(2)
 
+Quantity = Literal["bits_per_byte", "cross_entropy", "kl", "agreement"]
+"""What is estimated: bits that the model needs for a byte of text (comparable across tokenizers); the same in
+nats per token; KL(teacher ‖ student) in nats per token; the share of positions at which teacher and student
+find the same token most probable."""
 
-def bits_per_byte(runs: list[Measured], resamples: int) -> Interval:
-    """Bits that the model needs for a byte of text, on average; comparable across tokenizers."""
-    nats, n_bytes = _stack(runs, "nats"), runs[0].n_bytes[None]
-    return bootstrap(lambda a, b: a / b * _BITS, nats, n_bytes, resamples=resamples)
-
-
-def kl_per_token(runs: list[Measured], resamples: int) -> Interval:
-    """KL(teacher ‖ student) in nats per token."""
-    return bootstrap(lambda a, b: a / b, _stack(runs, "kl"), runs[0].tokens[None], resamples=resamples)
-
-
-def top1_agreement(runs: list[Measured], resamples: int) -> Interval:
-    """Share of positions at which both find the same token most probable."""
-    return bootstrap(lambda a, b: a / b, _stack(runs, "agreement"), runs[0].tokens[None], resamples=resamples)
+_MADE_OF: dict[Quantity, tuple[str, str, float]] = {
+    "bits_per_byte": ("nats", "n_bytes", _BITS),
+    "cross_entropy": ("nats", "tokens", 1.0),
+    "kl": ("kl", "tokens", 1.0),
+    "agreement": ("agreement", "tokens", 1.0),
+}
 
 
-def difference(runs: list[Measured], control: list[Measured], resamples: int) -> Interval:
-    """Bits per byte of a student less those of the control: below zero, the teacher helped. Paired."""
+def mean(quantity: Quantity, runs: list[Measured], resamples: int) -> Interval:
+    """A quantity over all documents; ``runs`` are the same model from several seeds."""
+    name, unit, scale = _MADE_OF[quantity]
+    return bootstrap(lambda a, n: a / n * scale, _stack(runs, name), getattr(runs[0], unit)[None], resamples=resamples)
+
+
+def difference(quantity: Quantity, runs: list[Measured], control: list[Measured], resamples: int) -> Interval:
+    """A quantity of a student less that of the control, on the same documents: in bits per byte, below zero,
+    the teacher helped."""
+    name, unit, scale = _MADE_OF[quantity]
     return bootstrap(
-        lambda a, b, n: (a - b) / n * _BITS,
-        _stack(runs, "nats"),
-        _stack(control, "nats"),
-        runs[0].n_bytes[None],
+        lambda a, b, n: (a - b) / n * scale,
+        _stack(runs, name),
+        _stack(control, name),
+        getattr(runs[0], unit)[None],
         resamples=resamples,
     )
 

@@ -58,8 +58,15 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
         _write_provenance(recipe, folder)
-        arm_facts = {arm.name: train_arm(recipe, arm, prepared, folder, display) for arm in arms_of(recipe)}
-        report = build(recipe, prepared, Examiner(recipe, prepared, folder, display), arm_facts, folder.path)
+        examiner = Examiner(recipe, prepared, folder, display)
+        examiner.examine_teacher()
+        arm_facts = {}
+        for arm in arms_of(recipe):  # each is measured as soon as it is trained: a long run shows what it has
+            examiner.forget_teacher()
+            arm_facts[arm.name] = train_arm(recipe, arm, prepared, folder, display)
+            for member in arm_facts[arm.name]["learners"]:
+                examiner.examine(arm, member)
+        report = build(recipe, prepared, examiner, arm_facts, folder.path)
         _write_cards(recipe, report, arm_facts, folder)
         write_whole(folder.path / "report.html", render(report))
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class Examiner:
             self._teacher = self.prepared.load_teacher()
         return self._teacher
 
+    def forget_teacher(self) -> None:
+        """Let its memory go while others train."""
+        self._teacher = None
+
     def examine_teacher(self) -> Examined:
         return self._examine(TEACHER, {"teacher": self.prepared.teacher_facts["fingerprint"]}, None)
 
@@ -84,13 +89,14 @@ class Examiner:
         home = self.folder.path / "measured" / name
         inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
         facts = self.folder.done(stage, inputs, derived=True, made=[home / "documents.npz"])
-        measured = _read(home) if facts is not None else None
+        measured = read_measured(home) if facts is not None else None
         if facts is not None and measured is not None:
             return Examined(measured, facts)
         with self.display.stage(f"measure {name}", len(self.rows), "rows") as bar:
             lm = self.teacher if spec is None else self._load(spec)
             against = None if spec is None else self.teacher
             measured = measure(lm, self.rows, against, progress=bar.advance)
+            bar.note = _in_a_line(measured)
             with whole_folder(home) as scratch:
                 np.savez(
                     scratch / "documents.npz",
@@ -137,7 +143,14 @@ class Examiner:
         return round(generation_speed(lm, prompts[0][0], tokens), 1)
 
 
-def _read(home: Path) -> Measured | None:
+def _in_a_line(measured: Measured) -> str:
+    said = f"{measured.nats.sum() / measured.n_bytes.sum() / math.log(2):.3f} bits/byte"
+    if measured.kl is not None:
+        said += f", KL {measured.kl.sum() / measured.tokens.sum():.3f}"
+    return said
+
+
+def read_measured(home: Path) -> Measured | None:
     """What was measured, None if the file is torn: it is then measured again."""
     try:
         with np.load(home / "documents.npz", allow_pickle=False) as arrays:

@@ -70,7 +70,7 @@ def _rows(
             "teacher",
             parameters=teacher.facts["parameters"],
             bytes=teacher.facts["bytes"],
-            bits_per_byte=_estimate(gap.bits_per_byte([teacher.measured], resamples)),
+            bits_per_byte=_estimate(gap.mean("bits_per_byte", [teacher.measured], resamples)),
             tokens_per_second=teacher.facts["tokens_per_second"],
         )
     ]
@@ -91,13 +91,15 @@ def _rows(
                     role,  # type: ignore[arg-type]
                     parameters=runs[0].facts["parameters"],
                     bytes=runs[0].facts["bytes"],
-                    bits_per_byte=_estimate(gap.bits_per_byte(measured, resamples)),
-                    kl=_estimate(gap.kl_per_token(measured, resamples)),
-                    agreement=_estimate(gap.top1_agreement(measured, resamples)),
+                    bits_per_byte=_estimate(gap.mean("bits_per_byte", measured, resamples)),
+                    kl=_estimate(gap.mean("kl", measured, resamples)),
+                    agreement=_estimate(gap.mean("agreement", measured, resamples)),
                     gap_closed=_estimate(gap.gap_closed(measured, control, teacher.measured, resamples))
                     if control
                     else None,
-                    versus_control=_estimate(gap.difference(measured, control, resamples)) if control else None,
+                    versus_control=_estimate(gap.difference("bits_per_byte", measured, control, resamples))
+                    if control
+                    else None,
                     tokens_per_second=runs[0].facts["tokens_per_second"],
                     train_tokens=facts[0]["tokens"],
                     train_seconds=sum(fact["seconds"] for fact in facts) / len(facts),
