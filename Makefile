@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end clean
+.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end bench-recovery clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -79,6 +79,10 @@ bench-objective: $(VENV)/.core $(VENV)-bench/.done  ## The objective against its
 
 bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation against TRL's GKDTrainer
 	@$(BIN)/python benchmarks/objective_end_to_end.py --python $(VENV)-bench/bin/python --save
+
+bench-recovery: $(VENV)/.smollm  ## What brings a cut SmolLM2 back: hours. TEXT=TinyStories-train.txt
+	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-recovery TEXT=TinyStories-train.txt"; exit 2; }
+	@$(BIN)/python benchmarks/recovery.py --text "$(TEXT)" --save recovery choosers
 
 clean:  ## Remove what was installed and made
 	rm -rf $(VENV) $(VENV)-bench runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
