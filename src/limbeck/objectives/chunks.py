@@ -45,13 +45,14 @@ class Job:
 
 @dataclass
 class Totals:
-    """What the loop adds up."""
+    """What the loop adds up. The gradients are still to be multiplied by ``unit``."""
 
     loss_sum: Tensor
     sums: list[Tensor]
     counts: list[Tensor]
     results: list[RowResult]
     gradients: Gradients
+    unit: float
 
 
 def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
@@ -63,10 +64,14 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     gradients = Gradients(job.hidden_ND, job.head_VD, len(pieces), hidden=hidden, head=head, bias=bias)
     results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
+    unit = _unit(job)
     for index in pieces:
         hidden_nD = job.hidden_ND[index]
         logits_nV = buffers.student(hidden_nD)
-        terms = [_row_term(term, index, buffers.teacher(i, term, index), job.scale) for i, term in enumerate(job.terms)]
+        terms = [
+            _row_term(term, index, buffers.teacher(i, term, index), job.scale / unit)
+            for i, term in enumerate(job.terms)
+        ]
         of_chunk, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
         for term, result, part in zip(job.terms, results, of_chunk, strict=True):
             _store(result, part, index, term.weight_N[index] != 0)
@@ -81,7 +86,20 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
         counts=[(term.weight_N != 0).sum() for term in job.terms],
         results=results,
         gradients=gradients,
+        unit=unit,
     )
+
+
+def _unit(job: Job) -> float:
+    """A factor that float16 gradients are made without: the largest weight of a position.
+
+    A weight such as one over the number of tokens would push them below what float16 can tell from zero, before
+    a loss scaler's factor, which arrives in backward, could lift them.
+    """
+    if job.hidden_ND.dtype != torch.float16:
+        return 1.0
+    largest = [abs(term.weight) * float(term.weight_N.abs().max()) for term in job.terms if len(term.weight_N)]
+    return max(largest, default=0.0) or 1.0
 
 
 def choose_chunk(job: Job, *, head: bool) -> int:

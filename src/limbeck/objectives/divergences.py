@@ -272,6 +272,10 @@ def resolve(spec: DivergenceLike) -> Divergence:
     """
     if isinstance(spec, Divergence):
         return spec
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(
+            f"a divergence is a name, a mapping with a name, or an instance such as JSD(0.5); got {spec!r}"
+        )
     settings: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in DIVERGENCES:

@@ -12,6 +12,7 @@ of it); W rows of the learner's head, V and padding; m = n + 1; r entries of a c
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -142,8 +143,20 @@ def _fused_divergence(
     precise: bool | None,
     stats: bool,
 ) -> Outcome:
+    terms = [terms] if isinstance(terms, Term) else list(terms)
     if not terms:
         raise ValueError("fused_divergence needs at least one term")
+    for term in terms:
+        if not isinstance(term, Term):
+            raise ValueError(f"terms must be a list of Term(target, ...), got a {type(term).__name__} in it")
+    for name, tensor in (("hidden_ND", hidden_ND), ("head_VD", head_VD)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} must be a tensor, got a {type(tensor).__name__}; of a module take its .weight")
+    for name, number in (("vocab_size", vocab_size), ("chunk_tokens", chunk_tokens)):
+        if number is not None and not isinstance(number, int):
+            raise ValueError(f"{name} must be a whole number (an int), got {number!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale}")
     if hidden_ND.ndim != 2 or head_VD.ndim != 2 or hidden_ND.shape[1] != head_VD.shape[1]:
         raise ValueError(
             f"hidden states [N, D] and head [V, D] do not fit: {list(hidden_ND.shape)} and "
@@ -223,6 +236,7 @@ class _Fused(torch.autograd.Function):
         ]
         # Only backward needs them; whoever keeps the outcome must not keep the gradients alive.
         del totals.gradients
+        ctx.unit = totals.unit
         return totals.loss_sum
 
     @staticmethod
@@ -235,10 +249,10 @@ class _Fused(torch.autograd.Function):
             )
         # Handed over, not kept, so that autograd can put them into .grad without a copy.
         grads, ctx.grads = ctx.grads, None
-        if grad_output.device.type != "cpu" or float(grad_output) != 1.0:
+        if ctx.unit != 1.0 or grad_output.device.type != "cpu" or float(grad_output) != 1.0:
             for grad in grads:
                 if grad is not None:
-                    grad.mul_(grad_output)
+                    grad.mul_(grad_output * ctx.unit)
         return (*grads, None, None, None)
 
 

@@ -37,10 +37,11 @@ def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     both held.
     """
     whole = empty(*tensor.shape, like=tensor, dtype=dtype)
-    if not len(tensor):
+    if not tensor.numel():
         return whole
-    of_row = tensor.stride(0) * tensor.element_size()
-    rows = max(16 * HUGE_PAGE // max(of_row, 1), 1)
+    # Not by strides: of a dimension of one element they say nothing, and may be anything.
+    of_row = tensor.numel() // len(tensor) * tensor.element_size()
+    rows = max(16 * HUGE_PAGE // of_row, 1)
     madvise = _madvise() if tensor.device.type == "cpu" and tensor.is_contiguous() else None
     for start in range(0, len(tensor), rows):
         part = tensor[start : start + rows]

@@ -32,10 +32,12 @@ class Labels:
     ids_N: Tensor
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ids_N, Tensor):
+            raise ValueError(f"Labels need a tensor of token ids, got a {type(self.ids_N).__name__}")
         if self.ids_N.ndim != 1 or self.ids_N.dtype != torch.int64:
             raise ValueError(
                 f"Labels need a one-dimensional int64 tensor, got {_describe(self.ids_N)}; "
-                "flatten batch and time, and shift before"
+                "flatten batch and time, shift before, and make them .long()"
             )
 
     def __len__(self) -> int:
@@ -120,7 +122,8 @@ class Dense:
             )
         if hidden.dtype != head.dtype or not hidden.is_floating_point():
             raise ValueError(
-                f"the teacher's hidden states and head must share a floating dtype, got {hidden.dtype} and {head.dtype}"
+                "the teacher's hidden states and head must share a floating dtype, got "
+                f"{hidden.dtype} and {head.dtype}; cast one"
             )
         if self.bias_V is not None and self.bias_V.shape != (head.shape[0],):
             raise ValueError(f"the teacher's bias must be [V={head.shape[0]}], got {_describe(self.bias_V)}")
@@ -171,7 +174,7 @@ class Sparse:
         logprobs: floating [R], natural logarithms of probabilities (of weights, where drawn).
         scheme: what the missing mass means, above.
         tail_N: probability mass outside the entries (``top_k_tail``); left out, it is what is missing
-            from 1.
+            from 1, but no less than rounding ``logprobs`` could have taken.
         entropy_N: the teacher's entropy in nats, if it was stored. With ``threshold_sampling`` it makes
             the value of forward KL an unbiased estimate too.
         threshold: the sampling threshold, a probability; ``threshold_sampling`` needs it for every
@@ -204,6 +207,11 @@ class Sparse:
         for name, value in (("tail_N", self.tail_N), ("entropy_N", self.entropy_N)):
             if value is not None and value.shape != (len(self),):
                 raise ValueError(f"{name} must be [N={len(self)}], got {_describe(value)}")
+        if self.tail_N is not None and self.tail_N.device.type == "cpu" and bool((self.tail_N < 0).any()):
+            raise ValueError("tail_N is a probability and must not be below 0")
+        probabilities = self.scheme == "top_k_tail" and self.logprobs.device.type == "cpu"
+        if probabilities and bool((self.logprobs > 0).any()):
+            raise ValueError("logprobs above 0 are no logarithms of probabilities; take torch.log_softmax of logits")
         if self.threshold is not None and not 0.0 < self.threshold < 1.0:
             raise ValueError(f"threshold is a probability between 0 and 1, got {self.threshold}")
         if self.offsets.device.type == "cpu":

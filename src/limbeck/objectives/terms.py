@@ -51,6 +51,18 @@ class Term:
     weight_N: Tensor | None = None
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.target, Labels | Dense | Sparse):
+            raise ValueError(f"a term's target is Labels, Dense or Sparse, got a {type(self.target).__name__}")
+        if isinstance(self.weight, Tensor) and self.weight.numel() != 1:
+            raise ValueError(f"weight is one number, got {list(self.weight.shape)}; weights of positions are weight_N")
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        if self.weight_N is not None and not isinstance(self.weight_N, Tensor):
+            raise ValueError(f"weight_N must be a tensor [N], got a {type(self.weight_N).__name__}")
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -185,8 +197,7 @@ def _from_sparse(target: Sparse, divergence: Divergence, vocab_size: int, comput
         mass_N = (
             target.tail_N.detach().to(compute)
             if target.tail_N is not None and not drawn
-            # In float64: what is left of 1 may be smaller than float32 can tell from nothing.
-            else (1.0 - sums.add(logprobs_R.double().exp())).clamp_min(0.0)
+            else _left_of_one(logprobs_R, sums, torch.finfo(target.logprobs.dtype).eps, vocab_size, label)
         )
         tail_N = mass_N.log().clamp_min(LOG_ZERO).to(compute)
         mass_N = mass_N.to(compute)
@@ -198,6 +209,25 @@ def _from_sparse(target: Sparse, divergence: Divergence, vocab_size: int, comput
             # sum p log p over a draw is biased; the stored entropy is the thing itself.
             offset_N = entry_entropy_N - entropy_N
     return Entries(offsets_M, ids_R, logprobs_R, tail_N, entropy_N, offset_N, sums.top(logprobs_R, ids_R))
+
+
+def _left_of_one(logprobs_R: Tensor, sums: _Segments, eps: float, vocab_size: int, label: str) -> Tensor:
+    """The mass outside the entries, float64 [N], as far as log-probabilities of this precision can tell.
+
+    Rounding them moves the sum by up to ``eps / 2 * sum p |log p|``. A rest below that is not known, and taking
+    it for nothing would make the divergence of a student that is unsure of it boundless: it counts as that much.
+    Where the entries are the whole vocabulary there is no rest.
+    """
+    exact_R = logprobs_R.double()
+    p_R = exact_R.exp()
+    sum_N, rounding_N = sums.add(p_R), sums.add(p_R * exact_R.abs()) * (eps / 2)
+    if sum_N.device.type == "cpu" and bool((sum_N > 1.1).any()):
+        raise ValueError(
+            f"{label}: the probabilities of a position add up to {float(sum_N.max()):.3g}; "
+            "give each id once, and log-probabilities, not logits"
+        )
+    whole_N = sums.add(torch.ones_like(p_R)) >= vocab_size
+    return torch.maximum(1.0 - sum_N, rounding_N).masked_fill(whole_N, 0.0)
 
 
 def _exact_only(

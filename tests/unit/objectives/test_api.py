@@ -22,6 +22,7 @@ from limbeck.objectives import (
     Sparse,
     Term,
     fused_divergence,
+    memory,
     resolve,
 )
 from limbeck.objectives.kernels import build
@@ -185,6 +186,69 @@ def test_bfloat16_sums_over_chunks_do_not_lose_precision(backend: str) -> None:
     assert float((head.grad.double() - expected).norm() / expected.norm()) < 5e-3
 
 
+def test_a_gradient_is_rounded_into_new_memory_and_touches_no_other() -> None:
+    """A dimension of one element may have any stride: memory is given back by what is there, not by strides."""
+    around = torch.randn(1000, 20_000)
+    odd = torch.as_strided(around, (1, 20_000), (10**7, 1))
+    before, beyond = odd.clone(), around[1:].clone()
+    assert torch.equal(memory.converted(odd, torch.bfloat16), before.bfloat16())
+    assert torch.equal(around[1:], beyond)
+    whole = torch.randn(40_000, 520)
+    before = whole.clone()
+    assert torch.equal(memory.converted(whole, torch.bfloat16), before.bfloat16())
+    assert memory.converted(torch.empty(3, 0), torch.bfloat16).shape == (3, 0)
+
+
+def test_the_last_position_of_a_row_under_autocast() -> None:
+    states = torch.randn(1, 4096, 512, requires_grad=True)
+    beside = torch.randn(1, 4096, 512)
+    before, head = beside.clone(), torch.randn(50, 512, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused_divergence(states[:, -1], head, [Term(Labels(torch.tensor([3])))]).loss_sum
+    loss.backward()
+    assert torch.equal(beside, before)
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(states[:, -1] @ head.T, torch.tensor([3])), head)
+    torch.testing.assert_close(head.grad, expected[0], rtol=0.05, atol=0.05 * float(expected[0].abs().max()))
+
+
+def test_float16_gradients_survive_a_small_weight() -> None:
+    """A loss scaler's factor arrives in backward: the weight must not have pushed them to zero before."""
+    torch.manual_seed(0)
+    hidden, head, teacher = torch.randn(64, 32), torch.randn(5000, 32), Dense.from_logits(torch.randn(64, 5000))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        h, w = (x.to(dtype, copy=True).requires_grad_() for x in (hidden, head))
+        (fused_divergence(h, w, [Term(teacher, weight=1e-5)]).loss_sum * 4096).backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        found.append((h.grad.float(), w.grad.float()))
+    for exact, half in zip(*found, strict=True):
+        assert float((exact - half).norm() / exact.norm()) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spec", ["forward_kl", "reverse_kl", {"name": "alpha_beta", "alpha": 0.5, "beta": 0.0}])
+def test_a_tail_lost_to_rounding_does_not_take_over(spec: str | dict[str, object], dtype: torch.dtype) -> None:
+    """Rounded log-probabilities may add up to 1 and more; where they are all there are, there is no tail."""
+    torch.manual_seed(0)
+    N, V = 64, 5000
+    logits, own = torch.randn(N, V) * 3, torch.randn(N, V) * 3
+    for K in (64, V):
+        logits[:, :64] += 12.0
+        top = torch.log_softmax(logits, -1).topk(K)
+        rest_N = (1 - top.values.double().exp().sum(-1)).clamp_min(1e-12) if K < V else torch.zeros(N)
+        offsets = torch.arange(N + 1) * K
+        known = Sparse(offsets, top.indices.flatten(), top.values.flatten(), "top_k_tail", tail_N=rest_N.float())
+        rounded = Sparse(offsets, top.indices.flatten(), top.values.flatten().to(dtype), "top_k_tail")
+        right, got = (
+            fused_divergence(torch.eye(N), own.T.contiguous(), [Term(target, spec)]).stats[0].divergence_N
+            for target in (known, rounded)
+        )
+        # What was rounded away is gone, so not equal; but 10,000 nats, where it counted as nothing.
+        assert float(got.max()) < 1.2 * float(right.max())
+        assert float(got.mean()) == pytest.approx(float(right.mean()), rel=0.4)
+
+
 # ---- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -220,6 +284,7 @@ def call(**changes):
     return fused_divergence(settings.pop("hidden"), settings.pop("head"), settings.pop("terms"), **settings)
 
 
+TWICE = Sparse(torch.arange(7) * 2, torch.arange(12) % 2, -torch.ones(12) / 9, "top_k_tail")
 K1 = Sparse(torch.arange(7), torch.arange(6), torch.full((6,), -0.5), "top_k_tail")
 
 
@@ -241,6 +306,27 @@ K1 = Sparse(torch.arange(7), torch.arange(6), torch.full((6,), -0.5), "top_k_tai
         (lambda: call(terms=[Term(Labels(torch.full((6,), 11)))]), r"must be in \[0, 11\)"),
         (lambda: call(terms=[Term(Labels(torch.ones(6, dtype=torch.int64)), "jsd")]), "not by jsd"),
         (lambda: call(terms=[Term(K1, temperature=2.0)]), "taken at temperature 1"),
+        (lambda: call(terms=[small()[2]]), "a Dense in it"),
+        (lambda: call(terms=(t for t in ())), "at least one term"),
+        (lambda: call(head=torch.nn.Linear(5, 11)), "take its .weight"),
+        (lambda: call(vocab_size=8.0), "whole number"),
+        (lambda: call(chunk_tokens=2.5), "whole number"),
+        (lambda: call(scale=float("nan")), "scale must be"),
+        (lambda: Term(torch.ones(3)), "Labels, Dense or Sparse"),
+        (lambda: Term(small()[2], weight=torch.ones(6)), "weights of positions are weight_N"),
+        (lambda: Term(small()[2], weight=float("nan")), "weight must be a finite number"),
+        (lambda: Term(small()[2], weight="1"), "weight must be a finite number"),
+        (lambda: Term(small()[2], temperature=float("inf")), "temperature must be a finite number"),
+        (lambda: Term(small()[2], weight_N=[1.0] * 6), "weight_N must be a tensor"),
+        (lambda: call(terms=[Term(small()[2], None)]), "a divergence is a name"),
+        (lambda: call(terms=[Term(small()[2], JSD)]), "a divergence is a name"),
+        (lambda: Labels([1, 2]), "a tensor of token ids"),
+        (lambda: Sparse(torch.arange(4), torch.arange(3), torch.ones(3), "top_k_tail"), "log_softmax"),
+        (
+            lambda: Sparse(torch.arange(4), torch.arange(3), torch.zeros(3), "top_k_tail", tail_N=-torch.ones(3)),
+            "not be below 0",
+        ),
+        (lambda: call(terms=[Term(TWICE)]), "add up to"),
         (lambda: Labels(torch.ones(3, dtype=torch.int32)), "int64"),
         (lambda: Dense(torch.ones(2, 3), None), "from_logits"),
         (lambda: Dense(torch.ones(2, 3), torch.ones(4, 2)), "do not fit"),
