@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives import matmul, memory
-from limbeck.objectives.gradients import Gradients
+from limbeck.objectives.gradients import Gradients, dtype_of_sum
 from limbeck.objectives.kernels import choose
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
 from limbeck.objectives.targets import Dense
@@ -21,10 +21,12 @@ from limbeck.objectives.terms import Index, Prepared
 
 @dataclass(frozen=True)
 class Job:
-    """Everything one call needs, checked. Tensors are detached and in the dtype of the matmuls."""
+    """Everything one call needs, checked. Tensors are detached and in the dtype of the matmuls; ``head_dtype`` is
+    the one that the head itself has, and that its gradient will have."""
 
     hidden_ND: Tensor
     head_VD: Tensor
+    head_dtype: torch.dtype
     bias_V: Tensor | None
     terms: list[Prepared]
     softcap: float | None
@@ -61,7 +63,8 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
     active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
     pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, head=head))
-    gradients = Gradients(job.hidden_ND, job.head_VD, len(pieces), hidden=hidden, head=head, bias=bias)
+    of_head = dtype_of_sum(job.head_VD.dtype, job.head_dtype, len(pieces), precise=job.precise)
+    gradients = Gradients(job.hidden_ND, job.head_VD, of_head, hidden=hidden, head=head, bias=bias)
     results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
     unit = _unit(job)
@@ -107,13 +110,16 @@ def choose_chunk(job: Job, *, head: bool) -> int:
 
     A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
     vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
-    time, gets four times that. 16-bit chunks take less, for beside them the head's gradient is
-    summed in float32. A single chunk needs no such sum, so it may be larger where that holds about as much.
+    time, gets four times that. Where the head's gradient is summed in float32 for a 16-bit head, chunks take
+    less, for it is held beside them. A single chunk needs no such sum, so it may be larger where that holds about
+    as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
     of_logits = vocab_size * job.logits_dtype.itemsize
     budget, most = (2**29, 4096) if job.hidden_ND.device.type == "cuda" else (2**27, 1024)
-    summed_apart = head and job.head_VD.dtype != job.compute
+    chunks = -(-positions // max(32, min(most, budget // of_logits // 32 * 32)))
+    of_sum = dtype_of_sum(job.head_VD.dtype, job.head_dtype, chunks, precise=job.precise)
+    summed_apart = head and job.head_VD.dtype != of_sum
     if summed_apart and not job.precise:
         budget = budget * 11 // 16
     size = max(32, min(most, budget // of_logits // 32 * 32))

@@ -178,6 +178,7 @@ def _fused_divergence(
     job = Job(
         hidden_ND=hidden_ND.detach().to(matmul_dtype),
         head_VD=head_VD.detach()[:vocab_size].to(matmul_dtype),
+        head_dtype=head_VD.dtype,
         bias_V=None if bias_V is None else bias_V.detach()[:vocab_size],
         terms=[prepare(term, len(hidden_ND), vocab_size, compute) for term in terms],
         softcap=softcap,
