@@ -203,6 +203,17 @@ def layers_of(model: Any, architecture: Architecture) -> list[torch.nn.Module]:
     return list(model.get_submodule(architecture.layers))
 
 
+def llama_cpp_reads_windows(config: Any) -> bool:
+    """Whether sliding windows lie as llama.cpp takes for granted of Gemma 3: every sixth layer sees everything.
+
+    Its converter writes no pattern, so of any other one it makes a file that is silently wrong.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if not kinds or not str(config.model_type).startswith("gemma3"):
+        return True
+    return all((kind == "full_attention") == (i % 6 == 5) for i, kind in enumerate(kinds))
+
+
 def window_period(layer_types: list[str] | None) -> int | None:
     """The p of a pattern in which every p-th layer attends to everything and the others to a window.
 

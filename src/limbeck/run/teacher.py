@@ -17,6 +17,7 @@ from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Batch, Rows, collate, row_order
 from limbeck.display import Display
 from limbeck.files import cache_folder, whole_folder
+from limbeck.models.architectures import llama_cpp_reads_windows
 from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
@@ -185,7 +186,7 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
         kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"])
         if kept is not None:
             display.kept(f"cut {name}")
-            prepared.student_facts[name] = kept
+            _adopt(name, kept, prepared, display)
             continue
         with display.stage(f"cut {name} from the teacher"):
             lm = prepared.load_teacher(recipe.data.seq_len)
@@ -194,8 +195,23 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
             student = LanguageModel(cut, prepared.tokenizer)
             student.prove(key)
             save_model(student, target)
-        facts = {"layers": layers, "parameters": student.parameters()}
-        prepared.student_facts[name] = folder.finish(f"cut-{name}", facts)
+        facts = {
+            "layers": layers,
+            "parameters": student.parameters(),
+            "usual_windows": llama_cpp_reads_windows(student.config),
+        }
+        _adopt(name, folder.finish(f"cut-{name}", facts), prepared, display)
+
+
+def _adopt(name: str, facts: dict[str, Any], prepared: Prepared, display: Display) -> None:
+    prepared.student_facts[name] = facts
+    if not facts.get("usual_windows", True):
+        note = (
+            f"{name}: its sliding windows are not on Gemma's usual layers. transformers and vLLM read where they are; "
+            "llama.cpp's converter does not, and a GGUF file of it would be wrong"
+        )
+        prepared.notes.append(note)
+        display.note(note)
 
 
 def _cut(lm: LanguageModel, spec: CutStudent, rows: Rows, kept: KeptTokens | None, key: str) -> tuple[Any, list[int]]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.architectures import architecture_of, window_period
+from limbeck.models.architectures import architecture_of, llama_cpp_reads_windows, window_period
 from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
 from tests.unit.cutting import reference
 from tests.unit.cutting.conftest import BY_HAND, Batch, batch_of, check_lives, logits, make
@@ -83,6 +84,22 @@ def test_window_period(types: list[str] | None, period: int | None) -> None:
 
 
 # ------------------------------------------------------------------------------------- choosing
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "right"),
+    [
+        ("gemma3_text", "sssssfsssssf", True),
+        ("gemma3_text", "sssssfsss", True),
+        ("gemma3_text", "ssfssf", False),
+        ("gemma3_text", "sssfssssf", False),
+        ("gemma3_text", "ff", False),
+        ("qwen3", "ff", True),
+    ],
+)
+def test_windows_that_llama_cpp_would_misread(kind: str, pattern: str, right: bool) -> None:
+    config = SimpleNamespace(model_type=kind, layer_types=[{"s": S, "f": F}[c] for c in pattern])
+    assert llama_cpp_reads_windows(config) == right
 
 
 def test_even_spacing() -> None:
