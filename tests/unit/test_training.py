@@ -188,6 +188,21 @@ def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance:
         torch.testing.assert_close(got[name], grad, rtol=1e-3, atol=1e-5)
 
 
+def test_every_student_is_asked_for_its_own_layers_only(make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
+    deep, shallow, teacher = (
+        make_lm(1, num_hidden_layers=2),
+        make_lm(3, num_hidden_layers=1),
+        make_lm(2, num_hidden_layers=3),
+    )
+    members = {"deep": Member(deep, True), "shallow": Member(shallow, True), "teacher": Member(teacher, False)}
+    lessons = [HiddenLesson("deep", "teacher", ((0, 0), (1, 2))), HiddenLesson("shallow", "teacher", ((0, 1),))]
+    tallies = Cohort(members, lessons).forward_backward(batch, {lesson.name: 1 for lesson in lessons}, 0.0)
+    assert set(tallies) == {"deep<teacher.hidden", "shallow<teacher.hidden"}
+    assert grads(deep)
+    assert grads(shallow)
+
+
 def test_layers_are_matched_evenly_or_with_their_origin() -> None:
     assert matched_layers(2, 6) == [(0, 2), (1, 5)]
     assert matched_layers(3, 6, kept=[0, 3, 5]) == [(0, 0), (1, 3), (2, 5)]

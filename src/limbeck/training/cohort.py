@@ -170,11 +170,9 @@ class Cohort:
 
         Padding and prompts need no logits: they are left out before the head.
         """
-        layers = sorted(
-            {pair[x.learner != name] for x in self.lessons if isinstance(x, HiddenLesson) for pair in x.pairs}
-            if any(isinstance(x, HiddenLesson) and name in (x.learner, x.source) for x in self.lessons)
-            else set()
-        )
+        lessons = [x for x in self.lessons if isinstance(x, HiddenLesson)]
+        own = {own for x in lessons if x.learner == name for own, _ in x.pairs}
+        layers = sorted(own | {theirs for x in lessons if x.source == name for _, theirs in x.pairs})
         lm = self.members[name].lm
         if not layers:
             return lm.hidden(batch.ids_BT, batch.positions_BT)[learned], {}
