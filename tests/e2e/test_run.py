@@ -305,7 +305,7 @@ def cut_in_every_way(raw: dict[str, Any]) -> None:
         {"kind": "soft", "hidden": {}},
         {"kind": "soft", "name": "mixed", "writing": {"batch_rows": 8, "tokens": 2_000}},
     ]
-    raw["training"].update(tokens=8_000, checkpoint_every_steps=5)
+    raw["training"].update(tokens=30_000, checkpoint_every_steps=10)
 
 
 def uncut(raw: dict[str, Any]) -> None:
