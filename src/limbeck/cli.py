@@ -84,6 +84,9 @@ def chat(
     ask: Annotated[
         list[str] | None, typer.Option("--ask", "-a", help="Ask this and leave; may be given again.")
     ] = None,
+    held_out: Annotated[
+        int, typer.Option(min=0, help="Of a run: ask its first so many held-out questions and leave.")
+    ] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most probable word.")] = 0.0,
     only: Annotated[str | None, typer.Option(help="Of a run: these rows, by comma (teacher,soft).")] = None,
@@ -95,20 +98,29 @@ def chat(
     from rich.console import Console
     from rich.text import Text
 
-    from limbeck.chatting import speakers
+    from limbeck.chatting import held_out_questions, speakers
     from limbeck.models.generate import Sampling
 
     console = Console(highlight=False)
+    asked = held_out_questions(models[0], held_out) if held_out else []
     wanted = only.split(",") if only else None
     present = [s for s in speakers(models) if wanted is None or s.name in wanted]
     sampling = Sampling(max_new_tokens, temperature)
     questions = iter(ask) if ask else iter(lambda: console.input("\n[bold]you[/] ").strip(), "")
+    # Text, not markup: what a model says is never interpreted.
+    for question in asked:
+        console.print(Text("\nyou ", "bold"), Text(question.words), sep="")
+        console.print(Text("the data ", "bold dim"), Text(question.answer), sep="")
+        for speaker in present:
+            said = speaker.go_on(question.prompt, sampling)
+            console.print(Text(f"{speaker.name} ", "bold cyan"), Text(said), sep="")
+    if asked and not ask:
+        return
     try:
         for words in questions:
             if ask:
                 console.print(Text("\nyou ", "bold"), Text(words), sep="")
             for speaker in present:
-                # Text, not markup: what a model says is never interpreted.
                 console.print(Text(f"{speaker.name} ", "bold cyan"), Text(speaker.answer(words, sampling)), sep="")
     except EOFError:
         pass

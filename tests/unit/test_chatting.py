@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from limbeck import cli
-from limbeck.chatting import Speaker, speakers
+from limbeck.chatting import Speaker, held_out_questions, speakers
 from limbeck.errors import LimbeckError
 from limbeck.models.generate import Sampling
 from limbeck.models.language_model import LanguageModel
@@ -53,3 +53,25 @@ def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[
     raw_recipe["training"]["tokens"] = 200
     run(parse_recipe(raw_recipe), Display(quiet=True))
     assert [s.name for s in speakers([raw_recipe["run"]])] == ["teacher", "alone"]
+
+
+def test_the_first_held_out_questions_of_a_run(
+    tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from limbeck.display import Display
+    from limbeck.recipe import parse_recipe
+    from limbeck.run import run
+
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 200
+    report = run(parse_recipe(raw_recipe), Display(quiet=True))
+    questions = held_out_questions(raw_recipe["run"], 2)
+    assert [question.words for question in questions] == [sample.prompt for sample in report.samples]
+    assert all(question.prompt.endswith(question.words) and question.answer for question in questions)
+    monkeypatch.setattr("sys.argv", ["limbeck", "chat", raw_recipe["run"], "--held-out", "2", "--max-new-tokens", "4"])
+    cli.main()
+    out = capsys.readouterr().out
+    assert [line.split(" ")[0] for line in out.splitlines() if line][::4] == ["you", "you"]
+    assert out.count("\nthe data ") == out.count("\nteacher ") == out.count("\nalone ") == 2
+    with pytest.raises(LimbeckError, match="no run with held-out data"):
+        held_out_questions(str(tmp_path), 1)

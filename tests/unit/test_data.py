@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.data.chat import Encoded, encode
+from limbeck.data.chat import Encoded, encode, words_asked
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_encoded
 from limbeck.data.packing import IGNORED, Rows, collate, row_order
 from limbeck.data.prompts import prompts_of, split_prompt
@@ -315,6 +315,24 @@ def test_marks_between_turns_only_are_not_learned(tokenizer: Any) -> None:
     )
     template += "{% if add_generation_prompt %}|assistant:{% endif %}"
     assert learned(CHAT, with_template(tokenizer, template)) == "a big doga blue hill"
+
+
+def test_a_question_is_shown_without_its_template(tokenizer: Any) -> None:
+    def prompt(*messages: tuple[str, str]) -> list[int]:
+        document = Document(messages=tuple({"role": role, "content": words} for role, words in messages))
+        encoded = encode(document, chatty)
+        return split_prompt(np.array(encoded.ids), np.array(encoded.learn), 12)[0]
+
+    system = "{% if messages[0]['role'] != 'system' %}<sys>be kind</sys>{% endif %}"
+    for template in (CHATML, system + CHATML):
+        chatty = with_template(tokenizer, template)
+        assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), chatty) == "what ran?"
+        several = prompt(("user", "so?"), ("assistant", "no"), ("user", "what ran?"), ("assistant", "the dog"))
+        assert "so?" in words_asked(several, chatty)
+        assert "what ran?" in words_asked(several, chatty)
+    assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), tokenizer).endswith(
+        "what ran?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:

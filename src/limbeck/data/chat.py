@@ -96,6 +96,19 @@ def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str,
     return text, answers
 
 
+def words_asked(prompt: list[int], tokenizer: Any) -> str:
+    """The user's words of a prompt of one question, without what the chat template writes around them; of any
+    other prompt its text without special tokens."""
+    if has_template(tokenizer):
+        mark = "\u2983question\u2984"
+        around = _template(tokenizer, ({"role": "user", "content": mark},), generation_prompt=True)
+        before, found, after = around.partition(mark)
+        text = str(tokenizer.decode(prompt, skip_special_tokens=False))
+        if found and text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+            return text[len(before) : len(text) - len(after)]
+    return str(tokenizer.decode(prompt, skip_special_tokens=True))
+
+
 def _by_prefix(text: str, document: Document, i: int, tokenizer: Any) -> Answer | None:
     """Answer ``i`` is what its turn adds to the prompt for it, if the template only appends."""
     if i == 0:

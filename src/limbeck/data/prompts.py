@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from limbeck.data.corpus import Corpus
+
+SAMPLE_PROMPT_TOKENS = 12
+"""Of a plain document, how much of it is given."""
+
 
 def split_prompt(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int) -> tuple[list[int], list[int]]:
     """A document's (prompt, rest). A conversation is cut before its last answer; plain text, which
@@ -15,6 +20,20 @@ def split_prompt(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int) -> tupl
     else:
         cut = opening + prompt_tokens
     return ids[:cut].tolist(), ids[cut:].tolist()
+
+
+def first_prompts(corpus: Corpus, count: int, seq_len: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, what really follows) of the first ``count`` documents that have both."""
+    found: list[tuple[list[int], list[int]]] = []
+    for d in range(len(corpus)):
+        if len(found) == count:
+            break
+        ids, learn = corpus.document(d)
+        if learn.any():
+            prompt, rest = split_prompt(ids, learn, SAMPLE_PROMPT_TOKENS)
+            if rest and len(prompt) < seq_len:
+                found.append((prompt, rest))
+    return found
 
 
 def prompts_of(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int, every: int) -> list[list[int]]:

@@ -174,7 +174,10 @@ def _teacher_outdone(control: Row, rows: Sequence[Row]) -> str | None:
         return None
     figures = f"{number(there.value)} against {number(here.value)}"
     against = quoted(control.name)
-    return f"The teacher itself is no better than {against} here ({figures}): there is no gap to close."
+    return (
+        f"The teacher itself is no better than {against} here ({figures}): there is no gap to close. "
+        "Tune it on this data before it teaches (`teacher.correct`, or more `teacher.pretraining`)."
+    )
 
 
 def _amount(row: Row, rows: Sequence[Row], *, unit: bool = True) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.data.chat import words_asked
 from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Rows
-from limbeck.data.prompts import split_prompt
+from limbeck.data.prompts import first_prompts
 from limbeck.display import Display
 from limbeck.evaluation.gap import Measured, measure
 from limbeck.evaluation.speed import generation_speed
@@ -26,7 +27,6 @@ from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, load_teacher
 from limbeck.training.techniques import TEACHER
 
-SAMPLE_PROMPT_TOKENS = 12
 SAMPLE_TEMPERATURE = 0.7
 
 
@@ -113,19 +113,16 @@ class Examiner:
 
     def prompts(self) -> list[tuple[list[int], list[int]]]:
         """(prompt, what really follows) of the first held-out documents."""
-        found: list[tuple[list[int], list[int]]] = []
-        for d in range(len(self.corpus)):
-            if len(found) == self.recipe.evaluation.samples:
-                break
-            ids, learn = self.corpus.document(d)
-            if learn.any():
-                prompt, rest = split_prompt(ids, learn, SAMPLE_PROMPT_TOKENS)
-                if rest and len(prompt) < self.recipe.data.seq_len:
-                    found.append((prompt, rest[: self.recipe.evaluation.sample_tokens]))
-        return found
+        evaluation = self.recipe.evaluation
+        pairs = first_prompts(self.corpus, evaluation.samples, self.recipe.data.seq_len)
+        return [(prompt, rest[: evaluation.sample_tokens]) for prompt, rest in pairs]
 
     def text(self, ids: list[int]) -> str:
         return str(self.prepared.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def asked(self, prompt: list[int]) -> str:
+        """A prompt as people read it: the question without the template around it."""
+        return words_asked(prompt, self.prepared.tokenizer)
 
     def _samples(self, lm: LanguageModel) -> list[str]:
         prompts = [prompt for prompt, _ in self.prompts()]

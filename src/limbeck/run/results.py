@@ -167,7 +167,7 @@ def _samples(
         for (label, member, seed), each in examined.items():
             if seed == recipe.seeds[0]:
                 texts[row_name(recipe, label, member)] = each.facts["samples"][i]
-        found.append(Sample(examiner.text(prompt), texts, examiner.text(rest)))
+        found.append(Sample(examiner.asked(prompt), texts, examiner.text(rest)))
     return found
 
 
