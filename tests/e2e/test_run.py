@@ -200,6 +200,7 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
             "chooser": "block_influence",
             "lora": {"rank": 2},
         },
+        "middle": {"from": "teacher", "ffn": 48},
         "narrow": {"from": "teacher", "ffn": 32, "heads": 2, "hidden": 24},
     }
     raw_recipe["techniques"] = ["alone", {"kind": "soft", "writing": {"batch_rows": 8, "tokens": 300}}]
@@ -209,6 +210,7 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
     assert "teacher correction" in first.stdout
     assert "soft / narrow" in first.stdout
     run = Path(raw_recipe["run"])
+    assert "Bits per byte by size" in (run / "report.html").read_text()  # three sizes: a curve
     from transformers import AutoModelForCausalLM
 
     shallow = AutoModelForCausalLM.from_pretrained(run / "arms/soft-seed0/students/shallow")
@@ -240,6 +242,7 @@ def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -
     kept = json.loads((run / "data" / "vocabulary.json").read_text())
     assert 257 < len(kept["ids"]) + 1 == student.config.vocab_size == len(tokenizer) < 320
     assert tokenizer.decode(tokenizer("the hills 猫")["input_ids"]) == "the hills 猫"
+    assert f'logit\\_bias": {{"{len(kept["ids"])}": -100}}' in (home / "README.md").read_text()
     teacher = AutoModelForCausalLM.from_pretrained(run / "arms" / "co-seed0" / "teacher")
     assert teacher.config.vocab_size == 320
     before = students(run)

@@ -29,6 +29,7 @@ def model_card(
     language: str | Sequence[str] | None = None,
     datasets: Sequence[str] = (),
     tags: Sequence[str] = (),
+    use_notes: Sequence[str] = (),
 ) -> str:
     """The card of one model of a report.
 
@@ -42,6 +43,7 @@ def model_card(
         language: language code or codes, where known.
         datasets: hub names of the training data.
         tags: added to ``distillation`` and ``limbeck``.
+        use_notes: what whoever runs the model must know, a sentence or two each.
 
     Raises:
         KeyError: no row of that name.
@@ -64,6 +66,7 @@ def model_card(
         f"# {plain(name or row)}",
         _summary(data, model),
         _use(),
+        *[plain(note) for note in use_notes],
         f"## Results\n\n{_table(data.rows, model)}\n\n{_reading(data.rows)}",
         "" if model.role == "teacher" else f"## What this student lost\n\n{_bullets(losses(model, data.rows))}",
         _warnings(data.warnings),

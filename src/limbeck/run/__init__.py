@@ -13,6 +13,8 @@ import yaml
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.files import write_whole
+from limbeck.models.tokenizer import OTHER
+from limbeck.models.vocabulary import KeptTokens
 from limbeck.recipe import Recipe
 from limbeck.report.card import model_card
 from limbeck.report.html import render
@@ -67,7 +69,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
             for member in arm_facts[arm.name]["learners"]:
                 examiner.examine(arm, member)
         report = build(recipe, prepared, examiner, arm_facts, folder.path)
-        _write_cards(recipe, report, arm_facts, folder)
+        _write_cards(recipe, report, arm_facts, folder, kept)
         write_whole(folder.path / "report.html", render(report))
         return report
 
@@ -87,9 +89,24 @@ def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
     write_whole(path, json.dumps(history, indent=1))
 
 
-def _write_cards(recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder) -> None:
+def _write_cards(
+    recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder, kept: KeptTokens | None
+) -> None:
+    notes = []
+    if kept is not None and kept.other is not None:
+        notes.append(
+            f"Token {kept.other}, {OTHER}, stands for all tokens that this model does not have. transformers never "
+            f'writes it; other servers must be told: in a request to vLLM "logit_bias": {{"{kept.other}": -100}}, for '
+            f"llama.cpp --logit-bias {kept.other}-inf."
+        )
     for arm in arms_of(recipe):
         for member in arm_facts[arm.name]["learners"]:
             name = row_name(recipe, arm.technique.label, member)
-            card = model_card(report, name, technique=arm.technique.kind if member != TEACHER else None)
+            student = member != TEACHER
+            card = model_card(
+                report,
+                name,
+                technique=arm.technique.kind if student else None,
+                use_notes=notes if student else (),
+            )
             write_whole(arm.model(folder.path, member) / "README.md", card)

@@ -40,7 +40,7 @@ def build(
         title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
         rows=rows,
         warnings=_warnings(recipe, examiner),
-        charts=_charts(recipe, run),
+        charts=[*_by_size(recipe, rows), *_charts(recipe, run)],
         samples=samples,
         provenance=_provenance(recipe, prepared, examiner),
         recipe_yaml=yaml.safe_dump(
@@ -126,6 +126,28 @@ def _estimate(interval: Interval | None) -> Estimate | None:
 
 
 # ---------------------------------------------------------------------------------------- curves
+
+
+def _by_size(recipe: Recipe, rows: list[Row]) -> list[Chart]:
+    """What each technique reaches at each size, where students of three sizes or more were trained."""
+    by_name = {row.name: row for row in rows}
+    if len({row.parameters for row in rows if row.role in ("student", "control")}) < 3:
+        return []
+
+    def chart(title: str, y_label: str, of: Callable[[Row], Estimate | None], caption: str) -> Chart:
+        curves = []
+        for technique in recipe.techniques:
+            own = [by_name[row_name(recipe, technique.label, member)] for member in recipe.cohort]
+            points = sorted((row.parameters / 1e6, found.value) for row in own if (found := of(row)))
+            curves.append(Curve(technique.label, [x for x, _ in points], [y for _, y in points]))
+        return Chart(title, "million parameters", y_label, curves, caption=caption)
+
+    return [
+        chart("Bits per byte by size", "bits per byte", lambda row: row.bits_per_byte,
+              "On held-out documents; the intervals are in the table."),
+        chart("Distance to the teacher by size", "KL (nats per token)", lambda row: row.kl,
+              "On held-out documents, from the teacher's probabilities to the student's."),
+    ]  # fmt: skip
 
 
 def _charts(recipe: Recipe, run: Path) -> list[Chart]:
