@@ -56,6 +56,7 @@ def test_there_are_shipped_recipes() -> None:
         (["techniques=[{kind: soft, soft_weight: {start: 1, ends: 0}}]"], "techniques.0.soft_weight.ends", "`end`"),
         (["training.lr=abc"], "training.lr", "'abc'"),
         (["training.lr=-1"], "training.lr", "greater than 0"),
+        (["training.lr=yes"], "training.lr", "true, where a number belongs"),
         (["training={}"], "training.tokens", "is missing"),
         (["teacher={}"], "teacher", "path, package, config"),
         (["teacher.config={}"], "teacher", "exactly one of path, package, config"),

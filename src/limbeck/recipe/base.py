@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0, le=1)]
-PartOf = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_truth(value: Any) -> Any:
+    """``lr: yes`` would be a learning rate of 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"got {str(value).lower()}, where a number belongs")
+    return value
+
+
+_Number = BeforeValidator(_no_truth)
+Share = Annotated[float, _Number, Field(ge=0, le=1)]
+PartOf = Annotated[float, _Number, Field(ge=0, lt=1)]
+Positive = Annotated[float, _Number, Field(gt=0)]
+Count = Annotated[int, _Number, Field(ge=1)]
 
 
 class Section(BaseModel):
