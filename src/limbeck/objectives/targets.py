@@ -10,7 +10,7 @@ positions together (ragged); M = N + 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -133,6 +133,12 @@ class Dense:
     def from_logits(cls, logits_NV: Tensor) -> Dense:
         """The teacher's final logits, where they are already in hand. They are read, never written."""
         return cls(hidden_NE=None, head_VE=None, logits_NV=logits_NV)
+
+    def multiplied_in(self, dtype: torch.dtype) -> Dense:
+        """The same with hidden states and head in ``dtype``; finished logits and float64 stay as they are."""
+        if self.hidden_NE is None or self.head_VE is None or self.hidden_NE.dtype in (dtype, torch.float64):
+            return self
+        return replace(self, hidden_NE=self.hidden_NE.detach().to(dtype), head_VE=self.head_VE.detach().to(dtype))
 
     def __len__(self) -> int:
         source = self.logits_NV if self.logits_NV is not None else self.hidden_NE

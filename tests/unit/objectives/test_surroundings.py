@@ -86,6 +86,17 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_float32_gradients() -> None:
         assert 1e-6 < error < 3e-2, "rounded to bfloat16, and no worse"
 
 
+def test_autocast_multiplies_the_teacher_in_bfloat16_too() -> None:
+    model, teacher = Tiny(), Tiny()
+    hidden_NE, head_VE = torch.randn(IDS.numel(), 5), torch.randn(len(teacher.head.weight), 5)
+    losses = []
+    for target in (Dense(hidden_NE, head_VE), Dense(hidden_NE.bfloat16(), head_VE.bfloat16())):
+        with torch.autocast("cpu", torch.bfloat16):
+            term = Term(target, divergence="forward_kl")
+            losses.append(fused_divergence(model(IDS), model.head.weight, [term]).loss_sum)
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+
+
 def test_what_is_frozen_gets_nothing() -> None:
     model = Tiny()
     model.head.weight.requires_grad_(False)
