@@ -1,9 +1,9 @@
 """What brings back a model that was cut: SmolLM2 at 24, 20 and 15 of 30 layers, each technique, and choosers.
 
-    python benchmarks/recovery.py --text TinyStories-train.txt recovery choosers
+    python benchmarks/recovery.py --text TinyStories-train.txt recovery recovery-uncorrected choosers
 
-Runs the recipes of these names (``recipes/NAME.yaml``), or goes on with them where they stopped, and prints for
-every student cross-entropy, KL to the teacher and agreement with it on held-out stories, with 95% intervals
+Runs the recipes of these names (``recipes/NAME.yaml``) and the variants of them below, or goes on with them
+where they stopped, and prints for every student cross-entropy, KL to the teacher and agreement with it on held-out stories, with 95% intervals
 over documents, and the paired differences to the control (``alone``), or to the first student where a run has
 none. A difference whose interval holds no zero is marked: ``*`` better, ``!`` worse.
 """
@@ -25,6 +25,19 @@ from objective import machine
 
 ROOT = Path(__file__).parent.parent
 RESAMPLES = 2000
+# Name → recipe and what is changed in it.
+VARIANTS = {
+    "recovery-uncorrected": (
+        "recovery",
+        [
+            "teacher.correct=null",
+            "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
+            "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}, "
+            "{kind: soft, name: soft+hidden, soft_weight: 1.0, hard_weight: 0.0, hidden: {}}]",
+        ],
+    ),
+    "recovery-300k": ("recovery", ["training.tokens=300_000"]),
+}
 QUANTITIES: tuple[gap.Quantity, ...] = ("cross_entropy", "kl", "agreement")
 HEADER = (
     "| student | technique | cross-entropy | KL | agreement | less the control's: cross-entropy | KL | agreement |\n"
@@ -91,12 +104,14 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = [f"# Recovery of a cut model, {date.today()}", "", machine(), ""]
     for name in arguments.recipes:
-        path = Path(name) if name.endswith(".yaml") else ROOT / "recipes" / f"{name}.yaml"
-        overrides = [f"data.corpus.0.text={arguments.text}", *arguments.set]
+        recipe_name, changed = VARIANTS.get(name, (name, []))
+        path = Path(name) if name.endswith(".yaml") else ROOT / "recipes" / f"{recipe_name}.yaml"
+        run = [f"run=runs/{name}"] if name in VARIANTS else []
+        overrides = [f"data.corpus.0.text={arguments.text}", *changed, *run, *arguments.set]
         subprocess.run([sys.executable, "-m", "limbeck", "run", str(path), *overrides], check=True)
         recipe = load_recipe(path, overrides)
         tokens = f"{recipe.training.tokens:,} tokens each, learning rate {recipe.training.lr:g}"
-        lines += [f"## {path.stem}: {tokens}", "", teachers_line(recipe), "", *table(recipe), ""]
+        lines += [f"## {Path(name).stem}: {tokens}", "", teachers_line(recipe), "", *table(recipe), ""]
     print("\n".join(lines))
     if arguments.save:
         (ROOT / "benchmarks" / "results" / f"recovery-{date.today()}.md").write_text("\n".join(lines))

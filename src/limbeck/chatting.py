@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.chat import words_asked
+from limbeck.data.chat import opening_mark, words_asked
 from limbeck.errors import InputError, RecipeError
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
@@ -31,7 +31,7 @@ class Speaker:
         if getattr(tokenizer, "chat_template", None):
             text = tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
         else:
-            text = words
+            text = opening_mark(tokenizer) + words
         said = self.go_on(text, sampling)
         self.messages.append({"role": "assistant", "content": said})
         return said
@@ -39,8 +39,10 @@ class Speaker:
     def go_on(self, text: str, sampling: Sampling) -> str:
         """What it writes after ``text``, special tokens of a template included; nothing is remembered."""
         prompt = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000) - sampling.max_new_tokens
-        ((_, new),) = generate(self.lm, [prompt[-max(room, 1) :]], sampling, 1)
+        if not prompt:
+            return ""
+        most = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000)
+        ((_, new),) = generate(self.lm, [prompt[-(most - 1) :]], sampling, 1)
         return str(self.lm.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 

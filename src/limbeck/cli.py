@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from limbeck.errors import LimbeckError
+from limbeck.errors import LimbeckError, RecipeError
 
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
@@ -104,7 +104,11 @@ def chat(
     console = Console(highlight=False)
     asked = held_out_questions(models[0], held_out) if held_out else []
     wanted = only.split(",") if only else None
-    present = [s for s in speakers(models) if wanted is None or s.name in wanted]
+    everybody = speakers(models)
+    present = [s for s in everybody if wanted is None or s.name in wanted]
+    if wanted and (missing := set(wanted) - {s.name for s in everybody}):
+        known = ", ".join(s.name for s in everybody)
+        raise RecipeError(f"there is no {sorted(missing)[0]}", key="--only", fix=f"There are {known}")
     sampling = Sampling(max_new_tokens, temperature)
     questions = iter(ask) if ask else iter(lambda: console.input("\n[bold]you[/] ").strip(), "")
     # Text, not markup: what a model says is never interpreted.

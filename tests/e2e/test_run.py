@@ -229,6 +229,74 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
     assert "students.shallow.layers: got 9, but the teacher has 2 layers" in refused.stderr
 
 
+def test_another_teacher_makes_other_students(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["student"] = {"from": "teacher", "layers": 1, "keep_ends": False}
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 200
+    recipe, run = write(raw_recipe, tmp_path / "r.yaml"), Path(raw_recipe["run"])
+    limbeck(recipe)
+    before = students(run)
+    # Said before the teacher is tuned.
+    refused = limbeck(recipe, "teacher.correct={tokens: 100}", check=False)
+    assert refused.returncode == 2
+    assert "teacher.correct: the students in" in refused.stderr
+    assert not (run / "teacher-training").exists()
+    # Other documents held out: a student may have learned them.
+    shutil.rmtree(run / "data")
+    refused = limbeck(recipe, "data.heldout=0.4", check=False)
+    assert refused.returncode == 2
+    assert "data.heldout: " in refused.stderr
+    assert students(run) == before
+    # With what stands in the way deleted, everything that depends on the teacher is made anew, `alone` too.
+    shutil.rmtree(run)
+    limbeck(recipe, "teacher.correct={tokens: 300, lr: 1e-2}")
+    assert students(run) != before
+
+
+def test_a_correction_does_not_go_on_from_another_ones_checkpoints(
+    tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limbeck.display import Display
+    from limbeck.errors import RunFolderError
+    from limbeck.recipe import parse_recipe
+    from limbeck.run import run, teacher
+
+    raw_recipe["teacher"]["correct"] = {"tokens": 2000, "batch_rows": 4, "lr": 1e-3, "checkpoint_every_steps": 1}
+    raw_recipe["techniques"] = ["soft"]
+    train = teacher.train
+
+    def killed(*args: Any, on_step: Callable[..., None], **more: Any) -> Any:
+        def step(number: int, *rest: Any) -> None:
+            if number == 3:
+                raise KeyboardInterrupt
+
+        return train(*args, on_step=step, **more)
+
+    monkeypatch.setattr(teacher, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(parse_recipe(raw_recipe), Display(quiet=True))
+    monkeypatch.setattr(teacher, "train", train)
+    raw_recipe["teacher"]["correct"]["lr"] = 1e-9
+    with pytest.raises(RunFolderError, match=r"was run with 0\.001, now it is 1e-09") as error:
+        run(parse_recipe(raw_recipe), Display(quiet=True))
+    assert error.value.key == "teacher.correct.lr"
+
+
+def test_a_teacher_is_measured_in_its_own_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 100
+    found = []
+    for name, vocabulary in (("whole", None), ("cut", {"min_count": 12})):
+        raw_recipe["student"] = {"from": "teacher", "layers": 2, "vocabulary": vocabulary}
+        if vocabulary is None:
+            raw_recipe["student"] = {"from": "teacher", "ffn": 32}
+        done = limbeck(write(raw_recipe, tmp_path / "r.yaml"), f"run={tmp_path / name}")
+        with np.load(tmp_path / name / "measured" / "teacher" / "documents.npz") as arrays:
+            found.append(arrays["nats"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+    assert "of the teacher's own" in " ".join(done.stdout.split())
+
+
 def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     raw_recipe["student"] = {"from": "teacher", "layers": 2, "vocabulary": {"min_count": 12}}
     raw_recipe["techniques"] = ["alone", "soft", {"kind": "hard", "writing": {"batch_rows": 8, "tokens": 300}}, "co"]

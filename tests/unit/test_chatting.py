@@ -30,6 +30,25 @@ def test_a_speaker_remembers(make_lm: Callable[..., LanguageModel]) -> None:
         old.answer("one big dog run over blue hills", Sampling(8, temperature=0))
 
 
+def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(1, max_position_embeddings=64)
+    lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
+    prompts: list[str] = []
+    speaker = Speaker("a", lm)
+    go_on = speaker.go_on
+    speaker.go_on = lambda text, sampling: prompts.append(text) or go_on(text, sampling)  # type: ignore[method-assign, func-returns-value]
+    # An answer may be as long as the model reads: the question is not cut for it.
+    speaker.answer("the cat", Sampling(64, temperature=0))
+    assert prompts[0].endswith("the cat")
+    assert lm.tokenizer(prompts[0], add_special_tokens=False)["input_ids"][0] == lm.tokenizer.bos_token_id
+    assert (
+        Speaker("b", lm)
+        .go_on(prompts[0], Sampling(64, temperature=0))
+        .startswith(Speaker("c", lm).go_on(prompts[0], Sampling(20, temperature=0))[:10])
+    )
+    assert Speaker("d", lm).go_on("", Sampling(4)) == ""
+
+
 def test_models_by_folder_and_side_by_side(
     teacher_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +60,10 @@ def test_models_by_folder_and_side_by_side(
     cli.main()
     out = capsys.readouterr().out
     assert "you the [red]cat" in out  # words are never markup
+    monkeypatch.setattr("sys.argv", [*args, "--only", "nobody"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "--only: there is no nobody. There are teacher" in capsys.readouterr().err
     assert "teacher " in out
 
 

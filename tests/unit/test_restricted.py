@@ -16,6 +16,8 @@ from limbeck.models.restricted import RestrictedModel
 from limbeck.models.tokenizer import OTHER
 from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
 from limbeck.objectives import Dense, Restriction, Term, fused_divergence
+from tests.unit.cutting.conftest import make
+from tests.unit.cutting.tokenizers import TEXTS, sentencepiece
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -89,3 +91,31 @@ def test_a_student_never_writes_the_bucket(restricted: RestrictedModel, make_lm:
         student.head().weight_VD[other] *= 1000.0  # tied: it would be written often
     answers = dict(generate(student, [[5, 6]] * 8, Sampling(10, temperature=2.0), 8))
     assert other not in {i for answer in answers.values() for i in answer}
+
+
+def test_dropped_tokens_fall_into_their_pieces_where_they_stand() -> None:
+    """Of a tokenizer that puts a space before every text: not before a piece of one."""
+    own = sentencepiece()
+    lm = LanguageModel(make("llama", vocab_size=len(own)), own)
+    counts = Counter(i for text in TEXTS[:2] for i in own(text)["input_ids"])
+    kept = choose_tokens(lm.model, own, counts, other=True)
+    lm.prove("teacher")
+    restricted = RestrictedModel(lm, kept, cut_tokenizer(own, kept))
+    dropped = kept.dropped.tolist()
+    assert dropped
+    for token in dropped:
+        ids = [*own("the", add_special_tokens=False)["input_ids"], token]
+        assert restricted.tokenizer.decode(restricted.from_own(ids)) == own.decode(ids)
+
+
+def test_a_model_stops_at_every_end_that_its_makers_list(make_lm: Callable[..., LanguageModel], tokenizer: Any) -> None:
+    lm = make_lm(2)
+    end = tokenizer.eos_token_id
+    ((_, free),) = generate(lm, [[5, 6]], Sampling(12, temperature=0, stop=False), 1)
+    assert len(free) == 12
+    turn = next(token for token in free if token != end)
+    lm.core.generation_config.eos_token_id = [end, turn]
+    ((_, stopped),) = generate(lm, [[5, 6]], Sampling(12, temperature=0), 1)
+    assert stopped == free[: free.index(turn) + 1]
+    lm.core.generation_config.eos_token_id = [turn]  # of another tokenizer: not believed
+    assert lm.end_ids() == [end]

@@ -150,6 +150,18 @@ def test_a_cohort_needs_sense(make_lm: Make) -> None:
 # ---------------------------------------------------------------------------------- hidden states
 
 
+def test_states_after_the_last_layer_compare_with_those_after_any(make_lm: Make) -> None:
+    """A teacher without its last layer agrees with the whole one after the layers that it has."""
+    from limbeck.models.depth import cut_depth
+
+    teacher = make_lm(2, num_hidden_layers=3)
+    student = LanguageModel(cut_depth(teacher.model, [0, 1]), teacher.tokenizer)
+    ids, positions = torch.tensor([[3, 4, 5, 6]]), torch.arange(4)[None]
+    ours, theirs = (lm.hidden_of_layers(ids, positions, [0, 1])[1] for lm in (student, teacher))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 @pytest.mark.parametrize("width", [32, 48])
 def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance: Any, width: int) -> None:
@@ -169,15 +181,19 @@ def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance:
 
     student.model.zero_grad()
     keep = batch.labels_BT != IGNORED
-    mine, theirs = (
-        m.core.model(
-            input_ids=batch.ids_BT, position_ids=batch.positions_BT, output_hidden_states=True, use_cache=False
-        ).hidden_states
-        for m in (student, teacher)
-    )
+
+    def after_layers(m: LanguageModel) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        hooks = [layer.register_forward_hook(lambda _, __, out: found.append(out)) for layer in m.core.model.layers]
+        m.hidden(batch.ids_BT, batch.positions_BT)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    mine, theirs = after_layers(student), after_layers(teacher)
     total = torch.zeros(())
     for i, (a, b) in enumerate(((0, 1), (1, 2))):
-        x, y = mine[a + 1][keep], theirs[b + 1][keep].detach()
+        x, y = mine[a][keep], theirs[b][keep].detach()
         if width != 32:
             x = x @ student.model.limbeck_projections[f"teacher_{i}"].weight.T
         d = 1 - (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1)) if distance == "cosine" else ((x - y) ** 2).mean(-1)

@@ -105,7 +105,9 @@ def words_asked(prompt: list[int], tokenizer: Any) -> str:
         before, found, after = around.partition(mark)
         text = str(tokenizer.decode(prompt, skip_special_tokens=False))
         if found and text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
-            return text[len(before) : len(text) - len(after)]
+            words = text[len(before) : len(text) - len(after)]
+            if not any(mark in words for mark in tokenizer.all_special_tokens):  # else there were more turns than one
+                return words
     return str(tokenizer.decode(prompt, skip_special_tokens=True))
 
 
@@ -192,6 +194,11 @@ def _marks(tokenizer: Any) -> tuple[list[int], list[int]]:
     end = tokenizer.eos_token_id
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
     return ([] if begin is None else [begin]), ([] if end is None else [end])
+
+
+def opening_mark(tokenizer: Any) -> str:
+    """What stands before a plain document, as text: a model that was trained with it wants to see it."""
+    return "".join(tokenizer.convert_ids_to_tokens(_marks(tokenizer)[0]))
 
 
 def _size(text: str) -> int:

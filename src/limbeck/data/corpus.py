@@ -155,6 +155,14 @@ def write_corpora(
     heldout.close()
 
 
+def write_corpus(folder: Path, found: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tokenise different documents into ``folder``. Raises InputError for one that cannot be."""
+    writer = _Writer(folder)
+    for document in found:
+        writer.add(_encoded(document, tokenizer), int(document.key[:16], 16))
+    writer.close()
+
+
 def write_encoded(folder: Path, rows: Iterator[Encoded], extra: dict[str, object]) -> None:
     """Write documents that are tokens already (what a teacher wrote), numbered in their order."""
     writer = _Writer(folder)

@@ -66,7 +66,7 @@ def measure(
         if teacher is not None:
             theirs_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[learned]
             # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
-            targets.append(teacher.as_target(theirs_ND, own=lm.own_vocab_size != lm.vocab_size))
+            targets.append(teacher.as_target(theirs_ND, own=lm.own_tokenizer is not lm.tokenizer))
         hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
         outcome = fused_divergence(
             hidden_BTD[learned],

@@ -19,6 +19,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    stop: bool = True
+    """At an end mark; otherwise every text has ``max_new_tokens``."""
 
 
 @torch.no_grad()
@@ -32,8 +34,8 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    end = lm.own_tokenizer.eos_token_id
-    pad = end if end is not None else 0
+    ends = lm.end_ids() if sampling.stop else []
+    pad = lm.own_tokenizer.eos_token_id or 0
     settings = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=sampling.temperature > 0,
@@ -43,7 +45,7 @@ def generate(
         repetition_penalty=1.0,
         num_beams=1,
         bos_token_id=lm.own_tokenizer.bos_token_id,
-        eos_token_id=end,
+        eos_token_id=ends or None,
         pad_token_id=pad,
         suppress_tokens=lm.unwritten() or None,
     )
@@ -70,4 +72,5 @@ def generate(
             lm.core.generation_config = own
         for row, i in enumerate(chosen):
             new = out[row, width:].tolist()
-            yield i, lm.from_own(new[: new.index(end) + 1] if end in new else new)
+            stopped = next((at + 1 for at, token in enumerate(new) if token in ends), len(new))
+            yield i, lm.from_own(new[:stopped])

@@ -279,6 +279,8 @@ def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any]:
             key=key,
             fix="Name a folder with safetensors weights instead",
         )
+    if not header.tensors:
+        raise InputError(f"{path.name} holds no weights", key=key, fix="Name a file with a whole model")
     tensors, weights = Counter(t.kind for t in header.tensors), Counter[str]()
     for tensor in header.tensors:
         weights[tensor.kind] += tensor.weights

@@ -106,7 +106,7 @@ def read_header(path: Path) -> Header:
                     kind, offset = GGMLQuantizationType(cursor.take("I")), cursor.take("Q")
                     block, n_bytes = GGML_QUANT_SIZES[kind]
                     tensors.append(TensorInfo(name, shape, kind.name, prod(shape) // block * n_bytes, offset))
-            except (struct.error, KeyError, OverflowError) as error:
+            except (struct.error, KeyError, OverflowError, RecursionError) as error:
                 raise ValueError("it ends within its header, or is damaged") from error
             alignment = fields.get("general.alignment", 32)
             if not isinstance(alignment, int) or alignment < 1:

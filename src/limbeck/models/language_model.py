@@ -79,12 +79,21 @@ class LanguageModel:
         return self._decode(ids_BT, positions_BT).last_hidden_state
 
     def hidden_of_layers(self, ids_BT: Tensor, positions_BT: Tensor, layers: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """Last hidden states, and those after each of ``layers`` (from 0), all [B, T, D].
+        """Last hidden states (the final norm is in them), and those after each of ``layers`` (from 0), all [B, T, D].
 
-        After the last layer they are the last ones: the final norm is in them.
+        After the last layer, too, they are what it gives to the final norm, so that they compare with those
+        after any other layer.
         """
-        out = self._decode(ids_BT, positions_BT, output_hidden_states=True)
-        return out.last_hidden_state, [out.hidden_states[layer + 1] for layer in layers]
+        before_norm: list[Tensor] = []
+        norm = getattr(self.core.get_decoder(), "norm", None)
+        hook = norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0])) if norm is not None else None
+        try:
+            out = self._decode(ids_BT, positions_BT, output_hidden_states=True)
+        finally:
+            if hook is not None:
+                hook.remove()
+        states = [*out.hidden_states[1:-1], before_norm[0] if before_norm else out.hidden_states[-1]]
+        return out.last_hidden_state, [states[layer] for layer in layers]
 
     @property
     def n_layers(self) -> int:
@@ -107,6 +116,15 @@ class LanguageModel:
         """Own ids that stand for no text: padding of the head, and the bucket of dropped tokens."""
         other = self.own_tokenizer.get_vocab().get(OTHER)
         return [*range(self.own_vocab_size, self.rows), *([] if other is None else [other])]
+
+    def end_ids(self) -> list[int]:
+        """Own ids that end a text: the tokenizer's end mark, and what else the model's makers list beside it (the
+        end of a turn, in Gemma 3 and Llama 3). A list without the tokenizer's mark is of another tokenizer."""
+        end = self.own_tokenizer.eos_token_id
+        if end is None:
+            return []
+        listed = getattr(self.core.generation_config, "eos_token_id", None)
+        return listed if isinstance(listed, list) and end in listed else [end]
 
     def as_target(self, hidden_ND: Tensor, *, own: bool = False) -> Dense:
         """What this model thinks, as something to learn from; no gradient flows back into it.

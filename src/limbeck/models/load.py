@@ -68,7 +68,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
 
     if isinstance(spec, PackageModel):
         file = package_file(spec.package, key=f"{key}.package")
-    elif spec.path.endswith(".gguf"):
+    elif spec.path.lower().endswith(".gguf"):
         file = Path(spec.path).expanduser()
         if not file.is_file():
             raise RecipeError(f"there is no {spec.path}", key=f"{key}.path", fix="Check the path")

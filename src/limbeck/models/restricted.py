@@ -41,13 +41,16 @@ class RestrictedModel(LanguageModel):
         return torch.where(known, self._own_ids.to(ids.device)[ids.clamp(min=0)], ids)
 
     def from_own(self, ids: list[int]) -> list[int]:
-        table = self.kept.to_student()
-        mapped = table[torch.tensor(ids, dtype=torch.long)].tolist() if ids else []
-        if self.kept.other not in mapped and -100 not in mapped:
-            return [int(i) for i in mapped]
-        # A token that the students do not have falls into the pieces that they do.
-        text = self.own_tokenizer.decode(ids, skip_special_tokens=False)
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        """A token that the students do not have falls into the pieces that they do, where it stands: splitting
+        its text as a text of its own could put a space before it."""
+        out: list[int] = []
+        for own, student in zip(ids, self.kept.to_student()[torch.tensor(ids, dtype=torch.long)].tolist(), strict=True):
+            if student in (self.kept.other, -100):
+                token = self.own_tokenizer.convert_ids_to_tokens(own)
+                out += [piece.id for piece in self.tokenizer.backend_tokenizer.model.tokenize(token)]
+            else:
+                out.append(student)
+        return out
 
     def as_target(self, hidden_ND: Tensor, *, own: bool = False) -> Dense:
         whole = super().as_target(hidden_ND)

@@ -199,7 +199,11 @@ def cut_tokenizer(tokenizer: Any, kept: KeptTokens, *, key: str = "student.vocab
 
     bpe = Bpe.of(tokenizer, key=key)
     if kept.other is not None and OTHER in bpe.vocab:
-        raise RecipeError(f"the teacher's tokenizer has a token {OTHER} already", key=key, fix="Write `other: false`")
+        raise RecipeError(
+            f"the teacher has a token {OTHER}: its own vocabulary was cut",
+            key=key,
+            fix="Leave it out, or cut its teacher",
+        )
     ids = kept.ids_K.tolist()
     raw = bpe.cut(ids, OTHER if kept.other is not None else None)
     new = PreTrainedTokenizerFast(

@@ -131,7 +131,7 @@ class CutStudent(_Model, _Adaptable):
     """A student cut from its teacher: fewer layers, narrower ones, fewer tokens."""
 
     from_: Literal["teacher"] = Field(alias="from", description="Starts from the teacher's own weights.")
-    layers: Count | tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    layers: Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = Field(
         None, description="How many layers are kept, or which (from 0)."
     )
     chooser: Literal["even", "block_influence", "contiguous"] = Field(
@@ -148,7 +148,7 @@ class CutStudent(_Model, _Adaptable):
 
     @model_validator(mode="after")
     def _cuts(self) -> CutStudent:
-        if not any((self.layers, self.ffn, self.heads, self.kv_heads, self.hidden, self.vocabulary)):
+        if not any((self.layers is not None, self.ffn, self.heads, self.kv_heads, self.hidden, self.vocabulary)):
             raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads, hidden or vocabulary")
         return self
 

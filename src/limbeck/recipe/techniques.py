@@ -85,16 +85,25 @@ class _SoftTerms(_Technique):
         return self
 
 
+_Layer = Annotated[int, Field(ge=0)]
+
+
 class Hidden(Section):
     """A lesson on hidden states beside the one on probabilities; projections, where widths differ, are discarded."""
 
     weight: Weight = Field(1.0, description="Weight of the distance in the student's loss.")
     distance: Literal["cosine", "mse"] = Field("cosine", description="One less the cosine, or the mean squared error.")
-    layers: Literal["matched"] | tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] = Field(
+    layers: Literal["matched"] | Annotated[tuple[tuple[_Layer, _Layer], ...], Field(min_length=1)] = Field(
         "matched",
         description="Pairs [student's layer, teacher's layer], from 0. `matched`: a cut student's layers with "
         "those they were cut from, other students' evenly over the teacher's depth.",
     )
+
+    @model_validator(mode="after")
+    def _learns(self) -> Hidden:
+        if self.weight == 0:
+            raise ValueError("weight is 0: nothing would be learned from hidden states; leave `hidden` out")
+        return self
 
 
 class Soft(_SoftTerms):

@@ -130,10 +130,16 @@ def _set(node: Any, steps: list[str], value: Any, key: str) -> None:
 def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
     """The first thing that is wrong, as one line that names the key and what to write."""
     problems = error.errors(include_url=False)
-    # A key that does not exist explains more than the required one it leaves missing.
-    # and what a section says of itself more than that it is no number either.
-    rank = {"extra_forbidden": 0, "value_error": 1}
-    problem = min(problems, key=lambda p: rank.get(p["type"], 2))
+    # A key that does not exist explains more than the required one it leaves missing, and what a section says of
+    # itself more than that it is no number either: where a key takes several kinds, of them all only one was meant.
+    rank = {"extra_forbidden": 0, "value_error": 1, "literal_error": 4}
+
+    def worth(problem: Any) -> int:
+        if problem["type"] == "too_short" and problem["input"]:
+            return 5  # too short without the items that are wrong
+        return rank.get(problem["type"], 3 if problem["type"].endswith("_type") else 2)
+
+    problem = min(problems, key=worth)
     keys, section = _walk(root, problem["loc"])
     dotted = ".".join(keys) or None
     kind, context = problem["type"], problem.get("ctx", {})
@@ -209,9 +215,7 @@ def _walk(root: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str],
                 section = owners[0]
                 here = _members(_fields(owners[0])[step].annotation)
                 continue
-            if step in ("float", "int", "str", "constrained-float") or step.startswith(
-                ("function-", "literal[", "tuple[")
-            ):
+            if step in ("float", "int", "str") or step.startswith(("function-", "literal[", "tuple[", "constrained-")):
                 continue
             if here:
                 section = here[0][1]

@@ -176,7 +176,7 @@ def _teacher_outdone(control: Row, rows: Sequence[Row]) -> str | None:
     against = quoted(control.name)
     return (
         f"The teacher itself is no better than {against} here ({figures}): there is no gap to close. "
-        "Tune it on this data before it teaches (`teacher.correct`, or more `teacher.pretraining`)."
+        "Tune it on this data, or more of it, before it teaches (`teacher.correct`, `teacher.pretraining`)."
     )
 
 

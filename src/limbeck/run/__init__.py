@@ -23,7 +23,7 @@ from limbeck.run.arms import arms_of, finished_arm, train_arm
 from limbeck.run.check import check
 from limbeck.run.folder import RunFolder
 from limbeck.run.measure import Examiner
-from limbeck.run.prepare import Prepared, kept_tokens, prepare_data
+from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.results import build, row_name
 from limbeck.run.teacher import cut_students, prepare_teacher
@@ -55,7 +55,9 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
         kept = kept_tokens(folder.path)
         teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, kept, train, data, display)
-        prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept)
+        own = open_corpus(home / OWN_HELDOUT) if kept is not None else None
+        prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept, own)
+        _say_what_the_cut_costs(prepared, display)
         cut_students(recipe, origins, folder, prepared, display)
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
@@ -72,6 +74,19 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         _write_cards(recipe, report, arm_facts, folder, kept)
         write_whole(folder.path / "report.html", render(report))
         return report
+
+
+def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
+    """Text with dropped tokens falls into pieces: more of them to read, and not those the teacher learned."""
+    if prepared.kept is None or prepared.heldout_own is None:
+        return
+    ours, own = int(prepared.heldout.lengths.sum()), int(prepared.heldout_own.lengths.sum())
+    note = (
+        f"vocabulary: {prepared.kept.size:,} of the teacher's {prepared.kept.teacher_size:,} tokens; held-out text "
+        f"takes {100 * (ours / max(own, 1) - 1):.1f}% more of them than of the teacher's own"
+    )
+    prepared.notes.append(note)
+    display.note(note)
 
 
 def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:

@@ -24,7 +24,7 @@ from limbeck.models.load import load_model, reinitialised, with_lora
 from limbeck.recipe import Co, ConfigStudent, Hard, Recipe, Soft, Technique, Writing, fingerprint
 from limbeck.run.check import check_packs, student_key
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import Prepared, make_batches, save_model, settings
+from limbeck.run.prepare import Prepared, data_inputs, make_batches, recipe_keys, save_model, settings
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member
 from limbeck.training.loop import train
@@ -66,7 +66,7 @@ def arm_inputs(recipe: Recipe, arm: Arm, prepared: Prepared) -> dict[str, Any]:
         "seed": arm.seed,
         "students": students,
         "training": settings(recipe.training),
-        "data": {"seq_len": recipe.data.seq_len, "pack": recipe.data.pack, "fingerprint": prepared.data["fingerprint"]},
+        "data": data_inputs(recipe, prepared.data),
     }
     if arm.technique.kind != "alone":
         inputs["teacher"] = prepared.teacher_facts["fingerprint"]
@@ -86,7 +86,7 @@ def finished_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder
         arm_inputs(recipe, arm, prepared),
         made=[arm.model(folder.path, member) / "config.json" for member in members],
         under_way=[home / "checkpoints"],
-        keys={"technique": f"techniques.{arm.index}"},
+        keys={"technique": f"techniques.{arm.index}", **recipe_keys(recipe)},
     )
 
 
@@ -172,7 +172,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
     inputs = {
         "writing": writing.model_dump(mode="json"),
         "tokens": wanted,
-        "data": {"seq_len": recipe.data.seq_len, "fingerprint": prepared.data["fingerprint"]},
+        "data": data_inputs(recipe, prepared.data, pack=False),
         "teacher": prepared.teacher_facts["fingerprint"],
     }
     stage = f"text-{fingerprint(inputs)[:8]}"

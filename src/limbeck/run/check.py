@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from limbeck.data.sources import check_sources
 from limbeck.errors import RecipeError
 from limbeck.models.architectures import architecture_of
@@ -19,6 +21,7 @@ from limbeck.recipe import (
     CutStudent,
     Data,
     Hard,
+    Lora,
     PackageModel,
     PackageStudent,
     PathModel,
@@ -74,13 +77,15 @@ def check(recipe: Recipe) -> Origins:
     standin = origins.tokenizer or train_tokenizer(["a"], 260)
     if isinstance(recipe.teacher, ConfigTeacher):
         bare = ConfigModel(config=recipe.teacher.config, dtype=recipe.teacher.dtype)
-        check_packs(load_model(bare, standin, key="teacher", seq_len=recipe.data.seq_len), recipe.data)
+        lm = load_model(bare, standin, key="teacher", seq_len=recipe.data.seq_len)
+        check_packs(lm, recipe.data)
+        _check_cuts(recipe, lm)
     elif teacher is not None:
         lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
         check_packs(lm, recipe.data)
-        for name, student in recipe.cohort.items():
-            if isinstance(student, CutStudent):
-                _check_cut(lm, student, student_key(recipe, name))
+        _check_cuts(recipe, lm)
+        if (correct := getattr(recipe.teacher, "correct", None)) is not None and correct.lora is not None:
+            _check_lora(lm, correct.lora, "teacher.correct.lora")
     for name, student in recipe.cohort.items():
         key = student_key(recipe, name)
         spec = _local(student, key, notes) if isinstance(student, PathModel | PackageModel) else student
@@ -93,6 +98,36 @@ def check(recipe: Recipe) -> Origins:
             if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
                 with_lora(lm, student.lora, 0, key=f"{key}.lora")
     return origins
+
+
+def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
+    for name, student in recipe.cohort.items():
+        if isinstance(student, CutStudent):
+            key = student_key(recipe, name)
+            _check_cut(teacher, student, key)
+            if student.lora is not None:
+                _check_lora(teacher, student.lora, f"{key}.lora")  # a cut model has its teacher's modules
+        depth: int | None = None
+        if isinstance(student, CutStudent):
+            layers = teacher.n_layers if student.layers is None else student.layers
+            depth = layers if isinstance(layers, int) else len(layers)
+        for i, technique in enumerate(recipe.techniques):
+            hidden = technique.hidden if isinstance(technique, Soft) else None
+            for own, theirs in hidden.layers if hidden is not None and hidden.layers != "matched" else ():
+                if theirs >= teacher.n_layers or (depth is not None and own >= depth):
+                    raise RecipeError(
+                        f"got [{own}, {theirs}], of {depth or 'some'} layers and {teacher.n_layers}",
+                        key=f"techniques.{i}.hidden.layers",
+                        fix="Layers count from 0",
+                    )
+
+
+def _check_lora(lm: LanguageModel, lora: Lora, key: str) -> None:
+    """Refuse targets that a model does not have, on a copy without weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        with_lora(LanguageModel(AutoModelForCausalLM.from_config(lm.core.config), lm.tokenizer), lora, 0, key)
 
 
 def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:

@@ -139,7 +139,8 @@ def _brief(value: str) -> str:
 
 def _first_difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
     if isinstance(was, dict) and isinstance(now, dict):
-        for key in sorted(was.keys() | now.keys()):
+        # What both have comes first: it is what somebody changed, the rest follows from it.
+        for key in sorted(was.keys() | now.keys(), key=lambda key: (key not in was or key not in now, key)):
             if was.get(key) != now.get(key):
                 return _first_difference(was.get(key), now.get(key), f"{path}.{key}".strip("."))
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):

@@ -24,7 +24,7 @@ from limbeck.models.load import load_model
 from limbeck.recipe import Evaluation, PathModel, Recipe
 from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import Prepared, load_teacher
+from limbeck.run.prepare import Prepared, data_inputs, load_teacher
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_TEMPERATURE = 0.7
@@ -38,10 +38,9 @@ class Examined:
     facts: dict[str, Any]
 
 
-def heldout(prepared: Prepared, evaluation: Evaluation) -> Corpus:
+def heldout(corpus: Corpus, evaluation: Evaluation) -> Corpus:
     """The documents that are measured: the first by hash, so that a larger number only adds to them."""
-    n = min(evaluation.max_documents, len(prepared.heldout))
-    corpus = prepared.heldout
+    n = min(evaluation.max_documents, len(corpus))
     return dataclasses.replace(
         corpus,
         starts=corpus.starts[:n],
@@ -56,8 +55,11 @@ class Examiner:
 
     def __init__(self, recipe: Recipe, prepared: Prepared, folder: RunFolder, display: Display) -> None:
         self.recipe, self.prepared, self.folder, self.display = recipe, prepared, folder, display
-        self.corpus = heldout(prepared, recipe.evaluation)
+        self.corpus = heldout(prepared.heldout, recipe.evaluation)
         self.rows = Rows(self.corpus, recipe.data.seq_len, pack=False)
+        self.own_rows: Rows | None = None
+        if prepared.heldout_own is not None:
+            self.own_rows = Rows(heldout(prepared.heldout_own, recipe.evaluation), recipe.data.seq_len, pack=False)
         self._teacher: LanguageModel | None = None
 
     @property
@@ -71,11 +73,16 @@ class Examiner:
         self._teacher = None
 
     def examine_teacher(self) -> Examined:
-        return self._examine(TEACHER, {"teacher": self.prepared.teacher_facts["fingerprint"]}, None)
+        return self._examine(TEACHER, {"data": data_inputs(self.recipe, self.prepared.data), **self._taught_by()}, None)
 
     def examine(self, arm: Arm, member: str) -> Examined:
         spec = PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
-        return self._examine(f"{arm.name}-{member}", arm_inputs(self.recipe, arm, self.prepared), spec)
+        # Of `alone` too, the distance to the teacher depends on the teacher.
+        inputs = {**arm_inputs(self.recipe, arm, self.prepared), **self._taught_by()}
+        return self._examine(f"{arm.name}-{member}", inputs, spec)
+
+    def _taught_by(self) -> dict[str, Any]:
+        return {"teacher": self.prepared.teacher_facts["fingerprint"]}
 
     def _load(self, spec: PathModel) -> LanguageModel:
         """A trained student, or the teacher after `co`: which may have a vocabulary of its own."""
@@ -96,6 +103,11 @@ class Examiner:
             lm = self.teacher if spec is None else self._load(spec)
             against = None if spec is None else self.teacher
             measured = measure(lm, self.rows, against, progress=bar.advance)
+            if self.own_rows is not None and lm.own_tokenizer is not lm.tokenizer:
+                # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
+                # the same documents compare, and stay counted per token of the students'.
+                whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
+                measured = dataclasses.replace(measured, nats=whole.nats)
             bar.note = _in_a_line(measured)
             with whole_folder(home) as scratch:
                 np.savez(

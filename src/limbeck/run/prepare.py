@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from limbeck.data.chat import encode
-from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora
+from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_corpus
 from limbeck.data.packing import Rows
 from limbeck.data.sources import Spool, documents, file_stamps
 from limbeck.display import Display
@@ -26,6 +26,7 @@ from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenize
 from limbeck.run.folder import RunFolder
 from limbeck.training.batches import CorpusBatches
 
+OWN_HELDOUT = "heldout-teacher"
 OPERATIONAL = {"checkpoint_every_steps", "log_every_steps", "cache"}
 
 
@@ -43,6 +44,7 @@ class Prepared:
         student_facts: what was cut, by student.
         notes: what people should know of the models' origin.
         kept: which of the teacher's tokens the students have; None: all.
+        heldout_own: then, the held-out documents in the teacher's own tokens, in the same order.
     """
 
     tokenizer: Any
@@ -55,6 +57,7 @@ class Prepared:
     student_facts: dict[str, dict[str, Any]]
     notes: list[str]
     kept: KeptTokens | None = None
+    heldout_own: Corpus | None = None
 
     def load_teacher(self, seq_len: int | None = None) -> LanguageModel:
         """The teacher, seen through the students' vocabulary if theirs is smaller."""
@@ -65,12 +68,43 @@ def load_teacher(spec: PathModel, tokenizer: Any, kept: KeptTokens | None, seq_l
     if kept is None:
         return load_model(spec, tokenizer, key="teacher", seq_len=seq_len)
     own = load_tokenizer(spec.path, key="teacher.path", revision=spec.revision)
+    own.eos_token = tokenizer.eos_token  # the recipe's (`data.end`): it says where the teacher stops
     return RestrictedModel(load_model(spec, own, key="teacher", seq_len=seq_len), kept, tokenizer)
 
 
 def settings(training: Training) -> dict[str, Any]:
     """The part of ``training`` that changes what is learned."""
     return training.model_dump(mode="json", exclude=OPERATIONAL)
+
+
+def data_inputs(recipe: Recipe, facts: dict[str, Any], *, pack: bool = True) -> dict[str, Any]:
+    """What a later stage takes from the data: which documents, which of them are held out, in which tokens and
+    rows. ``pack``: how they share rows matters too."""
+    data = recipe.data
+    return {
+        "fingerprint": facts["fingerprint"],
+        "tokenizer": facts["tokenizer"],
+        "heldout": data.heldout,
+        "end": data.end,
+        "seq_len": data.seq_len,
+        **({"pack": data.pack} if pack else {}),
+    }
+
+
+def recipe_keys(recipe: Recipe) -> dict[str, str]:
+    """How the inputs of stages are called in the recipe, for errors."""
+    one = recipe.student is not None
+    keys = {
+        "data.fingerprint": "data.corpus",
+        "data.tokenizer": "student.vocabulary" if recipe.vocabulary is not None else "tokenizer",
+        "vocabulary": "student.vocabulary",
+        "teacher.weights": "teacher",
+    }
+    for name in recipe.cohort:
+        keys[f"students.{name}.fingerprint"] = "teacher"  # it was cut from another one
+    for name in recipe.cohort:
+        keys[f"students.{name}"] = "student" if one else f"students.{name}"
+    return keys
 
 
 def make_batches(corpus: Corpus, data: Data, section: Training, *, seed: int) -> CorpusBatches:
@@ -118,7 +152,9 @@ def prepare_data(
     home = folder.path / "data"
     _adopt_moved_corpus(recipe, folder, inputs)
     made = [home / part for part in ("tokenizer/tokenizer.json", "train/manifest.json", "heldout/manifest.json")]
-    facts = folder.done("data", inputs, made=made)
+    if recipe.vocabulary is not None:
+        made.append(home / OWN_HELDOUT / "manifest.json")
+    facts = folder.done("data", inputs, made=made, keys=recipe_keys(recipe))
     if facts is not None:
         display.kept("data")
         if facts["files"] != file_stamps(data.corpus) and _fingerprint_of(recipe) != facts["fingerprint"]:
@@ -137,6 +173,8 @@ def prepare_data(
             (scratch / "vocabulary.json").write_text(
                 json.dumps({"ids": kept.ids_K.tolist(), "teacher_size": kept.teacher_size, "other": kept.other})
             )
+            held_out = (document for document in spool if document.key <= cut)
+            write_corpus(scratch / OWN_HELDOUT, held_out, tokenizer)
             tokenizer = cut_tokenizer(tokenizer, kept)
         tokenizer.save_pretrained(scratch / "tokenizer")
         bar.total = len(spool.keys)

@@ -16,6 +16,7 @@ import torch
 from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Batch, Rows, collate, row_order
 from limbeck.display import Display
+from limbeck.errors import RunFolderError
 from limbeck.files import cache_folder, whole_folder
 from limbeck.models.architectures import llama_cpp_reads_windows
 from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
@@ -35,7 +36,15 @@ from limbeck.recipe import (
 )
 from limbeck.run.check import Origins, check_packs, student_key
 from limbeck.run.folder import RunFolder
-from limbeck.run.prepare import Prepared, load_teacher, make_batches, save_model, settings
+from limbeck.run.prepare import (
+    Prepared,
+    data_inputs,
+    load_teacher,
+    make_batches,
+    recipe_keys,
+    save_model,
+    settings,
+)
 from limbeck.training.cohort import Cohort, Lesson, Member
 from limbeck.training.loop import train
 from limbeck.training.techniques import TEACHER
@@ -52,7 +61,7 @@ def prepare_teacher(
     display: Display,
 ) -> tuple[PathModel, dict[str, Any]]:
     """Where the weights of who teaches are, and facts about it: fingerprint, parameters."""
-    shape = {"seq_len": recipe.data.seq_len, "pack": recipe.data.pack, "fingerprint": facts["fingerprint"]}
+    shape = data_inputs(recipe, facts)
     if isinstance(recipe.teacher, ConfigTeacher):
         return _from_nothing(recipe, recipe.teacher, folder, tokenizer, corpus, shape, display)
     assert origins.teacher is not None
@@ -60,14 +69,14 @@ def prepare_teacher(
     found = _facts(lm)
     correct = recipe.teacher.correct
     if correct is None:
-        kept = folder.done("teacher", {"teacher": {"weights": found["fingerprint"]}})
+        kept = folder.done("teacher", {"teacher": {"weights": found["fingerprint"]}}, keys=recipe_keys(recipe))
         return origins.teacher, folder.finish("teacher", found) if kept is None else kept
     inputs = {
         "teacher": {"weights": found["fingerprint"], "correct": settings(correct)},
         "data": shape,
     }
     spec = PathModel(path=str(folder.path / "teacher"), dtype=origins.teacher.dtype)
-    kept = folder.done("teacher", inputs, made=[Path(spec.path) / "config.json"])
+    kept = _kept(recipe, folder, inputs)
     if kept is not None:
         display.kept("teacher correction")
         return spec, kept
@@ -75,6 +84,30 @@ def prepare_teacher(
         lm = with_lora(lm, correct.lora, seed=0, key="teacher.correct.lora")
     result = _tune(lm, "teacher correction", recipe, correct, corpus, folder, display)
     return spec, folder.finish("teacher", {**result, **_facts(load_teacher(spec, tokenizer, kept_ids))})
+
+
+def _kept(recipe: Recipe, folder: RunFolder, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """Facts about a teacher that is trained already; None for one that is still to be.
+
+    Raises:
+        RunFolderError: it was trained, or begun, from other inputs, or students were already cut or trained
+            beside another one: said before anything is spent on this one.
+    """
+    was = folder.inputs("teacher")
+    later = [path for path in (folder.path / "cut", folder.path / "arms") if path.exists()]
+    if was is not None and later and was != json.loads(json.dumps(inputs)):
+        raise RunFolderError(
+            f"the students in {folder.path} had another teacher",
+            key="teacher" if isinstance(recipe.teacher, ConfigTeacher) else "teacher.correct",
+            fix="Name another `run:` folder, or change it back",
+        )
+    return folder.done(
+        "teacher",
+        inputs,
+        made=[folder.path / "teacher" / "config.json"],
+        under_way=[folder.path / "teacher-training" / "checkpoints"],
+        keys=recipe_keys(recipe),
+    )
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
@@ -95,10 +128,9 @@ def _from_nothing(
     spec = PathModel(path=str(folder.path / "teacher"), dtype=teacher.dtype)
     inputs = {
         "teacher": {"config": teacher.config, "dtype": teacher.dtype, "pretraining": settings(pretraining)},
-        "data": {**shape, "heldout": recipe.data.heldout, "end": recipe.data.end},
-        "tokenizer": fingerprint(sorted(tokenizer.get_vocab().items())),
+        "data": shape,
     }
-    kept = folder.done("teacher", inputs, made=[Path(spec.path) / "config.json"])
+    kept = _kept(recipe, folder, inputs)
     if kept is not None:
         display.kept("teacher")
         return spec, kept
@@ -131,6 +163,8 @@ def _tune(
     cohort = Cohort({TEACHER: Member(lm, learns=True)}, [Lesson(TEACHER)], section.precision)
     batches = make_batches(corpus, recipe.data, section, seed=0)
     home = folder.path / "teacher-training"
+    if section.gradient_checkpointing:
+        lm.model.gradient_checkpointing_enable()
     with display.stage(title, section.tokens, "tokens") as bar:
         result = train(
             cohort,
@@ -181,9 +215,9 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
         inputs = {
             key: spec.model_dump(mode="json", exclude={"lora"}),
             "teacher": prepared.teacher_facts["fingerprint"],
-            "data": {"seq_len": recipe.data.seq_len, "fingerprint": prepared.data["fingerprint"]},
+            "data": data_inputs(recipe, prepared.data),
         }
-        kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"])
+        kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"], keys=recipe_keys(recipe))
         if kept is not None:
             display.kept(f"cut {name}")
             _adopt(name, kept, prepared, display)
@@ -199,6 +233,7 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
             "layers": layers,
             "parameters": student.parameters(),
             "usual_windows": llama_cpp_reads_windows(student.config),
+            "fingerprint": weights_fingerprint(cut),
         }
         _adopt(name, folder.finish(f"cut-{name}", facts), prepared, display)
 

@@ -212,4 +212,6 @@ def test_calibration_iterates_once(batches: Iterator[Batch]) -> None:
     """A generator is enough: one pass."""
     cosines = layer_cosines(make("llama"), batches)
     assert cosines.shape == (7, 7)
-    torch.testing.assert_close(cosines.diagonal(), torch.ones(7, dtype=torch.float64))
+    torch.testing.assert_close(
+        cosines.diagonal(), torch.ones(7, dtype=torch.float64), rtol=0, atol=2e-6
+    )  # float32 inside

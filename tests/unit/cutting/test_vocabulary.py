@@ -287,7 +287,7 @@ def with_other() -> Any:
         (unigram, {}, {}, "student.vocabulary: limbeck cannot cut a vocabulary of the kind Unigram"),
         (without_bytes, {}, {}, "the vocabulary has no tokens for bytes"),
         (suffixed, {}, {}, "a byte-pair vocabulary with `end_of_word_suffix`"),
-        (with_other, {}, {"other": True}, "has a token <|other|> already. Write `other: false`"),
+        (with_other, {}, {"other": True}, "the teacher has a token <|other|>: its own vocabulary was cut"),
         (byte_level, {9999: 3}, {}, "the data uses token 9999, which this tokenizer (420 tokens) does not have"),
         (byte_level, {}, {"size": 100}, "student.vocabulary.size: got 100, but"),
         (sentencepiece, {}, {"size": 263, "other": True}, "got 263, but 264 tokens have to be kept"),
