@@ -3,9 +3,10 @@
     python benchmarks/recovery.py --text TinyStories-train.txt recovery recovery-uncorrected choosers
 
 Runs the recipes of these names (``recipes/NAME.yaml``) and the variants of them below, or goes on with them
-where they stopped, and prints for every student cross-entropy, KL to the teacher and agreement with it on held-out stories, with 95% intervals
-over documents, and the paired differences to the control (``alone``), or to the first student where a run has
-none. A difference whose interval holds no zero is marked: ``*`` better, ``!`` worse.
+where they stopped, and prints for every student cross-entropy, KL to the teacher and agreement with it on
+held-out stories, with 95% intervals over documents, and the paired differences to the control (``alone``), or to
+the first student where a run has none. A difference whose interval holds no zero is marked: ``*`` better, ``!``
+worse.
 """
 
 from __future__ import annotations
