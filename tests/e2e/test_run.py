@@ -310,7 +310,9 @@ def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -
     kept = json.loads((run / "data" / "vocabulary.json").read_text())
     assert 257 < len(kept["ids"]) + 1 == student.config.vocab_size == len(tokenizer) < 320
     assert tokenizer.decode(tokenizer("the hills 猫")["input_ids"]) == "the hills 猫"
-    assert f'logit\\_bias": {{"{len(kept["ids"])}": -100}}' in (home / "README.md").read_text()
+    card = (home / "README.md").read_text()
+    assert f'logit\\_bias": {{"{len(kept["ids"])}": -100}}' in card
+    assert f"layers 0, 1 (from 0), and {len(kept['ids']) + 1} of its 320 tokens" in " ".join(card.split())
     teacher = AutoModelForCausalLM.from_pretrained(run / "arms" / "co-seed0" / "teacher")
     assert teacher.config.vocab_size == 320
     before = students(run)

@@ -50,7 +50,7 @@ def render(data: ReportData) -> str:
         _masthead(data),
         results(data.rows, series),
         _distances(data.rows, series),
-        _curves(data, series),
+        *_curves(data, series),
         _size_and_speed(data.rows, series),
         _samples(data, series),
         glossary(data.rows),
@@ -193,14 +193,17 @@ def _distances(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
     return el("section", el("h2", "How near they came"), el("div", *figures, class_="charts"))
 
 
-def _curves(data: ReportData, series: Mapping[str, str]) -> Html | None:
-    if not data.charts:
-        return None
-    figures = [
-        _figure(chart.title, line_chart(chart, series=series, key=f"chart-{index}"), chart.caption)
-        for index, chart in enumerate(data.charts)
-    ]
-    return el("section", el("h2", "While training"), el("div", *figures, class_="charts"))
+def _curves(data: ReportData, series: Mapping[str, str]) -> list[Html]:
+    """A section for every heading that charts stand under, in their order."""
+    sections = []
+    for heading in dict.fromkeys(chart.heading for chart in data.charts):
+        figures = [
+            _figure(chart.title, line_chart(chart, series=series, key=f"chart-{index}"), chart.caption)
+            for index, chart in enumerate(data.charts)
+            if chart.heading == heading
+        ]
+        sections.append(el("section", el("h2", heading), el("div", *figures, class_="charts")))
+    return sections
 
 
 def _size_and_speed(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:

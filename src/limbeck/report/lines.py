@@ -190,15 +190,16 @@ def _legend(names: Sequence[str], colours: Sequence[str], top: float) -> tuple[H
 
 
 def _curve_series(curves: Sequence[_Drawn], series: Mapping[str, str]) -> list[str]:
-    """The row's colour where a curve's name starts with a row's name, else the next free one."""
+    """The row's colour where a curve's name starts with a row's name, or is its technique, else the next free one."""
     colours: list[str] = []
     taken = {classes.split()[0] for classes in series.values()}
     free = [f"s{i}" for i in range(PALETTE) if f"s{i}" not in taken] or [f"s{i}" for i in range(PALETTE)]
     own: dict[str, str] = {}
     for curve in curves:
         matches = [name for name in series if _begins(curve.name, name)]
-        if matches:
-            colours.append(series[max(matches, key=len)])
+        of_technique = [name for name in series if name.startswith(f"{curve.name} / ")]  # one student of several
+        if matches or of_technique:
+            colours.append(series[max(matches, key=len) if matches else of_technique[0]])
         else:
             colours.append(own.setdefault(curve.name, free[len(own) % len(free)]))
     return colours

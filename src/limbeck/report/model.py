@@ -103,6 +103,7 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     caption: str | None = None
+    heading: str = "While training"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.files import write_whole
 from limbeck.models.tokenizer import OTHER
-from limbeck.models.vocabulary import KeptTokens
 from limbeck.recipe import Recipe
 from limbeck.report.card import model_card
 from limbeck.report.html import render
@@ -71,7 +70,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
             for member in arm_facts[arm.name]["learners"]:
                 examiner.examine(arm, member)
         report = build(recipe, prepared, examiner, arm_facts, folder.path)
-        _write_cards(recipe, report, arm_facts, folder, kept)
+        _write_cards(recipe, report, arm_facts, folder, prepared)
         write_whole(folder.path / "report.html", render(report))
         return report
 
@@ -104,10 +103,21 @@ def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
     write_whole(path, json.dumps(history, indent=1))
 
 
+def _origin(prepared: Prepared, member: str) -> list[str]:
+    """How a student was cut, if it was."""
+    if member not in prepared.student_facts:
+        return []
+    layers = ", ".join(map(str, prepared.student_facts[member]["layers"]))
+    said = f"It started from its teacher's own weights: the teacher's layers {layers} (from 0)"
+    if prepared.kept is not None:
+        said += f", and {prepared.kept.size:,} of its {prepared.kept.teacher_size:,} tokens"
+    return [f"{said}."]
+
+
 def _write_cards(
-    recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder, kept: KeptTokens | None
+    recipe: Recipe, report: ReportData, arm_facts: dict[str, Any], folder: RunFolder, prepared: Prepared
 ) -> None:
-    notes = []
+    notes, kept = [], prepared.kept
     if kept is not None and kept.other is not None:
         notes.append(
             f"Token {kept.other}, {OTHER}, stands for all tokens that this model does not have. transformers never "
@@ -122,6 +132,6 @@ def _write_cards(
                 report,
                 name,
                 technique=arm.technique.kind if student else None,
-                use_notes=notes if student else (),
+                use_notes=[*_origin(prepared, member), *notes] if student else (),
             )
             write_whole(arm.model(folder.path, member) / "README.md", card)

@@ -140,7 +140,7 @@ def _by_size(recipe: Recipe, rows: list[Row]) -> list[Chart]:
             own = [by_name[row_name(recipe, technique.label, member)] for member in recipe.cohort]
             points = sorted((row.parameters / 1e6, found.value) for row in own if (found := of(row)))
             curves.append(Curve(technique.label, [x for x, _ in points], [y for _, y in points]))
-        return Chart(title, "million parameters", y_label, curves, caption=caption)
+        return Chart(title, "million parameters", y_label, curves, caption=caption, heading="By size")
 
     return [
         chart("Bits per byte by size", "bits per byte", lambda row: row.bits_per_byte,
