@@ -179,5 +179,16 @@ class LanguageModel:
         )
         self.model.train(training)
 
+    def hold_in_bfloat16(self) -> None:
+        """Round the linear layers of a model that does not learn, once.
+
+        Autocast rounds them to the same numbers, but keeps what it rounded only of weights that learn: a frozen
+        teacher's would be rounded anew in every forward pass. The head, which may be tied, is the objective's.
+        """
+        head = self.core.get_output_embeddings()
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                module.to(torch.bfloat16)
+
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

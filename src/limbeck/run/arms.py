@@ -171,6 +171,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
     wanted = writing.tokens or recipe.training.tokens
     inputs = {
         "writing": writing.model_dump(mode="json"),
+        "precision": recipe.training.precision,
         "tokens": wanted,
         "data": data_inputs(recipe, prepared.data, pack=False),
         "teacher": prepared.teacher_facts["fingerprint"],
@@ -185,7 +186,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
             answers, tokens = _read_journal(journal)
             bar.update(tokens)
             if tokens < wanted:
-                teacher = LocalTeacher(prepared.load_teacher(recipe.data.seq_len))
+                teacher = LocalTeacher(prepared.load_teacher(recipe.data.seq_len), recipe.training.precision)
                 with journal.open("a") as out:
                     for batch in _written(teacher, writing, prepared.train, recipe.data.seq_len, len(answers)):
                         out.write(json.dumps(batch) + "\n")

@@ -102,7 +102,7 @@ class Cohort:
             if not member.learns:
                 member.lm.model.requires_grad_(False)
                 if precision == "bf16":
-                    _hold_in_bfloat16(member.lm)
+                    member.lm.hold_in_bfloat16()
             if member.learns and not any(lesson.learner == name for lesson in lessons):
                 raise ValueError(f"{name} has nothing to learn")
         for lesson in self.lessons:
@@ -190,18 +190,6 @@ class Cohort:
             weight=lesson.weight.at(progress) * scale / max(denominators[lesson.name], 1),
             name=lesson.name,
         )
-
-
-def _hold_in_bfloat16(lm: LanguageModel) -> None:
-    """Round the linear layers of a model that does not learn, once.
-
-    Autocast rounds them to the same numbers, but keeps what it rounded only of weights that learn: a frozen
-    teacher's would be rounded anew in every forward pass. The head, which may be tied, is the objective's.
-    """
-    head = lm.core.get_output_embeddings()
-    for module in lm.model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            module.to(torch.bfloat16)
 
 
 def _projection_name(lesson: HiddenLesson, i: int) -> str:
