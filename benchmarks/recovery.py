@@ -37,7 +37,10 @@ VARIANTS = {
             "{kind: soft, name: soft+hidden, soft_weight: 1.0, hard_weight: 0.0, hidden: {}}]",
         ],
     ),
-    "recovery-300k": ("recovery", ["training.tokens=300_000"]),
+    "recovery-300k": (
+        "recovery",
+        ["training.tokens=300_000", "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}]"],
+    ),
 }
 QUANTITIES: tuple[gap.Quantity, ...] = ("cross_entropy", "kl", "agreement")
 HEADER = (

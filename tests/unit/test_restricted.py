@@ -16,6 +16,7 @@ from limbeck.models.restricted import RestrictedModel
 from limbeck.models.tokenizer import OTHER
 from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
 from limbeck.objectives import Dense, Restriction, Term, fused_divergence
+from limbeck.teachers.local import LocalTeacher
 from tests.unit.cutting.conftest import make
 from tests.unit.cutting.tokenizers import TEXTS, sentencepiece
 
@@ -119,3 +120,17 @@ def test_a_model_stops_at_every_end_that_its_makers_list(make_lm: Callable[..., 
     assert stopped == free[: free.index(turn) + 1]
     lm.core.generation_config.eos_token_id = [turn]  # of another tokenizer: not believed
     assert lm.end_ids() == [end]
+
+
+def test_a_teacher_writes_in_bfloat16_if_asked(make_lm: Callable[..., LanguageModel]) -> None:
+    """The same words as with weights that were rounded by hand: its linear layers, not its embeddings and norms."""
+    teacher, by_hand = make_lm(2), make_lm(2)
+    for module in by_hand.model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not by_hand.core.get_output_embeddings():
+            module.weight.data = module.weight.data.bfloat16()
+    prompts, sampling = [[5, 6], [7, 8, 9]], Sampling(6, temperature=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = dict(generate(by_hand, prompts, sampling, 2))
+    assert dict(LocalTeacher(teacher, "bf16").write(prompts, sampling)) == expected
+    assert teacher.core.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert teacher.core.model.embed_tokens.weight.dtype == torch.float32
