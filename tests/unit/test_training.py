@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-import limbeck.training.cohort as cohort_module
 from limbeck.data.packing import IGNORED, Row, Rows, collate
 from limbeck.errors import DivergedError, RecipeError
 from limbeck.models.language_model import LanguageModel
@@ -117,7 +116,7 @@ def test_a_frozen_teacher_is_rounded_once_to_what_autocast_rounds_it_to(
     found = []
     for rounded in (True, False):
         if not rounded:
-            monkeypatch.setattr(cohort_module, "_hold_in_bfloat16", lambda lm: None)
+            monkeypatch.setattr(LanguageModel, "hold_in_bfloat16", lambda lm: None)
         student, teacher = make_lm(1), make_lm(2, tie_word_embeddings=tied)
         cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons, "bf16")
         cohort.forward_backward(batch, {lesson.name: batch.count() for lesson in lessons}, 0.0)
