@@ -152,6 +152,26 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "more layers than the teacher has": (_set(student={"from": "teacher", "layers": 9}), "student.layers", "2 layers"),
     "heads that break the groups": (_set(student={"from": "teacher", "heads": 7}), "student.heads", "heads"),
+    "an adapter of nothing, on a cut student": (
+        _set(student={"from": "teacher", "layers": 2, "ffn": 32, "lora": {"targets": ["nope"]}}),
+        "student.lora.targets",
+        "nope",
+    ),
+    "an adapter of nothing, on a corrected teacher": (
+        _set(teacher__correct={"tokens": 100, "lora": {"targets": ["nope"]}}), "teacher.correct.lora.targets", "nope"
+    ),
+    "more layers than a teacher that is still to be trained": (
+        _set(
+            teacher={
+                "config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
+                "pretraining": {"tokens": 100_000_000},
+            },
+            tokenizer={"train": {"vocab_size": 300}},
+            student={"from": "teacher", "layers": 9},
+        ),
+        "student.layers",
+        "2 layers",
+    ),
     "a cut of nothing": (_set(student={"from": "teacher"}), "student", "nothing is cut"),
     "a package that is not there": (
         _set(teacher={"package": "no_such_thing/model.gguf"}), "teacher.package", "not installed"

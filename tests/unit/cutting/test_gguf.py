@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def truncated(path: Path, share: float) -> Path:
     return path
 
 
+def bare(path: Path) -> Path:
+    """Version 3, no tensor, one setting: the architecture."""
+    name, value = b"general.architecture", b"llama"
+    setting = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(value)) + value
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + setting + bytes(64))
+    return path
+
+
 def text(path: Path) -> Path:
     path.write_text("a page that says 404")
     return path
@@ -83,6 +92,7 @@ def text(path: Path) -> Path:
     ("make", "line"),
     [
         (lambda p: p, "teacher.path: there is no file"),
+        (lambda p: bare(p), "toy.gguf holds no weights"),
         (text, "teacher.path: toy.gguf is not a GGUF file. Download it again"),
         (lambda p: truncated(p, 0.9), "toy.gguf is truncated: it has"),
         (lambda p: truncated(p, 0.02), "toy.gguf cannot be read: it ends within its header"),
