@@ -335,6 +335,16 @@ def test_a_question_is_shown_without_its_template(tokenizer: Any) -> None:
     )
 
 
+def test_a_template_that_refuses_a_bare_question_is_read_as_text(tokenizer: Any) -> None:
+    strict = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    document = Document(
+        messages=tuple({"role": r, "content": w} for r, w in (("system", "so"), ("user", "what?"), ("assistant", "it")))
+    )
+    chatty = with_template(tokenizer, strict)
+    encoded = encode(document, chatty)
+    assert "what?" in words_asked(encoded.ids, chatty)
+
+
 def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:
     template = "{% if messages[0]['role'] != 'system' %}<sys>be kind</sys>{% endif %}" + CHATML
     greeting = Document(messages=({"role": "assistant", "content": "welcome"}, *CHAT.messages))

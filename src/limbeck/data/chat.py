@@ -101,12 +101,17 @@ def words_asked(prompt: list[int], tokenizer: Any) -> str:
     other prompt its text without special tokens."""
     if has_template(tokenizer):
         mark = "\u2983question\u2984"
-        around = _template(tokenizer, ({"role": "user", "content": mark},), generation_prompt=True)
+        try:
+            around = _template(tokenizer, ({"role": "user", "content": mark},), generation_prompt=True)
+        except InputError:  # a template may want more than a question: this is only for reading
+            around = ""
         before, found, after = around.partition(mark)
         text = str(tokenizer.decode(prompt, skip_special_tokens=False))
         if found and text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
             words = text[len(before) : len(text) - len(after)]
-            if not any(mark in words for mark in tokenizer.all_special_tokens):  # else there were more turns than one
+            if not any(
+                special in words for special in tokenizer.all_special_tokens
+            ):  # else there were more turns than one
                 return words
     return str(tokenizer.decode(prompt, skip_special_tokens=True))
 
