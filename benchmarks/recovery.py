@@ -112,7 +112,9 @@ def main() -> None:
         path = Path(name) if name.endswith(".yaml") else ROOT / "recipes" / f"{recipe_name}.yaml"
         run = [f"run=runs/{name}"] if name in VARIANTS else []
         overrides = [f"data.corpus.0.text={arguments.text}", *changed, *run, *arguments.set]
-        subprocess.run([sys.executable, "-m", "limbeck", "run", str(path), *overrides], check=True)
+        ran = subprocess.run([sys.executable, "-m", "limbeck", "run", str(path), *overrides])
+        if ran.returncode:
+            sys.exit(ran.returncode)  # it has said why
         recipe = load_recipe(path, overrides)
         tokens = f"{recipe.training.tokens:,} tokens each, learning rate {recipe.training.lr:g}"
         lines += [f"## {Path(name).stem}: {tokens}", "", teachers_line(recipe), "", *table(recipe), ""]

@@ -154,6 +154,26 @@ def test_writing_is_seeded_and_batches_change_nothing_when_greedy(make_lm: Calla
     assert dict(generate(lm, prompts, drawn, 2)) != dict(generate(lm, prompts, Sampling(6, seed=4), 2))
 
 
+def test_a_text_goes_on_alike_where_others_have_ended(make_lm: Callable[..., LanguageModel]) -> None:
+    """Rows that ended are left behind; the rest are read again with what they have, to the same text."""
+    lm = make_lm(seq_len=64)
+    with torch.no_grad():
+        for matrix in lm.model.parameters():
+            matrix.mul_(20 if matrix.dim() > 1 else 1)  # a restless model: texts that differ and do not repeat
+    prompts = [[i, i + 1, i + 2] for i in range(5, 37)]
+    whole = dict(generate(lm, prompts, Sampling(24, temperature=0, stop=False), 32))
+    marks = sorted({answer[i % 20] for i, answer in whole.items()})[:6]
+    lm.end_ids = lambda: marks  # type: ignore[method-assign]
+    stopped = dict(generate(lm, prompts, Sampling(24, temperature=0), 32))
+    lengths = set()
+    for i, answer in whole.items():
+        cut = next((at + 1 for at, token in enumerate(answer) if token in marks), 24)
+        assert stopped[i] == answer[:cut]
+        lengths.add(cut)
+    assert len(lengths) > 3
+    assert dict(generate(lm, prompts, Sampling(24, temperature=0), 1)) == stopped
+
+
 def test_padding_of_the_vocabulary_is_never_written(make_lm: Callable[..., LanguageModel]) -> None:
     lm = make_lm(vocab_size=4000)
     answers = dict(generate(lm, [[5, 6]] * 8, Sampling(12, temperature=5.0), 8))

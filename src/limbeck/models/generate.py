@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -52,25 +56,49 @@ def generate(
     prompts = [lm.own_ids(torch.tensor(prompt, dtype=torch.long)).tolist() for prompt in prompts]
     lm.model.eval()
     room = getattr(lm.config, "max_position_embeddings", None) or 10**9
-    own = lm.core.generation_config
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
     for start in range(0, len(order), batch_rows):
         chosen = order[start : start + batch_rows]
         width = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(chosen):
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            mask[row, width - len(prompts[i]) :] = 1
-        settings.max_new_tokens = max(min(sampling.max_new_tokens, room - width), 1)
+        limit = max(min(sampling.max_new_tokens, room - width), 1)
         torch.manual_seed(sampling.seed * 1_000_003 + start)
-        # What settings leave open, transformers fills from the model's own file; that file is not asked.
-        lm.core.generation_config = GenerationConfig()
-        try:
-            out = lm.core.generate(ids.to(lm.device), attention_mask=mask.to(lm.device), generation_config=settings)
-        finally:
-            lm.core.generation_config = own
-        for row, i in enumerate(chosen):
-            new = out[row, width:].tolist()
-            stopped = next((at + 1 for at, token in enumerate(new) if token in ends), len(new))
-            yield i, lm.from_own(new[:stopped])
+        written: dict[int, list[int]] = {i: [] for i in chosen}
+        while chosen:
+            settings.max_new_tokens = limit - len(written[chosen[0]])
+            for i, new in zip(chosen, _round(lm, [prompts[i] + written[i] for i in chosen], settings), strict=True):
+                written[i] += new
+            chosen = [i for i in chosen if len(written[i]) < limit and written[i][-1] not in ends]
+        for i, new in written.items():
+            yield i, lm.from_own(new)
+
+
+def _round(lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
+    """What each row gains until half of them have ended: those are not carried along to the end of the longest."""
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    ends: list[int] = settings.eos_token_id or []
+    marks = torch.tensor(ends, dtype=torch.long, device=lm.device)
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), settings.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+
+    def half_ended(so_far: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+        ended = torch.isin(so_far[:, width:], marks).any(dim=1)
+        return (2 * ended.sum() >= len(ended)).expand(len(ended))
+
+    # What settings leave open, transformers fills from the model's own file; that file is not asked.
+    own, lm.core.generation_config = lm.core.generation_config, GenerationConfig()
+    try:
+        out = lm.core.generate(
+            ids.to(lm.device),
+            attention_mask=mask.to(lm.device),
+            generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([half_ended]) if ends else None,
+        )
+    finally:
+        lm.core.generation_config = own
+    gained = out[:, width:].tolist()
+    return [new[: next((at + 1 for at, token in enumerate(new) if token in ends), len(new))] for new in gained]
