@@ -84,6 +84,18 @@ def _pickled_teacher(raw: dict[str, Any], tmp: Path) -> None:
     raw["teacher"]["path"] = str(tmp / "pickled")
 
 
+def _wordy_template(raw: dict[str, Any], tmp: Path) -> None:
+    """Tokens that a chat template writes are kept, with what they are merged from."""
+    import shutil
+
+    shutil.copytree(raw["teacher"]["path"], tmp / "wordy")
+    (tmp / "wordy" / "chat_template.jinja").write_text(
+        "{% for m in messages %}Once upon a time there was a little girl and the king: {{ m.content }}{% endfor %}"
+    )
+    raw["teacher"]["path"] = str(tmp / "wordy")
+    raw["student"] = {"from": "teacher", "vocabulary": {"size": 260}}
+
+
 def _nan_teacher(raw: dict[str, Any], tmp: Path) -> None:
     import shutil
 
@@ -173,6 +185,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
         "2 layers",
     ),
     "a cut of nothing": (_set(student={"from": "teacher"}), "student", "nothing is cut"),
+    "a vocabulary too small for its chat template": (_wordy_template, "student.vocabulary.size", "have to be kept"),
     "a package that is not there": (
         _set(teacher={"package": "no_such_thing/model.gguf"}), "teacher.package", "not installed"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from limbeck.models.depth import choose_layers
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, localised, quiet, with_lora
 from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer
+from limbeck.models.vocabulary import KeptTokens, choose_tokens
 from limbeck.models.width import check_width
 from limbeck.recipe import (
     ConfigModel,
@@ -30,6 +32,7 @@ from limbeck.recipe import (
     Recipe,
     Soft,
     TrainedTokenizer,
+    Vocabulary,
 )
 from limbeck.training.techniques import lessons_of
 
@@ -84,6 +87,8 @@ def check(recipe: Recipe) -> Origins:
         lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
         check_packs(lm, recipe.data)
         _check_cuts(recipe, lm)
+        if recipe.vocabulary is not None:
+            student_tokens(recipe.vocabulary, {}, lm, origins.tokenizer)  # what has to be kept fits, whatever the data
         if (correct := getattr(recipe.teacher, "correct", None)) is not None and correct.lora is not None:
             _check_lora(lm, correct.lora, "teacher.correct.lora")
     for name, student in recipe.cohort.items():
@@ -143,6 +148,29 @@ def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:
                 f"got {chosen}", key=f"{key}.layers", fix=f"Write layers from 0 to {n_layers - 1}, ascending, each once"
             )
     check_width(teacher.model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden, key=key)
+
+
+def student_tokens(
+    section: Vocabulary, counts: Mapping[int, int], teacher: LanguageModel, tokenizer: Any
+) -> KeptTokens:
+    """The tokens that a run's students keep, and one for all others.
+
+    Args:
+        section: the recipe's.
+        counts: how often the data uses each of the teacher's ids.
+        teacher: knows the tokens that its configuration names.
+        tokenizer: the teacher's.
+    """
+    return choose_tokens(
+        teacher.model,
+        tokenizer,
+        counts,
+        min_count=section.min_count,
+        size=section.size,
+        other=True,
+        added="used",
+        key="student.vocabulary",
+    )
 
 
 def student_key(recipe: Recipe, name: str) -> str:

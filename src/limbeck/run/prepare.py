@@ -21,8 +21,9 @@ from limbeck.models.language_model import PROJECTIONS, LanguageModel
 from limbeck.models.load import load_model
 from limbeck.models.restricted import RestrictedModel
 from limbeck.models.tokenizer import load_tokenizer, token_map_fingerprint, train_tokenizer
-from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
-from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training, Vocabulary
+from limbeck.models.vocabulary import KeptTokens, cut_tokenizer
+from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training
+from limbeck.run.check import student_tokens
 from limbeck.run.folder import RunFolder
 from limbeck.training.batches import CorpusBatches
 
@@ -169,7 +170,13 @@ def prepare_data(
             tokenizer = train_tokenizer(texts, recipe.tokenizer.train.vocab_size)
         if recipe.vocabulary is not None:
             assert teacher is not None  # the recipe made sure
-            kept = _choose_tokens(recipe.vocabulary, spool, cut, tokenizer, teacher)
+            counts: Counter[int] = Counter()
+            for document in spool:
+                if document.key > cut:  # the held-out ones have no say
+                    counts.update(encode(document, tokenizer).ids)
+            lm = load_model(teacher, tokenizer, key="teacher")
+            kept = student_tokens(recipe.vocabulary, counts, lm, tokenizer)
+            del lm
             (scratch / "vocabulary.json").write_text(
                 json.dumps({"ids": kept.ids_K.tolist(), "teacher_size": kept.teacher_size, "other": kept.other})
             )
@@ -190,25 +197,6 @@ def prepare_data(
         "heldout": {"documents": len(heldout), "labels": heldout.labels(), "bytes": int(heldout.n_bytes.sum())},
     }
     return tokenizer, folder.finish("data", facts)
-
-
-def _choose_tokens(section: Vocabulary, spool: Spool, cut: str, tokenizer: Any, teacher: PathModel) -> KeptTokens:
-    """The tokens that the training documents use; the held-out ones have no say."""
-    counts: Counter[int] = Counter()
-    for document in spool:
-        if document.key > cut:
-            counts.update(encode(document, tokenizer).ids)
-    lm = load_model(teacher, tokenizer, key="teacher")
-    return choose_tokens(
-        lm.model,
-        tokenizer,
-        counts,
-        min_count=section.min_count,
-        size=section.size,
-        other=True,
-        added="used",
-        key="student.vocabulary",
-    )
 
 
 def kept_tokens(run: Path) -> KeptTokens | None:
