@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from limbeck.data.packing import Rows
+from limbeck.evaluation.gap import measure
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.restricted import RestrictedModel
@@ -19,14 +21,16 @@ from limbeck.objectives import Dense, Restriction, Term, fused_divergence
 from limbeck.teachers.local import LocalTeacher
 from tests.unit.cutting.conftest import make
 from tests.unit.cutting.tokenizers import TEXTS, sentencepiece
+from tests.unit.test_data import corpus_of
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("tail", [True, False])
-def test_the_rest_of_the_teacher_is_one_outcome(softcap: float | None, tail: bool) -> None:
+@pytest.mark.parametrize("kept_ids", [[3, 4, 9, 17, 30], [*range(13), *range(14, 40)], range(40)], ids=len)
+def test_the_rest_of_the_teacher_is_one_outcome(softcap: float | None, tail: bool, kept_ids: Sequence[int]) -> None:
     torch.manual_seed(0)
     n, d, v = 7, 8, 40
-    kept = torch.tensor([3, 4, 9, 17, 30])
+    kept = torch.tensor(list(kept_ids))
     restriction = Restriction(kept, v, tail)
     hidden = torch.randn(n, d, requires_grad=True)
     head = torch.randn(restriction.size, d, requires_grad=True)
@@ -45,7 +49,7 @@ def test_the_rest_of_the_teacher_is_one_outcome(softcap: float | None, tail: boo
         torch.cat([q_kept, p[:, rest].sum(-1, keepdim=True)], -1) if tail else q_kept / q_kept.sum(-1, keepdim=True)
     )
     h, w = hidden.detach().double().requires_grad_(), head.detach().double().requires_grad_()
-    loss = (target_p * (target_p.log() - F.log_softmax(h @ w.T, -1))).sum()
+    loss = (torch.xlogy(target_p, target_p) - target_p * F.log_softmax(h @ w.T, -1)).sum()
     loss.backward()
     assert float(outcome.loss_sum.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
     torch.testing.assert_close(hidden.grad.double(), h.grad, rtol=1e-4, atol=1e-5)
@@ -70,6 +74,27 @@ def test_a_restricted_teacher_reads_its_students_ids(restricted: RestrictedModel
     plain = LanguageModel(restricted.model, tokenizer)
     torch.testing.assert_close(restricted.hidden(ids, positions), plain.hidden(own, positions))
     assert restricted.own_ids(torch.tensor([-100, 5])).tolist()[0] == -100
+
+
+@pytest.mark.parametrize("dropped", [1, 20])  # with one dropped, both vocabularies have the same size
+def test_a_teacher_that_learned_along_is_compared_over_its_own_vocabulary(
+    dropped: int, make_lm: Callable[..., LanguageModel], tokenizer: Any, texts: list[str]
+) -> None:
+    before, after = make_lm(2, seq_len=64), make_lm(3, seq_len=64)
+    counts = dict.fromkeys(range(320 - dropped), 1)
+    kept = choose_tokens(before.model, tokenizer, counts, other=True)
+    assert len(kept.dropped) == dropped
+    students = cut_tokenizer(tokenizer, kept)
+    documents = [(ids, [False] + [True] * (len(ids) - 1)) for ids in students(texts[:5])["input_ids"]]
+    rows = Rows(corpus_of(documents), 64, pack=False)
+    found = measure(RestrictedModel(after, kept, students), rows, RestrictedModel(before, kept, students))
+    own = kept.ids_K
+    for d, (ids, _) in enumerate(documents):
+        read = own[torch.tensor([ids[:65]])]
+        with torch.no_grad():
+            logp, logq = (lm.model(read).logits[0, :-1, :320].double().log_softmax(-1) for lm in (before, after))
+        assert found.kl is not None
+        assert found.kl[d] == pytest.approx(float((logp.exp() * (logp - logq)).sum()), rel=1e-3)
 
 
 def test_what_it_writes_comes_back_in_its_students_ids(restricted: RestrictedModel, tokenizer: Any) -> None:

@@ -83,6 +83,14 @@ def bare(path: Path) -> Path:
     return path
 
 
+def nested(path: Path, depth: int = 100_000) -> Path:
+    """A list of a list of a list: deeper than a reader that calls itself can go."""
+    name = b"deep"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", len(name)) + name + struct.pack("<I", 9)
+    path.write_bytes(head + struct.pack("<IQ", 9, 1) * depth)
+    return path
+
+
 def text(path: Path) -> Path:
     path.write_text("a page that says 404")
     return path
@@ -97,6 +105,7 @@ def text(path: Path) -> Path:
         (lambda p: truncated(p, 0.9), "toy.gguf is truncated: it has"),
         (lambda p: truncated(p, 0.02), "toy.gguf cannot be read: it ends within its header"),
         (lambda p: truncated(p, 0.0002), "toy.gguf cannot be read: a string reaches past the end"),
+        (nested, "toy.gguf cannot be read: it ends within its header, or is damaged"),
         (
             lambda p: write(p, "qwen2"),
             "holds the architecture `qwen2`, whose loading is not proven. Proven are llama, gemma3",
