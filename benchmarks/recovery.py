@@ -1,6 +1,6 @@
 """What brings back a model that was cut: SmolLM2 at 24, 20 and 15 of 30 layers, each technique, and choosers.
 
-    python benchmarks/recovery.py --text TinyStories-train.txt recovery recovery-uncorrected recovery-300k choosers choosers-24
+    python benchmarks/recovery.py --text TinyStories-train.txt recovery recovery-uncorrected recovery-300k choosers
 
 Runs the recipes of these names (``recipes/NAME.yaml``) and the variants of them below, or goes on with them
 where they stopped, and prints for every student cross-entropy, KL to the teacher and agreement with it on
