@@ -84,7 +84,7 @@ bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation agains
 bench-recovery: $(VENV)/.smollm  ## What brings a cut SmolLM2 back: hours. TEXT=TinyStories-train.txt
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-recovery TEXT=TinyStories-train.txt"; exit 2; }
 	@$(BIN)/python benchmarks/recovery.py --text "$(TEXT)" --save \
-		recovery recovery-uncorrected recovery-300k choosers choosers-24
+		recovery recovery-uncorrected recovery-300k choosers choosers-24 choosers-20
 
 bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. TEXT=TinyStories-train.txt
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-vocabulary TEXT=TinyStories-train.txt"; exit 2; }

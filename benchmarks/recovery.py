@@ -27,7 +27,7 @@ from objective import machine
 ROOT = Path(__file__).parent.parent
 RESAMPLES = 2000
 # Name → recipe and what is changed in it.
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, list[str]]] = {
     "recovery-uncorrected": (
         "recovery",
         [
@@ -41,13 +41,16 @@ VARIANTS = {
         "recovery",
         ["training.tokens=300_000", "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}]"],
     ),
-    "choosers-24": (
-        "choosers",
-        [
-            "students={block-influence: {from: teacher, layers: 24}, "
-            "contiguous: {from: teacher, layers: 24, chooser: contiguous}}"
-        ],
-    ),
+    **{
+        f"choosers-{layers}": (
+            "choosers",
+            [
+                f"students={{block-influence: {{from: teacher, layers: {layers}, chooser: block_influence}}, "
+                f"contiguous: {{from: teacher, layers: {layers}, chooser: contiguous}}}}"
+            ],
+        )
+        for layers in (24, 20)
+    },
 }
 QUANTITIES: tuple[gap.Quantity, ...] = ("cross_entropy", "kl", "agreement")
 HEADER = (

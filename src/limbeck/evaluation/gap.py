@@ -6,16 +6,16 @@ Everything is measured per document, so that it can be resampled and compared in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from limbeck.data.packing import IGNORED, Rows, collate
+from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.models.language_model import LanguageModel
-from limbeck.objectives.fused import Term, fused_divergence
+from limbeck.objectives.fused import Outcome, Term, fused_divergence
 from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
 
@@ -67,16 +67,7 @@ def measure(
             theirs_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[learned]
             # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
             targets.append(teacher.as_target(theirs_ND, own=lm.own_tokenizer is not lm.tokenizer))
-        hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
-        outcome = fused_divergence(
-            hidden_BTD[learned],
-            head.weight_VD,
-            [Term(target) for target in targets],
-            bias_V=head.bias_V,
-            softcap=head.softcap,
-            scale=head.scale,
-            vocab_size=lm.own_vocab_size,
-        )
+        outcome = _against(lm, batch, learned, targets)
         np.add.at(sums["nats"], document_N, _numpy(outcome.stats[0].divergence_N))
         np.add.at(sums["tokens"], document_N, 1.0)
         if teacher is not None:
@@ -90,6 +81,35 @@ def measure(
         agreement=sums["agreement"] if with_teacher else None,
         tokens=sums["tokens"],
         n_bytes=rows.corpus.n_bytes.astype(np.float64),
+    )
+
+
+@torch.no_grad()
+def mean_kl(lm: LanguageModel, teacher: LanguageModel, batches: Iterable[Batch]) -> float:
+    """KL(teacher ‖ model) in nats per token over all positions of ``batches``, which are in the ids of both."""
+    lm.model.eval()
+    teacher.model.eval()
+    total, positions = 0.0, 0
+    for batch in batches:
+        batch = batch.to(lm.device)
+        read = batch.segments_BT >= 0
+        target = teacher.as_target(teacher.hidden(batch.ids_BT, batch.positions_BT)[read])
+        total += float(_against(lm, batch, read, [target]).loss_sum)
+        positions += int(read.sum())
+    return total / positions
+
+
+def _against(lm: LanguageModel, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
+    """What the objective says of a model at the positions ``read_BT``."""
+    hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
+    return fused_divergence(
+        hidden_BTD[read_BT],
+        head.weight_VD,
+        [Term(target) for target in targets],
+        bias_V=head.bias_V,
+        softcap=head.softcap,
+        scale=head.scale,
+        vocab_size=lm.own_vocab_size,
     )
 
 

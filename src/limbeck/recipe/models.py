@@ -134,9 +134,10 @@ class CutStudent(_Model, _Adaptable):
     layers: Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = Field(
         None, description="How many layers are kept, or which (from 0)."
     )
-    chooser: Literal["even", "block_influence", "contiguous"] = Field(
-        "block_influence",
-        description="Which layers: evenly spaced, those that change most (ShortGPT), or all but one block.",
+    chooser: Literal["auto", "even", "block_influence", "contiguous"] = Field(
+        "auto",
+        description="Which layers: `even`ly spaced; those that change most (`block_influence`, ShortGPT); all but one "
+        "block (`contiguous`). `auto`: of the last two, what is nearer to the teacher before any training.",
     )
     keep_ends: bool = Field(True, description="Always keep the first and the last layer.")
     ffn: Count | None = Field(None, description="Neurons of each feed-forward layer.")
