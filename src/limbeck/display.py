@@ -17,16 +17,18 @@ class Bar:
         self.display, self.title, self.unit, self.total = display, title, unit, total
         self.done, self.start, self.spoke = 0, time.monotonic(), time.monotonic()
         self.first: int | None = None
+        """What was done when it was first heard of: an earlier process's work has no part in the speed."""
         self.note = ""
 
     def advance(self, n: int = 1) -> None:
         self.update(self.done + n)
 
     def update(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        rate = (done - (self.first or 0)) / max(now - self.start, 1e-3)
         if self.first is None:
-            self.first, self.start = self.done, time.monotonic() - 1e-3
+            self.first, self.start = done, now
         self.done = done
-        rate = (done - self.first) / max(time.monotonic() - self.start, 1e-3)
         self.note = f"{_short(rate)} {self.unit}/s {note}".strip()
         self.display._update(self, self.note)
 
