@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from limbeck.evaluation import gap
-from limbeck.recipe import Alone, Co, Hard, Recipe
+from limbeck.recipe import Alone, Co, Recipe
 from limbeck.report.model import Chart, Curve, Estimate, Fact, ReportData, Row, Sample
 from limbeck.run.arms import Arm, arms_of
 from limbeck.run.measure import SAMPLE_TEMPERATURE, Examined, Examiner
@@ -152,16 +152,17 @@ def _by_size(recipe: Recipe, rows: list[Row]) -> list[Chart]:
 
 def _charts(recipe: Recipe, run: Path) -> list[Chart]:
     student = next(iter(recipe.cohort))
-    own = [arm for arm in arms_of(recipe) if not isinstance(arm.technique, Hard)]
-    written = [arm for arm in arms_of(recipe) if isinstance(arm.technique, Hard)]
+    arms = arms_of(recipe)
+    written = [arm for arm in arms if getattr(arm.technique, "writing", None) is not None]
+    own = [arm for arm in arms if arm not in written]
     charts = [
         _chart(run, own, f"loss/{student}<labels", "Learning the data", "cross-entropy (nats per token)",
                "On training text, as it is learned."),
-        _chart(run, own, f"loss/{student}<{TEACHER}", "Learning the teacher's probabilities",
+        _chart(run, arms, f"loss/{student}<{TEACHER}", "Learning the teacher's probabilities",
                "divergence (nats per token)", "The divergence that is minimised, at its temperature."),
         _chart(run, written, f"loss/{student}<labels", "Learning the teacher's text",
                "cross-entropy (nats per token)", "On text that the teacher wrote: not comparable with the data's."),
-        _chart(run, own, f"agreement/{student}<{TEACHER}", "Agreement with the teacher", "share of tokens",
+        _chart(run, arms, f"agreement/{student}<{TEACHER}", "Agreement with the teacher", "share of tokens",
                "How often both find the same token most probable, on training text."),
     ]  # fmt: skip
     return [chart for chart in charts if chart.curves]
