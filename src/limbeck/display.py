@@ -26,10 +26,14 @@ class Bar:
     def update(self, done: int, note: str = "") -> None:
         now = time.monotonic()
         rate = (done - (self.first or 0)) / max(now - self.start, 1e-3)
+        self.done = done
+        speed = f"{_short(rate)} {self.unit}/s"
         if self.first is None:
             self.first, self.start = done, now
-        self.done = done
-        self.note = f"{_short(rate)} {self.unit}/s {note}".strip()
+            self.display._begin(self)
+            if done != self.total:
+                speed = ""  # not known yet
+        self.note = f"{speed} {note}".strip()
         self.display._update(self, self.note)
 
 
@@ -81,6 +85,11 @@ class Display:
 
     def say(self, text: str = "") -> None:
         self.console.print(text)
+
+    def _begin(self, bar: Bar) -> None:
+        if self._progress is not None:
+            # Without samples of the past: what an earlier process did would make the rest seem near.
+            self._progress.reset(self._task, total=bar.total, completed=bar.done)  # type: ignore[arg-type]
 
     def _update(self, bar: Bar, note: str) -> None:
         if self._progress is not None:

@@ -11,7 +11,8 @@ def test_the_speed_is_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limbeck.display.time.monotonic", lambda: now)
     with Display(quiet=True).stage("train", 1200, "tokens") as bar:
         now = 5.0
-        bar.update(1000)
+        bar.update(1000, "loss 2.000")
+        assert bar.note == "loss 2.000"
         now = 15.0
         bar.update(1100, "loss 1.000")
         assert bar.note == "10 tokens/s loss 1.000"
