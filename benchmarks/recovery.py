@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     ),
     "recovery-300k": (
         "recovery",
-        ["training.tokens=300_000", "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}]"],
+        ["training.tokens=300_000"],
     ),
     **{
         f"choosers-{layers}": (
