@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo demo-llm test test-unit test-all lint format bench bench-objective bench-end-to-end bench-recovery bench-vocabulary clean
+.PHONY: help demo demo-llm test test-unit test-gpu test-all lint format bench bench-objective bench-end-to-end bench-recovery bench-vocabulary clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ test: $(VENV)/.test  ## The suite without the slow tests
 
 test-unit: $(VENV)/.test  ## The unit tests only
 	@$(BIN)/python -m pytest -m "not slow" tests/unit
+
+test-gpu: $(VENV)/.test  ## What needs a GPU, and the whole way on it
+	@LIMBECK_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" tests/e2e tests/unit/objectives/test_triton.py
 
 test-all: $(VENV)/.test  ## Everything, the slow and heavy ones too
 	@$(BIN)/python -m pytest

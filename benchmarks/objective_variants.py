@@ -45,15 +45,28 @@ class Problem:
         return self.hidden_ND.grad, self.head_VD.grad
 
 
-def make_problem(N: int, V: int, dtype: torch.dtype, divergence: str, target: str) -> Problem:
+def make_problem(
+    N: int,
+    V: int,
+    dtype: torch.dtype,
+    divergence: str,
+    target: str,
+    *,
+    widths: tuple[int, int] = (STUDENT_WIDTH, TEACHER_WIDTH),
+    device: str = "cpu",
+) -> Problem:
     """Logits of standard deviation 3, and a student that is off its teacher's by 1: half-way through training.
 
-    Seeded, and the same numbers (rounded) for every dtype.
+    Seeded, and on one device the same numbers (rounded) for every dtype.
     """
-    torch.manual_seed(0)
-    D, E = STUDENT_WIDTH, TEACHER_WIDTH
-    hidden, head = torch.randn(N, D), torch.randn(V, D) * (3.0 / D**0.5)
-    extra, extra_head = torch.randn(N, E - D), torch.randn(V, E - D) * (1.0 / (E - D) ** 0.5)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator, device=device)
+
+    D, E = widths
+    hidden, head = normal(N, D), normal(V, D) * (3.0 / D**0.5)
+    extra, extra_head = normal(N, E - D), normal(V, E - D) * (1.0 / (E - D) ** 0.5)
     hidden, head = hidden.to(dtype), head.to(dtype)
     t_hidden = torch.cat([hidden, extra.to(dtype)], 1)
     t_head = torch.cat([head, extra_head.to(dtype)], 1)
@@ -71,7 +84,7 @@ def make_problem(N: int, V: int, dtype: torch.dtype, divergence: str, target: st
 
 def floor(problem: Problem) -> tuple[Tensor, Tensor]:
     """The matmuls that nobody can leave out, and nothing else: logits of both sides (student's only, for a
-    sparse target), gradients of hidden states and head, in chunks of 128 MiB of logits.
+    sparse target), gradients of hidden states and head, in chunks of 128 MiB of logits (512 on a GPU).
 
     The head's gradient of every chunk is made, in the inputs' dtype, and thrown away: not accumulated. So
     for bfloat16 the floor is below what a right answer costs, which must be summed in float32.
@@ -86,7 +99,8 @@ def floor_summed(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _floor(problem: Problem, *, summed: bool) -> tuple[Tensor, Tensor]:
     N, V = len(problem.hidden_ND), len(problem.head_VD)
-    size = max(32, min(1024, 2**27 // (V * problem.hidden_ND.element_size())))
+    budget, most = (2**29, 4096) if problem.hidden_ND.device.type == "cuda" else (2**27, 1024)
+    size = max(32, min(most, budget // (V * problem.hidden_ND.element_size()) // 32 * 32))
     new = problem.hidden_ND.new_empty
     logits, teacher = new(size, V), new(size, V) if problem.sparse is None else None
     grad_hidden, grad_head = torch.empty_like(problem.hidden_ND), torch.empty_like(problem.head_VD)
@@ -147,7 +161,7 @@ def trl_gkd(problem: Problem) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         teacher = (problem.teacher_hidden_NE @ problem.teacher_head_VE.T).unsqueeze(0)
     student = (hidden @ head.T).unsqueeze(0)
-    labels = torch.zeros(1, len(hidden), dtype=torch.int64)
+    labels = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
     GKDTrainer.generalized_jsd_loss(student, teacher, labels=labels, beta=problem.beta).backward()
     return problem.gradients()
 
@@ -157,7 +171,7 @@ def trl_chunked(problem: Problem) -> tuple[Tensor, Tensor]:
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
     hidden, head = problem.leaves()
-    mask = torch.ones(1, len(hidden))
+    mask = torch.ones(1, len(hidden), device=hidden.device)
     loss, _, _ = _chunked_divergence_loss(
         hidden.unsqueeze(0),
         problem.teacher_hidden_NE.unsqueeze(0),
@@ -175,7 +189,7 @@ def _liger(problem: Problem, compiled: bool) -> tuple[Tensor, Tensor]:
 
     hidden, head = problem.leaves()
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=problem.beta, compiled=compiled)
-    labels = torch.zeros(len(hidden), dtype=torch.int64)
+    labels = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
     loss(hidden, head, problem.teacher_hidden_NE, problem.teacher_head_VE, labels).backward()
     return problem.gradients()
 
@@ -210,7 +224,7 @@ def torchtune(problem: Problem) -> tuple[Tensor, Tensor]:
         teacher = [
             chunk @ problem.teacher_head_VE.T for chunk in problem.teacher_hidden_NE.unsqueeze(0).chunk(8, dim=1)
         ]
-    labels = torch.zeros(1, len(hidden), dtype=torch.int64)
+    labels = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
     module.ForwardKLWithChunkedOutputLoss()(student, teacher, labels).backward()
     return problem.gradients()
 
@@ -222,7 +236,7 @@ def _ours(problem: Problem, *, precise: bool) -> tuple[Tensor, Tensor]:
     target: Target = Dense(problem.teacher_hidden_NE, problem.teacher_head_VE)
     if problem.sparse is not None:
         ids, logprobs = problem.sparse
-        offsets = torch.arange(len(ids) + 1) * ids.shape[1]
+        offsets = torch.arange(len(ids) + 1, device=ids.device) * ids.shape[1]
         target = Sparse(offsets, ids.reshape(-1), logprobs.reshape(-1), "top_k_tail")
     term = Term(target, problem.divergence, weight=1.0 / len(hidden))
     fused_divergence(hidden, head, [term], precise=precise).loss_sum.backward()

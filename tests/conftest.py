@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "LIMBECK_TEST_GPU" not in os.environ:
+    # Most tests hold tensors on the CPU, or compare bytes, which only a CPU repeats. `make test-gpu` shows the GPU.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch
+
 torch.set_num_threads(1)
 
 WORDS = tuple(

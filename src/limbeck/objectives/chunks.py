@@ -61,19 +61,20 @@ def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     """Run the loop, making the gradients that are asked for."""
     gradient = job.hidden_ND.dtype if hidden or head or bias else None
     backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
-    active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
-    pieces = _pieces(active_N, job.chunk_tokens or choose_chunk(job, head=head))
+    pieces = _pieces(job, job.chunk_tokens or choose_chunk(job, head=head))
     of_head = dtype_of_sum(job.head_VD.dtype, job.head_dtype, len(pieces), precise=job.precise)
     gradients = Gradients(job.hidden_ND, job.head_VD, of_head, hidden=hidden, head=head, bias=bias)
     results = [_empty_result(job) for _ in job.terms]
     buffers = _Buffers(job, max(map(_length, pieces), default=0))
     unit = _unit(job)
-    for index in pieces:
+    # Cut before the first matmul: where entries begin and end is read back, for which a GPU stops.
+    stored = [[_stored_rows(term, index) for term in job.terms] for index in pieces]
+    for index, stored_rows in zip(pieces, stored, strict=True):
         hidden_nD = job.hidden_ND[index]
         logits_nV = buffers.student(hidden_nD)
         terms = [
-            _row_term(term, index, buffers.teacher(i, term, index), job.scale / unit)
-            for i, term in enumerate(job.terms)
+            _row_term(term, index, rows or buffers.teacher(i, term, index), job.scale / unit)
+            for i, (term, rows) in enumerate(zip(job.terms, stored_rows, strict=True))
         ]
         of_chunk, grad_nV = backend(logits_nV, terms, job.softcap, gradient, job.statistics)
         for term, result, part in zip(job.terms, results, of_chunk, strict=True):
@@ -131,14 +132,17 @@ def choose_chunk(job: Job, *, head: bool) -> int:
     return positions if summed_apart and single <= 1.15 * several else size
 
 
-def _pieces(active_N: Tensor, size: int) -> list[Index]:
+def _pieces(job: Job, size: int) -> list[Index]:
     """Cut the positions that count into about equal chunks, none longer than ``size``.
 
     Lengths are multiples of 32 where they can be: matmuls lose a tenth on others.
     """
-    every = bool(active_N.all())
-    positions_A = None if every else active_N.nonzero().squeeze(1)
-    count = len(active_N) if positions_A is None else len(positions_A)
+    positions_A = None
+    if not any(term.everywhere for term in job.terms):
+        active_N = torch.stack([term.weight_N != 0 for term in job.terms]).any(0)
+        if not bool(active_N.all()):
+            positions_A = active_N.nonzero().squeeze(1)
+    count = len(job.hidden_ND) if positions_A is None else len(positions_A)
     if count == 0:
         return []
     even = -(-count // -(-count // size))
@@ -168,10 +172,9 @@ class _Buffers:
         out_nV = self._student_nV[: len(hidden_nD)]
         return matmul.logits(out_nV, hidden_nD, job.head_VD, job.bias_V, job.scale)
 
-    def teacher(self, i: int, term: Prepared, index: Index) -> DenseRows | None:
-        if not isinstance(term.source, Dense):
-            return None
+    def teacher(self, i: int, term: Prepared, index: Index) -> DenseRows:
         dense = term.source
+        assert isinstance(dense, Dense)
         # A restricted teacher's logits are made over its own vocabulary, a chunk of them, and cut down.
         size = self.vocab_size if dense.restriction is None else dense.restriction.of_size
         if dense.logits_NV is not None:
@@ -196,13 +199,11 @@ class _Buffers:
         return DenseRows(dense.restriction.apply(logits_nV), None)
 
 
-def _row_term(term: Prepared, index: Index, dense: DenseRows | None, scale: float) -> RowTerm:
-    rows: DenseRows | SparseRows
-    if dense is not None:
-        rows = dense
-    else:
-        assert not isinstance(term.source, Dense)
-        rows = term.source.rows(index)
+def _stored_rows(term: Prepared, index: Index) -> SparseRows | None:
+    return None if isinstance(term.source, Dense) else term.source.rows(index)
+
+
+def _row_term(term: Prepared, index: Index, rows: DenseRows | SparseRows, scale: float) -> RowTerm:
     # The logit scale multiplies what the matmul gave, so it is one more factor of the gradient.
     return RowTerm(rows, term.divergence, term.temperature, term.weight_N[index] * (term.weight * scale))
 

@@ -21,7 +21,7 @@ from limbeck.objectives.divergences import (
     ForwardKL,
     resolve,
 )
-from limbeck.objectives.kernels.rows import SparseRows
+from limbeck.objectives.kernels.rows import SparseRows, owners
 from limbeck.objectives.targets import IGNORED, Dense, Labels, Sparse, Target
 
 Index: TypeAlias = slice | Tensor
@@ -102,7 +102,8 @@ class Entries:
 class Prepared:
     """A checked term: what the chunk loop needs of it.
 
-    ``weight_N`` is 0 exactly where the position takes no part.
+    ``weight_N`` is 0 exactly where the position takes no part; ``everywhere``: it is nowhere 0, as far as is
+    known without reading it back from a device.
     """
 
     source: Dense | Entries
@@ -110,6 +111,7 @@ class Prepared:
     temperature: float
     weight: float
     weight_N: Tensor
+    everywhere: bool
 
 
 def prepare(term: Term, positions: int, vocab_size: int, compute: torch.dtype) -> Prepared:
@@ -149,7 +151,8 @@ def prepare(term: Term, positions: int, vocab_size: int, compute: torch.dtype) -
         raise ValueError(f"{label}: weight_N must be [N={positions}], got {list(term.weight_N.shape)}")
     if isinstance(target, Labels):
         weight_N = weight_N.masked_fill(target.ids_N == IGNORED, 0.0)
-    return Prepared(source, divergence, float(term.temperature), float(term.weight), weight_N)
+    everywhere = term.weight_N is None and not isinstance(target, Labels)
+    return Prepared(source, divergence, float(term.temperature), float(term.weight), weight_N, everywhere)
 
 
 def _device(target: Dense) -> torch.device:
@@ -188,7 +191,7 @@ def _from_sparse(target: Sparse, divergence: Divergence, vocab_size: int, comput
                 "threshold_sampling target only the exact entries serve; give Sparse its threshold"
             )
         offsets_M, ids_R, logprobs_R = _exact_only(offsets_M, ids_R, logprobs_R, target.threshold)
-    sums = _Segments(offsets_M)
+    sums = _Segments(offsets_M, len(ids_R))
     p_R = logprobs_R.exp()
     entry_entropy_N = -sums.add(p_R * logprobs_R)
     tail_N = None
@@ -246,9 +249,9 @@ def _exact_only(
 class _Segments:
     """Sums and maxima over the entries of each position."""
 
-    def __init__(self, offsets_M: Tensor) -> None:
+    def __init__(self, offsets_M: Tensor, entries: int) -> None:
         self.count = len(offsets_M) - 1
-        self.row_R = torch.arange(self.count, device=offsets_M.device).repeat_interleave(offsets_M.diff())
+        self.row_R = owners(offsets_M, entries)
 
     def add(self, values_R: Tensor) -> Tensor:
         return values_R.new_zeros(self.count).index_add_(0, self.row_R, values_R)

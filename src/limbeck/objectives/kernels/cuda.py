@@ -24,6 +24,9 @@ from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, Spars
 BLOCK = 4096
 """Elements of a row that a program holds at a time."""
 
+WARPS = 8
+"""Warps of a program."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Stats:
@@ -68,7 +71,15 @@ def run(
 def _stats(logits_nV: Tensor, inverse: float) -> _Stats:
     max_n, log_z_n, entropy_n = (logits_nV.new_empty(len(logits_nV), dtype=torch.float32) for _ in range(3))
     kernels.row_stats[(len(logits_nV),)](
-        logits_nV, logits_nV.stride(0), logits_nV.shape[1], inverse, max_n, log_z_n, entropy_n, BLOCK=BLOCK
+        logits_nV,
+        logits_nV.stride(0),
+        logits_nV.shape[1],
+        inverse,
+        max_n,
+        log_z_n,
+        entropy_n,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
     return _Stats(max_n, log_z_n, entropy_n)
 
@@ -114,11 +125,13 @@ def _dense(student_nV: Tensor, term: RowTerm, out_nV: Tensor | None, add: bool, 
         student_nV, student_nV.stride(0), teacher_nV, teacher_nV.stride(0), student_nV.shape[1], inverse,
         of_s.max_n, of_s.log_z_n, of_t.max_n, of_t.log_z_n, switched_n, first, second,
     ]  # fmt: skip
-    kernels.dense_value[(count,)](*common, divergence_n, weight_n, shared_n, KIND=kind, OTHER=other, BLOCK=BLOCK)
+    kernels.dense_value[(count,)](
+        *common, divergence_n, weight_n, shared_n, KIND=kind, OTHER=other, BLOCK=BLOCK, num_warps=WARPS
+    )
     if out_nV is not None:
         kernels.dense_gradient[_blocks(student_nV)](
             *common, weight_n, _factor(term, inverse), out_nV, out_nV.stride(0),
-            KIND=kind, OTHER=other, ADD=add, BLOCK=BLOCK,
+            KIND=kind, OTHER=other, ADD=add, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     if not statistics:
         return RowResult(divergence_n)
@@ -134,7 +147,7 @@ def _sparse(student_nV: Tensor, term: RowTerm, out_nV: Tensor | None, add: bool,
     of_s, tail_lse_n = _stats(student_nV, inverse), None
     if rows.tail_n is not None:
         # Without the entries, so that the bucket's mass is not what is left of a subtraction from 1.
-        student_nV.index_put_(index, student_nV.new_tensor(-torch.inf))
+        student_nV.index_put_(index, student_nV.new_full((), -torch.inf))
         tail_lse_n = _stats(student_nV, inverse).lse(inverse)
         student_nV.index_put_(index, kept_r)
     divergence_n, made = entries.compare(rows, term.divergence, kept_r.float() * inverse, of_s.lse(inverse), tail_lse_n)
@@ -148,7 +161,7 @@ def _sparse(student_nV: Tensor, term: RowTerm, out_nV: Tensor | None, add: bool,
     rest_n = made.rest_n * factor_n
     kernels.rest_gradient[_blocks(student_nV)](
         student_nV, student_nV.stride(0), student_nV.shape[1], inverse, made.lse_n.contiguous(), rest_n,
-        out_nV, out_nV.stride(0), ADD=add, BLOCK=BLOCK,
+        out_nV, out_nV.stride(0), ADD=add, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     base_r = (kept_r.float() * inverse - made.lse_n[index[0]]).clamp_max_(0.0).exp_() * rest_n[index[0]]
     entry_r = made.entry_r * factor_n[index[0]]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives.divergences import LOG_ZERO, Divergence
-from limbeck.objectives.kernels.rows import SparseRows
+from limbeck.objectives.kernels.rows import SparseRows, owners
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class EntryGradients:
 
 def positions(rows: SparseRows) -> Tensor:
     """The position of each entry, [r]."""
-    count = len(rows.offsets_m) - 1
-    return torch.arange(count, device=rows.ids_r.device).repeat_interleave(rows.offsets_m.diff())
+    return owners(rows.offsets_m, len(rows.ids_r))
 
 
 def compare(

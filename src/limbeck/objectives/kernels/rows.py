@@ -77,6 +77,12 @@ class SparseRows:
         )
 
 
+def owners(offsets_m: Tensor, entries: int) -> Tensor:
+    """The position of each of so many entries. Told how many, a GPU need not be waited for."""
+    numbers_n = torch.arange(len(offsets_m) - 1, device=offsets_m.device)
+    return numbers_n.repeat_interleave(offsets_m.diff(), output_size=entries)
+
+
 @dataclass(frozen=True)
 class RowTerm:
     """One term over the chunk: ``coefficient_n`` multiplies each position's divergence in the loss."""
