@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo demo-llm test test-unit test-gpu test-all lint format bench bench-objective bench-end-to-end bench-recovery bench-vocabulary clean
+.PHONY: help demo demo-llm test test-unit test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -80,6 +80,9 @@ bench: bench-objective bench-end-to-end  ## All benchmarks, against named peers
 
 bench-objective: $(VENV)/.core $(VENV)-bench/.done  ## The objective against its peers and the matmul floor
 	@$(BIN)/python benchmarks/objective.py --python $(VENV)-bench/bin/python --save
+
+bench-objective-gpu: $(VENV)-bench/.done  ## The same on a CUDA GPU (TORCH="torch==2.13.0 --index-url ...")
+	@$(VENV)-bench/bin/python benchmarks/objective_gpu.py --save
 
 bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation against TRL's GKDTrainer
 	@$(BIN)/python benchmarks/objective_end_to_end.py --python $(VENV)-bench/bin/python --save

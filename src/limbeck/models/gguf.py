@@ -211,7 +211,7 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
     for needed in ("gguf", "accelerate"):
         if find_spec(needed) is None:
             raise RecipeError(f"reading a .gguf file needs the package {needed}", key=key, fix=f"pip install {needed}")
-    facts, split = _inspect(path, key)
+    facts, split, header = _inspect(path, key)
 
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -232,11 +232,22 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
         from tokenizers import pre_tokenizers
 
         tokenizer.backend_tokenizer.pre_tokenizer = _pre_tokenizer(pre_tokenizers, split)
+    # Not every transformers 5 takes them from the file: 5.17 ends texts with the tokenizer class's own mark, and
+    # takes spaces before full stops out of what is decoded.
+    tokenizer.clean_up_tokenization_spaces = False
+    for mark, name in _MARKS.items():
+        token_id = header.fields.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(token_id, int) and 0 <= token_id < len(tokenizer):
+            setattr(tokenizer, mark, tokenizer.convert_ids_to_tokens(token_id))
     # The mark of quantisation is on the configuration and on the model: save_pretrained refuses
     # both, so the weights go into a new model.
     config = loaded.config
     del config.quantization_config
     return GgufModel(rebuild(loaded, config, loaded.state_dict(), copies=False), tokenizer, facts)
+
+
+_MARKS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+"""The tokenizer's special tokens, and what the file calls them."""
 
 
 def _pre_tokenizer(room: Any, spec: dict[str, Any]) -> Any:
@@ -247,8 +258,8 @@ def _pre_tokenizer(room: Any, spec: dict[str, Any]) -> Any:
     return room.Sequence(parts)
 
 
-def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any]:
-    """Read the header; refuse what would not load whole. Returns the pre-tokenizer to put in, or None."""
+def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
+    """Read the header; refuse what would not load whole. Returns the pre-tokenizer to put in, or None, beside it."""
     if not path.is_file():
         raise InputError(f"there is no file {path}", key=key, fix="Name a .gguf file")
     with path.open("rb") as file:
@@ -286,7 +297,7 @@ def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any]:
         weights[tensor.kind] += tensor.weights
     bits = 8 * sum(t.n_bytes for t in header.tensors) / weights.total()
     name = str(header.fields.get("general.name", ""))
-    return GgufFacts(str(path), name, kind, dict(tensors), dict(weights), bits), _SPLITS.get(split)
+    return GgufFacts(str(path), name, kind, dict(tensors), dict(weights), bits), _SPLITS.get(split), header
 
 
 def _ignored(header: Header, kind: str, proven: _Proven, split: str) -> str | None:
