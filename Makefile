@@ -81,7 +81,7 @@ bench: bench-objective bench-end-to-end  ## All benchmarks, against named peers
 bench-objective: $(VENV)/.core $(VENV)-bench/.done  ## The objective against its peers and the matmul floor
 	@$(BIN)/python benchmarks/objective.py --python $(VENV)-bench/bin/python --save
 
-bench-objective-gpu: $(VENV)-bench/.done  ## The same on a CUDA GPU (TORCH="torch==2.13.0 --index-url ...")
+bench-objective-gpu: $(VENV)-bench/.done  ## The same on a CUDA GPU
 	@$(VENV)-bench/bin/python benchmarks/objective_gpu.py --save
 
 bench-end-to-end: $(VENV)/.core $(VENV)-bench/.done  ## Soft distillation against TRL's GKDTrainer
