@@ -2,10 +2,13 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 # torch is installed first and alone, so that nothing else chooses its build.
-TORCH ?= torch==2.13.0
+DEFAULT_TORCH := torch==2.13.0
+TORCH ?= $(DEFAULT_TORCH)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Another torch brings another triton; all other pins hold.
+PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
 .PHONY: help demo demo-llm test test-unit test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary clean
 
@@ -15,6 +18,7 @@ help:  ## Show this list
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "limbeck needs Python >= 3.11 (PYTHON=python3.12 make ...)"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@grep -vE '^(torch|triton)==' constraints.txt > $(VENV)/constraints.txt
 	@echo "installing $(TORCH) into $(VENV) ..."
 	@$(PIP) "$(TORCH)"
 	@touch $@
