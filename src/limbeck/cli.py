@@ -195,6 +195,4 @@ def main() -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             print(f"limbeck: {error.format_message().rstrip('.')}. See limbeck --help", file=sys.stderr)
             sys.exit(2)
-        if not debug and type(error).__name__ == "SafetensorError" and "error" in str(error).lower():
-            _full(str(error))
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,35 @@ def _nan_teacher(raw: dict[str, Any], tmp: Path) -> None:
     raw["teacher"]["path"] = str(tmp / "nan")
 
 
+def _rows(*rows: Any, **more: Any) -> Change:
+    """A corpus of JSON lines, and changes of the recipe beside it."""
+
+    def change(raw: dict[str, Any], tmp: Path) -> None:
+        (tmp / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        raw["data"]["corpus"] = [{"jsonl": str(tmp / "rows.jsonl")}]
+        raw.update(more)
+
+    return change
+
+
+def _cut_teacher(raw: dict[str, Any], tmp: Path) -> None:
+    """A teacher whose own vocabulary was cut."""
+    from limbeck.models.language_model import LanguageModel
+    from limbeck.models.load import load_model
+    from limbeck.models.tokenizer import load_tokenizer
+    from limbeck.models.vocabulary import cut_vocabulary
+    from limbeck.recipe import PathModel
+    from limbeck.run.prepare import save_model
+
+    tokenizer = load_tokenizer(raw["teacher"]["path"], key="x")
+    whole = load_model(PathModel(path=raw["teacher"]["path"]), tokenizer, key="x")
+    cut = cut_vocabulary(whole.model, tokenizer, {}, other=True)
+    save_model(LanguageModel(cut.model, cut.tokenizer), tmp / "cut")
+    raw["teacher"]["path"] = str(tmp / "cut")
+    raw["student"] = {"from": "teacher", "vocabulary": {}}
+
+
+FEWER_TOKENS = {"from": "teacher", "vocabulary": {}}
 BROKEN: dict[str, tuple[Change, str, str]] = {
     "unknown key": (_set(training__lrr=1), "training.lrr", "`lr`"),
     "misspelt technique": (_set(techniques=["sofd"]), "techniques.0", "`soft`"),
@@ -194,6 +224,35 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
         "techniques.0.hidden.layers",
         "Layers count",
     ),
+    "a role that is none": (
+        _rows({"messages": [{"role": "user", "content": "a?"}, {"role": "asistant", "content": "b"}]}),
+        "data.corpus.0: 1 of its conversations",
+        "(roles: asistant, user)",
+    ),
+    "half a surrogate pair": (_rows({"text": "a \ud800 b"}, {"text": "b"}), "data.corpus", "no Unicode"),
+    "half a surrogate pair, where tokens are counted": (
+        _rows({"text": "a \ud800 b"}, {"text": "b"}, student=FEWER_TOKENS), "data.corpus", "no Unicode"
+    ),
+    "text that means a cut vocabulary's bucket": (
+        _rows({"text": "the cat <|other|> sat"}, {"text": "b"}, student=FEWER_TOKENS), "data.corpus", "<|other|>"
+    ),
+    "a teacher whose vocabulary was cut": (_cut_teacher, "student.vocabulary", "cut its teacher"),
+    "no document leaves room for an answer": (
+        _rows(*[{"prompt": f"{i} the cat sat on a mat " * 9, "response": "b"} for i in range(4)],
+              techniques=["alone", "hard"]),
+        "techniques.1.writing",
+        "Raise data.seq_len",
+    ),
+    "a correction that blows up": (
+        _set(teacher__correct={"tokens": 1500, "batch_rows": 4, "lr": 1e30, "clip": 0.0}),
+        "teacher.correct.lr",
+        "Lower",
+    ),
+    "a section that is none": (_set(teacher__correct=True), "teacher.correct: got True", "`correct: {tokens: ...}`"),
+    "a chooser with nothing to choose": (
+        _set(student={"from": "teacher", "layers": [0, 1], "chooser": "even"}), "student", "chooser has nothing"
+    ),
+    "a misspelt folder": (_set(student={"path": "{tmp}/nothere"}), "student.path", "there is no folder"),
     "misspelt model size": (_set(student__config__hiden_size=3), "student.config.hiden_size", "hidden_size"),
     "misspelt architecture": (_set(student__config__model_type="lama"), "student.config.model_type", "llama"),
     "a learning rate that blows up": (
@@ -219,7 +278,7 @@ def test_each_is_one_line(
 ) -> None:
     change, key, says = BROKEN[name]
     change(raw_recipe, tmp_path)
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe).replace("{tmp}", str(tmp_path)))
     code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
     assert code == 2
     lines = [line for line in err.splitlines() if line.strip()]

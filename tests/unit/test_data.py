@@ -328,8 +328,9 @@ def test_a_question_is_shown_without_its_template(tokenizer: Any) -> None:
         chatty = with_template(tokenizer, template)
         assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), chatty) == "what ran?"
         several = prompt(("user", "so?"), ("assistant", "no"), ("user", "what ran?"), ("assistant", "the dog"))
-        assert "so?" in words_asked(several, chatty)
-        assert "what ran?" in words_asked(several, chatty)
+        assert words_asked(several, chatty) == "[…] what ran?"
+        told = prompt(("system", "be kind"), ("user", "what ran?"), ("assistant", "the dog"))
+        assert words_asked(told, chatty) == "[…] what ran?"
     assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), tokenizer).endswith(
         "what ran?<|im_end|>\n<|im_start|>assistant\n"
     )

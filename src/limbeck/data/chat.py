@@ -30,9 +30,24 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Tokens of a document, from its beginning mark to its end mark.
 
     Raises:
-        InputError: a conversation for a tokenizer without a chat template, or a template that
-            rewrites earlier turns so that the assistant's words cannot be told apart.
+        InputError: a conversation for a tokenizer without a chat template, a template that rewrites
+            earlier turns so that the assistant's words cannot be told apart, or text that is no Unicode.
     """
+    try:
+        return _encoded(document, tokenizer)
+    except (UnicodeEncodeError, TypeError):  # a lone surrogate, smuggled in by a JSON escape
+        raise InputError(
+            f"document {document.key[:12]} holds text that is no Unicode (half of a surrogate pair)",
+            key="data.corpus",
+            fix=f"Remove it: {_beginning(document)!a}",
+        ) from None
+
+
+def _beginning(document: Document) -> str:
+    return next(document.texts(), "")[:40]
+
+
+def _encoded(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     if document.text is not None:
         ids = _plain(document.text, tokenizer)
         before, after = _marks(tokenizer)
@@ -97,23 +112,34 @@ def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str,
 
 
 def words_asked(prompt: list[int], tokenizer: Any) -> str:
-    """The user's words of a prompt of one question, without what the chat template writes around them; of any
-    other prompt its text without special tokens."""
+    """The user's last words in a prompt, without what the chat template writes around them, after an ellipsis where
+    more was said before; of any other prompt its text without special tokens."""
     if has_template(tokenizer):
-        mark = "\u2983question\u2984"
-        try:
-            around = _template(tokenizer, ({"role": "user", "content": mark},), generation_prompt=True)
-        except InputError:  # a template may want more than a question: this is only for reading
-            around = ""
-        before, found, after = around.partition(mark)
         text = str(tokenizer.decode(prompt, skip_special_tokens=False))
-        if found and text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
-            words = text[len(before) : len(text) - len(after)]
-            if not any(
-                special in words for special in tokenizer.all_special_tokens
-            ):  # else there were more turns than one
-                return words
+        before, opening, after = _around_question(tokenizer)
+        if after and text.endswith(after):
+            head, opened, words = text[: len(text) - len(after)].rpartition(opening)
+            if opened:
+                return words if head + opened == before else f"[…] {words}"
     return str(tokenizer.decode(prompt, skip_special_tokens=True))
+
+
+def _around_question(tokenizer: Any) -> tuple[str, str, str]:
+    """What the template writes before a first question, before any question, and after the last; empty strings
+    where it takes none or writes differently before each."""
+    first, later = "\u2983question\u2984", "\u2983another\u2984"
+    asked = ({"role": "user", "content": first},)
+    answered = (*asked, {"role": "assistant", "content": "."}, {"role": "user", "content": later})
+    try:
+        before, found, after = _template(tokenizer, asked, generation_prompt=True).partition(first)
+        between = _template(tokenizer, answered, generation_prompt=True).partition(later)[0]
+    except InputError:  # a template may want more than questions and answers: this is only for reading
+        return "", "", ""
+    shared = 0
+    while before.endswith(between[len(between) - shared - 1 :]) and shared < len(between):
+        shared += 1
+    opening = between[len(between) - shared :]
+    return (before, opening, after) if found and opening else ("", "", "")
 
 
 def _by_prefix(text: str, document: Document, i: int, tokenizer: Any) -> Answer | None:

@@ -150,7 +150,7 @@ def write_corpora(
     for document in found:
         progress(1)
         writer = heldout if document.key <= cut else train
-        writer.add(_encoded(document, tokenizer), int(document.key[:16], 16))
+        writer.add(encode(document, tokenizer), int(document.key[:16], 16))
     train.close()
     heldout.close()
 
@@ -159,7 +159,7 @@ def write_corpus(folder: Path, found: Iterable[Document], tokenizer: PreTrainedT
     """Tokenise different documents into ``folder``. Raises InputError for one that cannot be."""
     writer = _Writer(folder)
     for document in found:
-        writer.add(_encoded(document, tokenizer), int(document.key[:16], 16))
+        writer.add(encode(document, tokenizer), int(document.key[:16], 16))
     writer.close()
 
 
@@ -169,12 +169,3 @@ def write_encoded(folder: Path, rows: Iterator[Encoded], extra: dict[str, object
     for number, encoded in enumerate(rows):
         writer.add(encoded, number)
     writer.close(extra)
-
-
-def _encoded(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    try:
-        return encode(document, tokenizer)
-    except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate, smuggled in by a JSON escape
-        raise InputError(
-            f"document {document.key[:12]} holds text that is no Unicode ({error})", key="data.corpus", fix="Remove it"
-        ) from None

@@ -72,20 +72,39 @@ class Spool:
                 yield Document(text, tuple(messages), chat)
 
 
-def documents(sources: tuple[Source, ...]) -> Iterator[Document]:
+@dataclass
+class LeftOut:
+    """Conversations in which nobody called ``assistant`` says anything: nothing can be learned from them."""
+
+    count: int = 0
+    roles: set[str] = field(default_factory=set)
+
+    def line(self) -> str:
+        roles = ", ".join(sorted(self.roles)[:5])
+        return f"{self.count:,} of its conversations hold no words of an `assistant` (roles: {roles})"
+
+
+def documents(sources: tuple[Source, ...], left_out: dict[str, LeftOut] | None = None) -> Iterator[Document]:
     """All documents of a corpus, in the order of the files; empty ones are left out.
+
+    Args:
+        left_out: by the source's key in the recipe, conversations that were left out; filled.
 
     Raises:
         RecipeError, InputError: a source is missing, unreadable, or holds no document.
     """
     for number, source in enumerate(sources):
         key = f"data.corpus.{number}"
-        found = False
-        for document in islice(_read(source, key), source.max_documents):
+        found, silent = False, LeftOut()
+        for document in islice(_read(source, key, silent), source.max_documents):
             found = True
             yield document
+        if not found and silent.count:
+            raise InputError(silent.line(), key=key, fix='Write "role": "assistant" where the model speaks')
         if not found:
             raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
+        if silent.count and left_out is not None:
+            left_out[key] = silent
 
 
 def check_sources(sources: tuple[Source, ...]) -> None:
@@ -96,7 +115,7 @@ def check_sources(sources: tuple[Source, ...]) -> None:
     """
     for number, source in enumerate(sources):
         if not isinstance(source, HubSource):
-            next(_read(source, f"data.corpus.{number}"), None)
+            next(_read(source, f"data.corpus.{number}", LeftOut()), None)
 
 
 def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
@@ -113,16 +132,16 @@ def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
     return stamps
 
 
-def _read(source: Source, key: str) -> Iterator[Document]:
+def _read(source: Source, key: str, left_out: LeftOut) -> Iterator[Document]:
     match source:
         case TextSource():
             return _text(source, key)
         case JsonlSource():
-            return _jsonl(source, key)
+            return _jsonl(source, key, left_out)
         case ParquetSource():
-            return _parquet(source, key)
+            return _parquet(source, key, left_out)
         case HubSource():
-            return _hub(source, key)
+            return _hub(source, key, left_out)
         case StdlibSource():
             return _stdlib(source)
 
@@ -164,7 +183,7 @@ def _text(source: TextSource, key: str) -> Iterator[Document]:
                 yield Document(text=piece.strip("\n"))
 
 
-def _jsonl(source: JsonlSource, key: str) -> Iterator[Document]:
+def _jsonl(source: JsonlSource, key: str, left_out: LeftOut) -> Iterator[Document]:
     path = _existing(source.jsonl, f"{key}.jsonl")
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -178,14 +197,14 @@ def _jsonl(source: JsonlSource, key: str) -> Iterator[Document]:
                             key=f"{key}.jsonl",
                             fix="One object a line",
                         ) from None
-                    yield from _row(row, source.field, f"{path}, line {number}", key)
+                    yield from _row(row, source.field, f"{path}, line {number}", key, left_out)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 (byte {error.start})", key=f"{key}.jsonl", fix="Convert it") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", key=f"{key}.jsonl") from None
 
 
-def _parquet(source: ParquetSource, key: str) -> Iterator[Document]:
+def _parquet(source: ParquetSource, key: str, left_out: LeftOut) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -194,12 +213,12 @@ def _parquet(source: ParquetSource, key: str) -> Iterator[Document]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(1000):
                 for row in batch.to_pylist():
-                    yield from _row(row, source.field, str(path), key)
+                    yield from _row(row, source.field, str(path), key, left_out)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} is not a whole Parquet file ({error})", key=f"{key}.parquet") from None
 
 
-def _hub(source: HubSource, key: str) -> Iterator[Document]:
+def _hub(source: HubSource, key: str, left_out: LeftOut) -> Iterator[Document]:
     import datasets
 
     try:
@@ -212,10 +231,10 @@ def _hub(source: HubSource, key: str) -> Iterator[Document]:
             fix="Check name, split and network",
         ) from None
     for row in rows:
-        yield from _row(row, source.field, source.dataset, key)
+        yield from _row(row, source.field, source.dataset, key, left_out)
 
 
-def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
+def _row(row: Any, column: str, where: str, key: str, left_out: LeftOut) -> Iterator[Document]:
     """One document of a table's row: `messages`, or `prompt` and `response`, or plain text."""
     if not isinstance(row, dict):
         raise InputError(f"{where} is no object", key=key, fix='Write {"text": "..."}')
@@ -229,6 +248,9 @@ def _row(row: Any, column: str, where: str, key: str) -> Iterator[Document]:
             raise InputError(f"{where}: a message needs `role` and `content`, both strings", key=key)
         if any(m["role"] == "assistant" for m in messages):
             yield Document(messages=messages)
+        else:
+            left_out.count += 1
+            left_out.roles.update(m["role"] for m in messages)
     elif isinstance(row.get("prompt"), str) and isinstance(row.get("response"), str):
         if row["response"].strip():
             yield Document(

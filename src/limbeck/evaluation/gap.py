@@ -15,6 +15,7 @@ import torch
 
 from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.models.language_model import LanguageModel
+from limbeck.models.restricted import RestrictedModel
 from limbeck.objectives.fused import Outcome, Term, fused_divergence
 from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
@@ -97,6 +98,21 @@ def mean_kl(lm: LanguageModel, teacher: LanguageModel, batches: Iterable[Batch])
         total += float(_against(lm, batch, read, [target]).loss_sum)
         positions += int(read.sum())
     return total / positions
+
+
+@torch.no_grad()
+def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, chunk: int = 256) -> float:
+    """The mean probability that a teacher gives to all tokens that its students do not have, over all labels."""
+    teacher.model.eval()
+    restriction, head, total, positions = teacher.kept.restriction, teacher.head(), 0.0, 0
+    for start in range(0, len(rows), batch_rows):
+        batch = collate([rows[r] for r in range(start, min(start + batch_rows, len(rows)))]).to(teacher.device)
+        hidden_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED]
+        for part_nD in hidden_ND.split(chunk):
+            restricted_nK = restriction.apply(head.logits(part_nD).float())
+            total += float(restricted_nK.softmax(-1)[:, -1].double().sum())
+        positions += len(hidden_ND)
+    return total / max(positions, 1)
 
 
 def _against(lm: LanguageModel, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:

@@ -32,6 +32,11 @@ class Head:
     softcap: float | None
     scale: float
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of hidden states [..., D], [..., V]; for a few positions at a time."""
+        logits = self.scale * torch.nn.functional.linear(hidden, self.weight_VD, self.bias_V)
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
 
 class LanguageModel:
     """A transformers model (or peft's wrapping of one) with its tokenizer."""
@@ -155,10 +160,7 @@ class LanguageModel:
         ids = torch.arange(7, device=self.device)[None] % self.vocab_size
         positions = torch.arange(7, device=self.device)[None]
         hidden = self.hidden(ids, positions)
-        head = self.head()
-        logits = head.scale * torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V)
-        if head.softcap:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
+        logits = self.head().logits(hidden)
         theirs = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         if not bool(torch.isfinite(theirs).all()):
             raise RecipeError(

@@ -19,6 +19,9 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
     """A fast tokenizer from a folder or hub name. Raises RecipeError naming ``key``."""
     from transformers import AutoTokenizer
 
+    folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or (folder.parent.is_dir() and "/" in path)):
+        raise RecipeError(f"there is no folder {path}", key=key, fix="Check the path")  # the hub need not be asked
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing
@@ -28,6 +31,8 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
         ) from None
     if not tokenizer.is_fast:
         raise RecipeError("a slow tokenizer has no offsets", key=key, fix="Convert it to a tokenizer.json")
+    for how in ("is_local", "local_files_only"):  # how it was found here says nothing of it, yet would be saved
+        tokenizer.init_kwargs.pop(how, None)
     return tokenizer
 
 

@@ -114,6 +114,8 @@ def choose_tokens(
             tokens that are not the tokenizer's.
     """
     bpe = Bpe.of(tokenizer, key=key)
+    if other:
+        _refuse_other(bpe, key)
     teacher_size = vocabulary_size(tokenizer)
     known = set(bpe.vocab.values())
     strange = sorted(set(counts) - known)
@@ -140,6 +142,15 @@ def choose_tokens(
             kept |= more
     ids_K = torch.tensor(sorted(kept))
     return KeptTokens(ids_K, teacher_size, len(ids_K) if other else None)
+
+
+def _refuse_other(bpe: Bpe, key: str) -> None:
+    if OTHER in bpe.vocab:
+        raise RecipeError(
+            f"the teacher has a token {OTHER}: its own vocabulary was cut",
+            key=key,
+            fix="Leave it out, or cut its teacher",
+        )
 
 
 def cut_vocabulary(
@@ -198,12 +209,8 @@ def cut_tokenizer(tokenizer: Any, kept: KeptTokens, *, key: str = "student.vocab
     from transformers import PreTrainedTokenizerFast
 
     bpe = Bpe.of(tokenizer, key=key)
-    if kept.other is not None and OTHER in bpe.vocab:
-        raise RecipeError(
-            f"the teacher has a token {OTHER}: its own vocabulary was cut",
-            key=key,
-            fix="Leave it out, or cut its teacher",
-        )
+    if kept.other is not None:
+        _refuse_other(bpe, key)
     ids = kept.ids_K.tolist()
     raw = bpe.cut(ids, OTHER if kept.other is not None else None)
     new = PreTrainedTokenizerFast(

@@ -197,6 +197,7 @@ def _new_sizes(
                 fix=f"Write 1 to {most}, or leave it out",
             )
 
+    named = "kv_heads" if heads is None else "heads"
     if kv_heads is not None:
         check("kv_heads", kv_heads, old.kv_heads)
     if heads is None:
@@ -216,6 +217,7 @@ def _new_sizes(
             key=f"{key}.heads",
             fix=f"Write a multiple of {kv_heads} up to {kv_heads * old.group}",
         )
+    own_hidden = hidden is not None
     hidden = old.hidden if hidden is None else hidden
     ffn = old.ffn if ffn is None else ffn
     check("hidden", hidden, old.hidden)
@@ -226,6 +228,12 @@ def _new_sizes(
             f"{old.head_dim} to {hidden / heads:g}",
             key=f"{key}.hidden",
             fix=f"Cut both: `hidden` has to be {old.head_dim} times `heads`",
+        )
+    if architecture.hidden_in_heads and hidden % heads and not own_hidden:
+        raise RecipeError(
+            f"{architecture.model_type} wants a hidden size ({hidden}) that its heads divide, got {heads} of them",
+            key=f"{key}.{named}",
+            fix=f"Cut `hidden` too: {hidden - hidden % heads}, say" if hidden >= heads else "Write fewer",
         )
     if architecture.hidden_in_heads and hidden % heads:
         raise RecipeError(

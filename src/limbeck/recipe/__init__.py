@@ -131,7 +131,9 @@ class Recipe(Section):
         if len({self._vocabulary_of(student) for student in (self.students or {}).values()}) > 1:
             raise ValueError("students: all of a run share one vocabulary; write the same `vocabulary` for each")
         if self.vocabulary is not None and isinstance(self.teacher, ConfigTeacher):
-            raise ValueError("a teacher that is trained here has a vocabulary of its data; leave `vocabulary` out")
+            raise ValueError(
+                "student.vocabulary: a teacher that is trained here has its data's; leave `vocabulary` out"
+            )
         labels = [technique.label for technique in self.techniques]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:

@@ -76,6 +76,7 @@ class Pretraining(Training):
 class Correction(Training):
     """A short tuning of the teacher on the data before it teaches (arXiv 2408.11796, section 3.2)."""
 
+    lr: Positive = Field(1e-4, description="Peak learning rate. The teacher can do something already: a tenth of ours.")
     lora: Lora | None = Field(None, description="Tune adapters instead of all weights; merged before it teaches.")
 
 
@@ -151,6 +152,10 @@ class CutStudent(_Model, _Adaptable):
     def _cuts(self) -> CutStudent:
         if not any((self.layers is not None, self.ffn, self.heads, self.kv_heads, self.hidden, self.vocabulary)):
             raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads, hidden or vocabulary")
+        # A resolved recipe names the defaults too, so these pass.
+        idle = "chooser" if self.chooser != "auto" else "keep_ends" if not self.keep_ends else None
+        if idle and not isinstance(self.layers, int):
+            raise ValueError(f"{idle} has nothing to choose; write `layers` as a number, or leave {idle} out")
         return self
 
 

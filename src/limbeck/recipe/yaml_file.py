@@ -166,6 +166,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
         options = _tags(root, problem["loc"])
         given = sorted(problem["input"]) if isinstance(problem["input"], dict) else repr(problem["input"])
         return RecipeError(f"got {given}", key=dotted, fix=f"Write exactly one of {', '.join(options)}")
+    if kind == "model_type" and section is not None and keys[-1] in _fields(section):
+        members = [model for _, model in _members(_fields(section)[keys[-1]].annotation)]
+        wanted = next(model for model in members if model.__name__ == context["class_name"])
+        needed = [f"{name}: ..." for name, field in _fields(wanted).items() if field.is_required()]
+        fix = f"Write `{keys[-1]}: {{{', '.join(needed)}}}` (it knows {', '.join(_fields(wanted))})"
+        return RecipeError(f"got {_short(problem['input'])}, which is no section", key=dotted, fix=fix)
     message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "List")
     if kind == "value_error":
         return RecipeError(message[0].lower() + message[1:] if not message.isupper() else message, key=dotted)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
@@ -18,14 +22,14 @@ from limbeck.recipe import Recipe
 from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import ReportData
-from limbeck.run.arms import arms_of, finished_arm, train_arm
+from limbeck.run.arms import arms_of, check_writing, finished_arm, train_arm
 from limbeck.run.check import check
 from limbeck.run.folder import RunFolder
-from limbeck.run.measure import Examiner
+from limbeck.run.measure import Examiner, Heldout
 from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.results import build, row_name
-from limbeck.run.teacher import cut_students, prepare_teacher
+from limbeck.run.teacher import correction_said, cut_students, is_worse, prepare_teacher
 from limbeck.training.techniques import TEACHER
 
 
@@ -45,7 +49,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
     """
     display = display or Display()
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    with RunFolder(Path(recipe.run).expanduser()) as folder:
+    with RunFolder(Path(recipe.run).expanduser()) as folder, _naming(folder.path):
         origins = check(recipe)
         for note in origins.notes:
             display.note(note)
@@ -53,16 +57,19 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         home = folder.path / "data"
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
         kept = kept_tokens(folder.path)
-        teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, kept, train, data, display)
+        check_writing(recipe, train)
         own = open_corpus(home / OWN_HELDOUT) if kept is not None else None
+        text = Heldout.of(recipe, heldout, own)
+        teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, kept, train, text, data, display)
         prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept, own)
         _say_what_the_cut_costs(prepared, display)
+        _say_what_the_correction_did(prepared, display)
         cut_students(recipe, origins, folder, prepared, display)
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
         _write_provenance(recipe, folder)
-        examiner = Examiner(recipe, prepared, folder, display)
-        examiner.examine_teacher()
+        examiner = Examiner(recipe, prepared, text, folder, display)
+        _say_what_was_dropped(examiner.examine_teacher().facts, prepared, display)
         arm_facts = {}
         for arm in arms_of(recipe):  # each is measured as soon as it is trained: a long run shows what it has
             examiner.forget_teacher()
@@ -75,17 +82,51 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         return report
 
 
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say of a disk that is full where it is: numpy and safetensors do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and "written" in str(error):  # numpy counts what it could not write
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        if error.filename is None:
+            error.filename = str(folder)
+        raise
+    except SafetensorError as error:
+        if "I/O error" in str(error):
+            raise OSError(errno.EIO, str(error), str(folder)) from error
+        raise
+
+
 def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
     """Text with dropped tokens falls into pieces: more of them to read, and not those the teacher learned."""
     if prepared.kept is None or prepared.heldout_own is None:
         return
     ours, own = int(prepared.heldout.lengths.sum()), int(prepared.heldout_own.lengths.sum())
+    more = 100 * (ours / max(own, 1) - 1)
     note = (
         f"vocabulary: {prepared.kept.size:,} of the teacher's {prepared.kept.teacher_size:,} tokens; held-out text "
-        f"takes {100 * (ours / max(own, 1) - 1):.1f}% more of them than of the teacher's own"
+        f"takes {abs(more):.1f}% {'fewer' if more < 0 else 'more'} of them than of the teacher's own"
     )
     prepared.notes.append(note)
     display.note(note)
+
+
+def _say_what_was_dropped(teacher: dict[str, Any], prepared: Prepared, display: Display) -> None:
+    if "dropped" in teacher:
+        note = f"vocabulary: the teacher gives {100 * teacher['dropped']:.1f}% of its probability to tokens left out"
+        prepared.notes.append(note)
+        display.note(note)
+
+
+def _say_what_the_correction_did(prepared: Prepared, display: Display) -> None:
+    said = correction_said(prepared.teacher_facts)
+    if said is not None:
+        prepared.notes.append(said)
+        display.note(said)
+        if is_worse(prepared.teacher_facts):
+            display.warn("it is worse for it: lower teacher.correct.lr, or leave `correct` out")
 
 
 def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:

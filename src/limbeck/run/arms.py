@@ -84,7 +84,7 @@ def finished_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder
     return folder.done(
         f"train-{arm.name}",
         arm_inputs(recipe, arm, prepared),
-        made=[arm.model(folder.path, member) / "config.json" for member in members],
+        made=[arm.model(folder.path, member) for member in members],
         under_way=[home / "checkpoints"],
         keys={"technique": f"techniques.{arm.index}", **recipe_keys(recipe)},
     )
@@ -178,7 +178,7 @@ def write_text(recipe: Recipe, writing: Writing, prepared: Prepared, folder: Run
     }
     stage = f"text-{fingerprint(inputs)[:8]}"
     home = folder.path / "text" / stage
-    facts = folder.done(stage, inputs, made=[home / "corpus" / "manifest.json"])
+    facts = folder.done(stage, inputs, made=[home / "corpus"])
     if facts is None:
         journal = home.with_suffix(".jsonl")
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -219,21 +219,35 @@ def _read_journal(journal: Path) -> tuple[list[list[Any]], int]:
     return batches, sum(len(new) for batch in batches for _, new in batch)
 
 
+def check_writing(recipe: Recipe, corpus: Corpus) -> None:
+    """Refuse to have text written where no document leaves room for it, before a teacher is tuned for it.
+
+    Raises:
+        InputError: names the technique.
+    """
+    for i, technique in enumerate(recipe.techniques):
+        writing = technique.writing if isinstance(technique, Hard | Soft) else None
+        if writing is not None and next(_prompts(writing, corpus, recipe.data.seq_len), None) is None:
+            raise InputError(
+                f"no document leaves room for an answer in rows of {recipe.data.seq_len} tokens",
+                key=f"techniques.{i}.writing",
+                fix="Raise data.seq_len, or lower prompt_tokens",
+            )
+
+
+def _prompts(writing: Writing, corpus: Corpus, seq_len: int) -> Iterator[list[int]]:
+    room = 8  # an answer shorter than this teaches nothing
+    for d in range(len(corpus)):
+        for prompt in prompts_of(*corpus.document(d), writing.prompt_tokens, every=seq_len):
+            if len(prompt) <= seq_len - room:
+                yield prompt
+
+
 def _written(
     teacher: LocalTeacher, writing: Writing, corpus: Corpus, seq_len: int, start: int
 ) -> Iterator[list[tuple[list[int], list[int]]]]:
     """Batches of (prompt, answer) for ever, from number ``start``: every prompt in turn, then again."""
-    room = 8  # an answer shorter than this teaches nothing
-    found = [
-        prompt
-        for d in range(len(corpus))
-        for prompt in prompts_of(*corpus.document(d), writing.prompt_tokens, every=seq_len)
-        if len(prompt) <= seq_len - room
-    ]
-    if not found:
-        raise InputError(
-            "no document leaves room for an answer", key="techniques", fix="Raise data.seq_len or lower prompt_tokens"
-        )
+    found = list(_prompts(writing, corpus, seq_len))
     # Shuffled, so that a small budget covers the whole corpus.
     prompts = [found[i] for i in np.random.default_rng(writing.seed).permutation(len(found))]
     for number in range(start, 1_000_000_000):

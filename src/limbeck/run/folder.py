@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+        self._made: dict[str, Sequence[Path]] = {}
         (path / "stages").mkdir(exist_ok=True)
 
     def close(self) -> None:
@@ -71,6 +72,7 @@ class RunFolder:
         derived: bool = False,
         made: Sequence[Path] = (),
         under_way: Sequence[Path] = (),
+        later: Sequence[Path] = (),
         keys: Mapping[str, str] | None = None,
     ) -> dict[str, Any] | None:
         """The result of a finished stage, or None if it is still to do (it is then marked as begun).
@@ -79,9 +81,11 @@ class RunFolder:
             stage: its name.
             inputs: plain data it is made from.
             derived: it can be made anew at no loss, so other inputs just make it again.
-            made: what it leaves behind; a finished stage that lacks a piece is made again.
+            made: files and folders that it leaves behind; a finished stage that lacks a piece, or of which a file
+                has not the size it was left with, is made again.
             under_way: what it leaves while it goes on: a stage that was begun from other inputs is
                 refused if there is any of it, and else begun anew.
+            later: what is made from what it leaves. While there is any of that, other inputs are refused.
             keys: how inputs are called in the recipe, for errors.
 
         Raises:
@@ -89,20 +93,24 @@ class RunFolder:
         """
         inputs = json.loads(json.dumps(inputs))
         marker = self._read(stage)
+        self._made[stage] = made
         if marker is not None:
-            finished = "result" in marker and all(path.exists() for path in made)
+            finished = "result" in marker and self._is_whole(marker, made)
             if marker["inputs"] == inputs:
                 if finished:
                     return dict(marker["result"])
-            elif not derived and (finished or any(path.exists() for path in under_way)):
+            elif not derived and (finished or any(path.exists() for path in [*under_way, *later])):
                 key, was, now = _first_difference(marker["inputs"], inputs)
                 for ours, theirs in (keys or {}).items():
                     key = theirs + key.removeprefix(ours) if key.startswith(ours) else key
                 lost = ", ".join(str(path) for path in (made if finished else under_way) if path.exists())
+                instead = f"delete {lost or self.path} to make that part anew"
+                if any(path.exists() for path in later):
+                    instead = "change it back: other parts were made from this one"
                 raise RunFolderError(
                     f"{self.path} was run with {_brief(was)}, now it is {_brief(now)}",
                     key=key,
-                    fix=f"Name another `run:` folder, or delete {lost or self.path} to make that part anew",
+                    fix=f"Name another `run:` folder, or {instead}",
                 )
         self._write(stage, {"inputs": inputs})
         return None
@@ -119,8 +127,19 @@ class RunFolder:
     def finish(self, stage: str, result: dict[str, Any]) -> dict[str, Any]:
         """Mark a stage as done, with plain data that later stages want to know."""
         marker = self._read(stage) or {}
-        self._write(stage, {**marker, "result": result, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        left = {str(file.relative_to(self.path)): file.stat().st_size for file in _files(self._made.get(stage, ()))}
+        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._write(stage, {**marker, "result": result, "made": left, "finished": finished})
         return result
+
+    def _is_whole(self, marker: dict[str, Any], made: Sequence[Path]) -> bool:
+        def is_as_left(name: str, size: int) -> bool:
+            file = self.path / name
+            return file.is_file() and file.stat().st_size == size
+
+        return all(path.exists() for path in made) and all(
+            is_as_left(name, size) for name, size in marker.get("made", {}).items()
+        )
 
     def _read(self, stage: str) -> dict[str, Any] | None:
         try:
@@ -131,6 +150,14 @@ class RunFolder:
 
     def _write(self, stage: str, marker: dict[str, Any]) -> None:
         write_whole(self.path / "stages" / f"{stage}.json", json.dumps(marker, indent=1))
+
+
+def _files(made: Sequence[Path]) -> Iterator[Path]:
+    """Every file of what was made; not the cards, which are written anew with every report."""
+    for path in made:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and file.name != "README.md":
+                yield file
 
 
 def _brief(value: str) -> str:

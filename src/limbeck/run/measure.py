@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Rows
 from limbeck.data.prompts import first_prompts
 from limbeck.display import Display
-from limbeck.evaluation.gap import Measured, measure
+from limbeck.evaluation.gap import Measured, dropped_share, measure
 from limbeck.evaluation.speed import generation_speed
 from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model
+from limbeck.models.restricted import RestrictedModel
 from limbeck.recipe import Evaluation, PathModel, Recipe
 from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
@@ -38,8 +40,44 @@ class Examined:
     facts: dict[str, Any]
 
 
-def heldout(corpus: Corpus, evaluation: Evaluation) -> Corpus:
-    """The documents that are measured: the first by hash, so that a larger number only adds to them."""
+@dataclasses.dataclass(frozen=True)
+class Heldout:
+    """The documents that are measured.
+
+    Attributes:
+        corpus: the first held-out documents by hash, so that a larger number only adds to them.
+        rows: they as rows.
+        own_rows: the same in the teacher's own tokens, if it has more than the run; None: it has the run's.
+    """
+
+    corpus: Corpus
+    rows: Rows
+    own_rows: Rows | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, corpus: Corpus, own: Corpus | None) -> Heldout:
+        seq_len, corpus = recipe.data.seq_len, _first(corpus, recipe.evaluation)
+        own_rows = Rows(_first(own, recipe.evaluation), seq_len, pack=False) if own is not None else None
+        return cls(corpus, Rows(corpus, seq_len, pack=False), own_rows)
+
+    def measure(
+        self, lm: LanguageModel, against: LanguageModel | None = None, progress: Callable[[int], None] = lambda n: None
+    ) -> Measured:
+        """A model, and its distance to a teacher."""
+        measured = measure(lm, self.rows, against, progress=progress)
+        if self.own_rows is not None and lm.own_tokenizer is not lm.tokenizer:
+            # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
+            # the same documents compare, and stay counted per token of the students'.
+            whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
+            measured = dataclasses.replace(measured, nats=whole.nats)
+        return measured
+
+
+def bits_per_byte(measured: Measured) -> float:
+    return float(measured.nats.sum() / measured.n_bytes.sum() / math.log(2))
+
+
+def _first(corpus: Corpus, evaluation: Evaluation) -> Corpus:
     n = min(evaluation.max_documents, len(corpus))
     return dataclasses.replace(
         corpus,
@@ -53,13 +91,9 @@ def heldout(corpus: Corpus, evaluation: Evaluation) -> Corpus:
 class Examiner:
     """Examines models against one teacher, which is loaded when the first is asked for."""
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, folder: RunFolder, display: Display) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, text: Heldout, folder: RunFolder, display: Display) -> None:
         self.recipe, self.prepared, self.folder, self.display = recipe, prepared, folder, display
-        self.corpus = heldout(prepared.heldout, recipe.evaluation)
-        self.rows = Rows(self.corpus, recipe.data.seq_len, pack=False)
-        self.own_rows: Rows | None = None
-        if prepared.heldout_own is not None:
-            self.own_rows = Rows(heldout(prepared.heldout_own, recipe.evaluation), recipe.data.seq_len, pack=False)
+        self.text_measured, self.corpus = text, text.corpus
         self._teacher: LanguageModel | None = None
 
     @property
@@ -95,19 +129,14 @@ class Examiner:
         stage = f"measure-{name}"
         home = self.folder.path / "measured" / name
         inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
-        facts = self.folder.done(stage, inputs, derived=True, made=[home / "documents.npz"])
+        facts = self.folder.done(stage, inputs, derived=True, made=[home])
         measured = read_measured(home) if facts is not None else None
         if facts is not None and measured is not None:
             return Examined(measured, facts)
-        with self.display.stage(f"measure {name}", len(self.rows), "rows") as bar:
+        with self.display.stage(f"measure {name}", len(self.text_measured.rows), "rows") as bar:
             lm = self.teacher if spec is None else self._load(spec)
             against = None if spec is None else self.teacher
-            measured = measure(lm, self.rows, against, progress=bar.advance)
-            if self.own_rows is not None and lm.own_tokenizer is not lm.tokenizer:
-                # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
-                # the same documents compare, and stay counted per token of the students'.
-                whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
-                measured = dataclasses.replace(measured, nats=whole.nats)
+            measured = self.text_measured.measure(lm, against, bar.advance)
             bar.note = _in_a_line(measured)
             with whole_folder(home) as scratch:
                 np.savez(
@@ -121,6 +150,8 @@ class Examiner:
                 "tokens_per_second": self._speed(lm),
                 "samples": self._samples(lm),
             }
+            if spec is None and isinstance(lm, RestrictedModel):
+                facts["dropped"] = dropped_share(lm, self.text_measured.rows)
         return Examined(measured, self.folder.finish(stage, facts))
 
     def prompts(self) -> list[tuple[list[int], list[int]]]:
@@ -153,7 +184,7 @@ class Examiner:
 
 
 def _in_a_line(measured: Measured) -> str:
-    said = f"{measured.nats.sum() / measured.n_bytes.sum() / math.log(2):.3f} bits/byte"
+    said = f"{bits_per_byte(measured):.3f} bits/byte"
     if measured.kl is not None:
         said += f", KL {measured.kl.sum() / measured.tokens.sum():.3f}"
     return said

@@ -14,13 +14,14 @@ import torch
 from limbeck.data.chat import encode
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_corpus
 from limbeck.data.packing import Rows
-from limbeck.data.sources import Spool, documents, file_stamps
+from limbeck.data.sources import LeftOut, Spool, documents, file_stamps
 from limbeck.display import Display
+from limbeck.errors import InputError
 from limbeck.files import whole_folder
 from limbeck.models.language_model import PROJECTIONS, LanguageModel
 from limbeck.models.load import load_model
 from limbeck.models.restricted import RestrictedModel
-from limbeck.models.tokenizer import load_tokenizer, token_map_fingerprint, train_tokenizer
+from limbeck.models.tokenizer import OTHER, load_tokenizer, token_map_fingerprint, train_tokenizer
 from limbeck.models.vocabulary import KeptTokens, cut_tokenizer
 from limbeck.recipe import ConfigModel, Data, PathModel, Recipe, TrainedTokenizer, Training
 from limbeck.run.check import student_tokens
@@ -95,10 +96,11 @@ def data_inputs(recipe: Recipe, facts: dict[str, Any], *, pack: bool = True) -> 
 def recipe_keys(recipe: Recipe) -> dict[str, str]:
     """How the inputs of stages are called in the recipe, for errors."""
     one = recipe.student is not None
+    vocabulary = "student.vocabulary" if one else "students.*.vocabulary"
     keys = {
         "data.fingerprint": "data.corpus",
-        "data.tokenizer": "student.vocabulary" if recipe.vocabulary is not None else "tokenizer",
-        "vocabulary": "student.vocabulary",
+        "data.tokenizer": vocabulary if recipe.vocabulary is not None else "tokenizer",
+        "vocabulary": vocabulary,
         "teacher.weights": "teacher",
     }
     for name in recipe.cohort:
@@ -152,17 +154,18 @@ def prepare_data(
         inputs["vocabulary"] = recipe.vocabulary.model_dump(mode="json")
     home = folder.path / "data"
     _adopt_moved_corpus(recipe, folder, inputs)
-    made = [home / part for part in ("tokenizer/tokenizer.json", "train/manifest.json", "heldout/manifest.json")]
-    if recipe.vocabulary is not None:
-        made.append(home / OWN_HELDOUT / "manifest.json")
-    facts = folder.done("data", inputs, made=made, keys=recipe_keys(recipe))
+    later = [folder.path / part for part in ("teacher", "cut", "arms")]
+    facts = folder.done("data", inputs, made=[home], later=later, keys=recipe_keys(recipe))
     if facts is not None:
         display.kept("data")
         if facts["files"] != file_stamps(data.corpus) and _fingerprint_of(recipe) != facts["fingerprint"]:
             display.warn("the corpus has changed since this run read it; the run goes on with what it read")
         return load_tokenizer(str(home / "tokenizer"), key="tokenizer"), facts
     with display.stage("data", unit="documents") as bar, whole_folder(home) as scratch:
-        spool = Spool(scratch / "documents.jsonl", documents(data.corpus))
+        left_out: dict[str, LeftOut] = {}
+        spool = Spool(scratch / "documents.jsonl", documents(data.corpus, left_out))
+        for key, silent in left_out.items():
+            display.warn(f"{key}: {silent.line()}, and were left out")
         cut = holdout_cut(spool.keys, data.heldout)
         if tokenizer is None:
             assert isinstance(recipe.tokenizer, TrainedTokenizer)
@@ -172,6 +175,13 @@ def prepare_data(
             assert teacher is not None  # the recipe made sure
             counts: Counter[int] = Counter()
             for document in spool:
+                if any(OTHER in text for text in document.texts()):
+                    raise InputError(
+                        f"document {document.key[:12]} holds the text {OTHER}, which a cut vocabulary gives to what it "
+                        "drops",
+                        key="data.corpus",
+                        fix="Remove it, or leave `vocabulary` out",
+                    )
                 if document.key > cut:  # the held-out ones have no say
                     counts.update(encode(document, tokenizer).ids)
             lm = load_model(teacher, tokenizer, key="teacher")

@@ -25,7 +25,8 @@ def machine() -> dict[str, str]:
 
 def command() -> str:
     """The command line, without its folder."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return " ".join(["python -m limbeck" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def _cpu() -> str:

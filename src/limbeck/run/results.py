@@ -16,10 +16,12 @@ from limbeck.run.arms import Arm, arms_of
 from limbeck.run.measure import SAMPLE_TEMPERATURE, Examined, Examiner
 from limbeck.run.prepare import Prepared
 from limbeck.run.provenance import command, machine, versions
+from limbeck.run.teacher import correction_said, is_worse
 from limbeck.statistics import Interval
 from limbeck.training.meter import read_metrics
 from limbeck.training.techniques import TEACHER
 
+MUCH_DROPPED = 0.1  # of the teacher's probability: where a cut vocabulary begins to be what is compared
 FEW_DOCUMENTS = 30  # below, a bootstrap over documents is not to be trusted
 
 
@@ -39,7 +41,7 @@ def build(
     return ReportData(
         title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
         rows=rows,
-        warnings=_warnings(recipe, examiner),
+        warnings=_warnings(recipe, examiner, teacher),
         charts=[*_by_size(recipe, rows), *_charts(recipe, run)],
         samples=samples,
         provenance=_provenance(recipe, prepared, examiner),
@@ -109,7 +111,7 @@ def _rows(
     return rows
 
 
-def _warnings(recipe: Recipe, examiner: Examiner) -> list[str]:
+def _warnings(recipe: Recipe, examiner: Examiner, teacher: Examined) -> list[str]:
     found = []
     documents = len(examiner.corpus)
     if documents < FEW_DOCUMENTS:
@@ -118,6 +120,14 @@ def _warnings(recipe: Recipe, examiner: Examiner) -> list[str]:
         )
     if not any(isinstance(technique, Alone) for technique in recipe.techniques):
         found.append("No control (`alone`) was trained, so nothing here says whether the teacher helped.")
+    dropped = teacher.facts.get("dropped", 0.0)
+    if dropped > MUCH_DROPPED:
+        found.append(
+            f"The teacher gives {100 * dropped:.0f}% of its probability to tokens that the students do not have. They "
+            "count as one, so KL and agreement say little about text: lower vocabulary.min_count, or raise its size."
+        )
+    if is_worse(examiner.prepared.teacher_facts):
+        found.append(f"The tuning made the teacher worse. {correction_said(examiner.prepared.teacher_facts)}.")
     return found
 
 

@@ -16,7 +16,6 @@ import torch
 from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Batch, Rows, collate, row_order
 from limbeck.display import Display
-from limbeck.errors import RunFolderError
 from limbeck.evaluation.gap import mean_kl
 from limbeck.files import cache_folder, whole_folder
 from limbeck.models.architectures import llama_cpp_reads_windows
@@ -37,6 +36,7 @@ from limbeck.recipe import (
 )
 from limbeck.run.check import Origins, check_packs, student_key
 from limbeck.run.folder import RunFolder
+from limbeck.run.measure import Heldout, bits_per_byte
 from limbeck.run.prepare import (
     Prepared,
     data_inputs,
@@ -58,10 +58,12 @@ def prepare_teacher(
     tokenizer: Any,
     kept_ids: KeptTokens | None,
     corpus: Corpus,
+    heldout: Heldout,
     facts: dict[str, Any],
     display: Display,
 ) -> tuple[PathModel, dict[str, Any]]:
-    """Where the weights of who teaches are, and facts about it: fingerprint, parameters."""
+    """Where the weights of who teaches are, and facts about it: fingerprint, parameters, and of one that was tuned
+    what it knew of the held-out text before and after, in bits per byte."""
     shape = data_inputs(recipe, facts)
     if isinstance(recipe.teacher, ConfigTeacher):
         return _from_nothing(recipe, recipe.teacher, folder, tokenizer, corpus, shape, display)
@@ -70,7 +72,8 @@ def prepare_teacher(
     found = _facts(lm)
     correct = recipe.teacher.correct
     if correct is None:
-        kept = folder.done("teacher", {"teacher": {"weights": found["fingerprint"]}}, keys=recipe_keys(recipe))
+        inputs = {"teacher": {"weights": found["fingerprint"]}}
+        kept = folder.done("teacher", inputs, later=_taught(folder), keys=recipe_keys(recipe))
         return origins.teacher, folder.finish("teacher", found) if kept is None else kept
     inputs = {
         "teacher": {"weights": found["fingerprint"], "correct": settings(correct)},
@@ -81,10 +84,49 @@ def prepare_teacher(
     if kept is not None:
         display.kept("teacher correction")
         return spec, kept
+    before = _bits_before(lm, found["fingerprint"], recipe, heldout, folder, shape, display)
     if correct.lora is not None:
         lm = with_lora(lm, correct.lora, seed=0, key="teacher.correct.lora")
     result = _tune(lm, "teacher correction", recipe, correct, corpus, folder, display)
-    return spec, folder.finish("teacher", {**result, **_facts(load_teacher(spec, tokenizer, kept_ids))})
+    lm = load_teacher(spec, tokenizer, kept_ids)
+    known = {"before": before, "after": bits_per_byte(heldout.measure(lm))}
+    return spec, folder.finish("teacher", {**result, **known, **_facts(lm)})
+
+
+def _bits_before(
+    lm: LanguageModel,
+    weights: str,
+    recipe: Recipe,
+    heldout: Heldout,
+    folder: RunFolder,
+    shape: dict[str, Any],
+    display: Display,
+) -> float:
+    """What the teacher knows of the held-out text before it is tuned, in bits per byte; measured once."""
+    inputs = {"teacher": weights, "data": shape, "documents": recipe.evaluation.max_documents}
+    kept = folder.done("teacher-before", inputs, derived=True)
+    if kept is not None:
+        return float(kept["bits_per_byte"])
+    with display.stage("measure the untuned teacher", len(heldout.rows), "rows") as bar:
+        found = bits_per_byte(heldout.measure(lm, progress=bar.advance))
+        bar.note = f"{found:.3f} bits/byte"
+    folder.finish("teacher-before", {"bits_per_byte": found})
+    return found
+
+
+def correction_said(facts: dict[str, Any]) -> str | None:
+    """What the tuning did to the teacher, in words; None for one that was not tuned."""
+    if "before" not in facts:
+        return None
+    return (
+        f"teacher: tuned on {facts['tokens']:,} tokens first; held-out text took {facts['before']:.3f} bits per byte, "
+        f"then {facts['after']:.3f}"
+    )
+
+
+def is_worse(facts: dict[str, Any]) -> bool:
+    """Whether a tuned teacher knows the held-out text less well than before."""
+    return bool(facts.get("after", 0.0) > facts.get("before", 0.0))
 
 
 def _kept(recipe: Recipe, folder: RunFolder, inputs: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,21 +136,19 @@ def _kept(recipe: Recipe, folder: RunFolder, inputs: dict[str, Any]) -> dict[str
         RunFolderError: it was trained, or begun, from other inputs, or students were already cut or trained
             beside another one: said before anything is spent on this one.
     """
-    was = folder.inputs("teacher")
-    later = [path for path in (folder.path / "cut", folder.path / "arms") if path.exists()]
-    if was is not None and later and was != json.loads(json.dumps(inputs)):
-        raise RunFolderError(
-            f"the students in {folder.path} had another teacher",
-            key="teacher" if isinstance(recipe.teacher, ConfigTeacher) else "teacher.correct",
-            fix="Name another `run:` folder, or change it back",
-        )
     return folder.done(
         "teacher",
         inputs,
-        made=[folder.path / "teacher" / "config.json"],
+        made=[folder.path / "teacher"],
         under_way=[folder.path / "teacher-training" / "checkpoints"],
+        later=_taught(folder),
         keys=recipe_keys(recipe),
     )
+
+
+def _taught(folder: RunFolder) -> list[Path]:
+    """What is made from a teacher."""
+    return [folder.path / "cut", folder.path / "arms"]
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
@@ -173,6 +213,7 @@ def _tune(
             section,
             home,
             seed=0,
+            key="teacher.correct" if isinstance(section, Correction) else "teacher.pretraining",
             on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
         )
         save_model(lm, folder.path / "teacher")
@@ -218,7 +259,8 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
             "teacher": prepared.teacher_facts["fingerprint"],
             "data": data_inputs(recipe, prepared.data),
         }
-        kept = folder.done(f"cut-{name}", inputs, made=[target / "config.json"], keys=recipe_keys(recipe))
+        later = [folder.path / "arms"]
+        kept = folder.done(f"cut-{name}", inputs, made=[target], later=later, keys=recipe_keys(recipe))
         if kept is not None:
             display.kept(f"cut {name}")
             _adopt(name, kept, prepared, display)

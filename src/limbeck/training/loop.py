@@ -26,6 +26,7 @@ def train(
     folder: Path,
     *,
     seed: int,
+    key: str = "training",
     lrs: dict[str, float | None] | None = None,
     on_step: OnStep = lambda step, steps, tokens, loss: None,
 ) -> dict[str, float]:
@@ -38,6 +39,7 @@ def train(
         folder: for metrics, TensorBoard and checkpoints.
         seed: of what is random inside a step (dropout); with the step's number it makes the step's
             own seed, so that a resumed run draws the same.
+        key: where that section stands in the recipe, for errors.
         lrs: peak learning rates of learners that do not use the section's.
         on_step: told of every finished step.
 
@@ -71,7 +73,7 @@ def train(
                     checkpoints.clear()  # made with the settings that diverged: nothing to go on from
                     raise DivergedError(
                         f"step {step}: the gradient of {name.split('/')[1]} is {norm}",
-                        key="training.lr",
+                        key=f"{key}.lr",
                         fix="Lower it, or clip harder",
                     )
             tokens += count
