@@ -39,7 +39,11 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     ),
     "recovery-300k": (
         "recovery",
-        ["training.tokens=300_000"],
+        [
+            "training.tokens=300_000",
+            "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
+            "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}]",
+        ],
     ),
     **{
         f"choosers-{layers}": (
