@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from limbeck.data.packing import Batch, Rows, collate
-from limbeck.evaluation.gap import mean_kl
+from limbeck.evaluation.gap import mean_kl, taught
 from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
 from limbeck.models.language_model import LanguageModel
 from limbeck.recipe import CutStudent
@@ -47,7 +47,7 @@ def naive_kl(lm: LanguageModel, teacher: LanguageModel) -> float:
 
 def test_the_mean_distance_is_the_naive_one(make_lm: Callable[..., LanguageModel]) -> None:
     student, teacher = make_lm(1), make_lm(2, hidden_size=48, vocab_size=384)
-    assert mean_kl(student, teacher, calibration()) == pytest.approx(naive_kl(student, teacher), rel=1e-4)
+    assert mean_kl(student, taught(teacher, calibration())) == pytest.approx(naive_kl(student, teacher), rel=1e-4)
 
 
 def test_auto_keeps_what_is_nearer_to_the_teacher(make_lm: Callable[..., LanguageModel]) -> None:

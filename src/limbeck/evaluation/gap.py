@@ -86,18 +86,24 @@ def measure(
 
 
 @torch.no_grad()
-def mean_kl(lm: LanguageModel, teacher: LanguageModel, batches: Iterable[Batch]) -> float:
-    """KL(teacher ‖ model) in nats per token over all positions of ``batches``, which are in the ids of both."""
-    lm.model.eval()
+def taught(teacher: LanguageModel, batches: Iterable[Batch]) -> list[tuple[Batch, Target]]:
+    """A teacher's targets at all positions of ``batches``, for several models to be measured against: its last hidden
+    states are kept, as many bytes as positions times its width."""
     teacher.model.eval()
-    total, positions = 0.0, 0
+    found: list[tuple[Batch, Target]] = []
     for batch in batches:
-        batch = batch.to(lm.device)
-        read = batch.segments_BT >= 0
-        target = teacher.as_target(teacher.hidden(batch.ids_BT, batch.positions_BT)[read])
-        total += float(_against(lm, batch, read, [target]).loss_sum)
-        positions += int(read.sum())
-    return total / positions
+        batch = batch.to(teacher.device)
+        hidden_BTE = teacher.hidden(batch.ids_BT, batch.positions_BT)
+        found.append((batch, teacher.as_target(hidden_BTE[batch.segments_BT >= 0])))
+    return found
+
+
+@torch.no_grad()
+def mean_kl(lm: LanguageModel, targets: list[tuple[Batch, Target]]) -> float:
+    """KL(teacher ‖ model) in nats per token over what ``taught`` found, in the ids of both."""
+    lm.model.eval()
+    total = sum(float(_against(lm, batch, batch.segments_BT >= 0, [target]).loss_sum) for batch, target in targets)
+    return total / sum(len(target) for _, target in targets)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from limbeck.data.corpus import Corpus
 from limbeck.data.packing import Batch, Rows, collate, row_order
 from limbeck.display import Display
-from limbeck.evaluation.gap import mean_kl
+from limbeck.evaluation.gap import mean_kl, taught
 from limbeck.files import cache_folder, whole_folder
 from limbeck.models.architectures import llama_cpp_reads_windows
 from limbeck.models.depth import Chooser, choose_layers, cut_depth, layer_cosines
@@ -355,11 +355,11 @@ def choose_kept(lm: LanguageModel, spec: CutStudent, calibration: Callable[[], I
     ]
     if len(found) == 1 or found[0] == found[1]:
         return found[0]
-    teacher = LanguageModel(lm.model, lm.own_tokenizer)
+    targets = taught(LanguageModel(lm.model, lm.own_tokenizer), calibration())
 
     def worse(layers: list[int]) -> tuple[bool, float]:
         cut = LanguageModel(cut_depth(lm.model, layers, key=key), lm.own_tokenizer)
         irregular = types is not None and [types[i] for i in layers] != types[: len(layers)]
-        return irregular, mean_kl(cut, teacher, calibration())
+        return irregular, mean_kl(cut, targets)
 
     return min(found, key=worse)
