@@ -40,10 +40,11 @@ def limbeck(recipe: Path, *overrides: str, check: bool = True) -> subprocess.Com
 
 
 def students(run: Path) -> dict[str, bytes]:
+    """Weights, configurations and tokenizers of everything that was trained."""
     return {
         str(p.relative_to(run)): p.read_bytes()
-        for p in sorted(run.glob("arms/**/*.safetensors"))
-        if "checkpoints" not in str(p)
+        for p in sorted(run.glob("arms/**/*"))
+        if p.suffix in (".safetensors", ".json", ".jinja") and "checkpoints" not in str(p)
     }
 
 
@@ -157,7 +158,7 @@ def test_several_students_seeds_and_adapters(tmp_path: Path, raw_recipe: dict[st
     assert "soft / small" in done.stdout
     assert "soft / adapted" in done.stdout
     run = Path(raw_recipe["run"])
-    found = students(run)
+    found = {name: content for name, content in students(run).items() if name.endswith(".safetensors")}
     assert len(found) == 8
     assert len(set(found.values())) == 8
     with np.load(run / "measured" / "soft-seed1-adapted" / "documents.npz") as arrays:
