@@ -252,6 +252,16 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
     assert "students.shallow.layers: got 9, but the teacher has 2 layers" in refused.stderr
 
 
+def test_a_correction_that_harms_is_said(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    raw_recipe["teacher"]["correct"] = {"tokens": 300, "batch_rows": 4, "lr": 1.0}
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 100
+    assert "it is worse for it" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
+    report = (Path(raw_recipe["run"]) / "report.html").read_text()
+    assert "The tuning made the teacher worse: tuned on" in report
+    assert "Note 1" in report
+
+
 def test_another_teacher_makes_other_students(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     raw_recipe["student"] = {"from": "teacher", "layers": 1, "keep_ends": False}
     raw_recipe["techniques"] = ["alone"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from limbeck.data.packing import Rows
-from limbeck.evaluation.gap import measure
+from limbeck.evaluation.gap import dropped_share, measure
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.restricted import RestrictedModel
@@ -74,6 +74,20 @@ def test_a_restricted_teacher_reads_its_students_ids(restricted: RestrictedModel
     plain = LanguageModel(restricted.model, tokenizer)
     torch.testing.assert_close(restricted.hidden(ids, positions), plain.hidden(own, positions))
     assert restricted.own_ids(torch.tensor([-100, 5])).tolist()[0] == -100
+
+
+def test_the_share_of_what_was_dropped_is_the_naive_one(restricted: RestrictedModel, texts: list[str]) -> None:
+    ids = [restricted.tokenizer(text)["input_ids"] for text in texts[:7]]
+    rows = Rows(corpus_of([(row, [i > 0 for i in range(len(row))]) for row in ids]), 64, pack=False)
+    total, labels = 0.0, 0
+    for row in ids:
+        own = restricted.own_ids(torch.tensor([row]))
+        with torch.no_grad():
+            p = restricted.model(input_ids=own).logits[0, :-1, : restricted.own_vocab_size].double().softmax(-1)
+        total += float(p[:, restricted.kept.dropped].sum())
+        labels += len(row) - 1
+    assert dropped_share(restricted, rows, batch_rows=3, chunk=5) == pytest.approx(total / labels, rel=1e-5)
+    assert 0.0 < total / labels < 1.0
 
 
 @pytest.mark.parametrize("dropped", [1, 20])  # with one dropped, both vocabularies have the same size

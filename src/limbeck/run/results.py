@@ -127,7 +127,8 @@ def _warnings(recipe: Recipe, examiner: Examiner, teacher: Examined) -> list[str
             "count as one, so KL and agreement say little about text: lower vocabulary.min_count, or raise its size."
         )
     if is_worse(examiner.prepared.teacher_facts):
-        found.append(f"The tuning made the teacher worse. {correction_said(examiner.prepared.teacher_facts)}.")
+        said = correction_said(examiner.prepared.teacher_facts) or ""
+        found.append(f"The tuning made the teacher worse: {said.removeprefix('teacher: ')}.")
     return found
 
 
@@ -212,7 +213,7 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
         f"{part['documents']:,} documents, {part['labels']:,} tokens, {part['bytes']:,} bytes"
     )
     data = prepared.data
-    origins = {f"Origin {i}": note for i, note in enumerate(prepared.notes, 1)}
+    notes = {f"Note {i}": note for i, note in enumerate(prepared.notes, 1)}
     cuts = {
         f"Cut {name}": f"{facts['parameters']:,} parameters; layers {', '.join(map(str, facts['layers']))}"
         for name, facts in prepared.student_facts.items()
@@ -228,7 +229,7 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
         "Models": facts({
             "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters",
             "Teacher's weights": prepared.teacher_facts["fingerprint"],
-            **origins,
+            **notes,
             **cuts,
             "Seeds": ", ".join(map(str, recipe.seeds)),
             "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
