@@ -100,9 +100,15 @@ def _specs(place: str) -> list[tuple[str, PathModel | PackageModel]]:
     folder = Path(place)
     if (folder / "stages").is_dir():
         return _of_run(folder)
+    if not folder.exists() and folder.parent.is_dir() and any(folder.parent.glob("*/stages")):
+        raise RecipeError(f"there is no {place}", key="MODEL", fix=f"There are {_runs_beside(folder)}")
     if place.endswith(".gguf") and not folder.exists() and place.count("/") == 1:
         return [(place, PackageModel(package=place))]
     return [(folder.name if folder.exists() else place, PathModel(path=place, dtype="auto"))]
+
+
+def _runs_beside(folder: Path) -> str:
+    return ", ".join(str(stages.parent) for stages in sorted(folder.parent.glob("*/stages"))[:5])
 
 
 def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:

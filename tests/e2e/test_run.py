@@ -139,6 +139,42 @@ def test_a_run_folder_heals(tmp_path: Path, raw_recipe: dict[str, Any], corpus_f
     assert students(run) == before
 
 
+def test_a_lost_marker_leads_no_one_into_a_corner(
+    tmp_path: Path, raw_recipe: dict[str, Any], corpus_file: Path
+) -> None:
+    raw_recipe["student"] = {"from": "teacher", "ffn": 32}
+    raw_recipe["techniques"] = ["alone"]
+    raw_recipe["training"]["tokens"] = 200
+    recipe, run = write(raw_recipe, tmp_path / "r.yaml"), Path(raw_recipe["run"])
+    limbeck(recipe)
+    before = students(run)
+    # Another recipe is refused by what was trained; the one that it was heals what the other has put there.
+    for stage, change in (("data", "data.heldout=0.3"), ("cut-student", "student.ffn=40")):
+        (run / "stages" / f"{stage}.json").write_text("")
+        assert limbeck(recipe, change, check=False).returncode == 2
+        limbeck(recipe)
+        assert students(run) == before
+    # A run of before sizes were kept.
+    for marker in (run / "stages").glob("*.json"):
+        kept = json.loads(marker.read_text())
+        kept.pop("made")
+        marker.write_text(json.dumps(kept))
+    (run / "arms/alone-seed0/students/student/config.json").unlink()
+    (run / "data" / "train" / "manifest.json").unlink()
+    limbeck(recipe)
+    assert students(run) == before
+    # Torn data of a corpus that is not there any more: refused before anything is replaced.
+    (run / "data" / "train" / "ids.bin").unlink()
+    text = corpus_file.read_text()
+    corpus_file.write_text(text + "\n\none more story")
+    refused = limbeck(recipe, check=False)
+    assert refused.returncode == 2
+    assert "Bring back the corpus" in refused.stderr
+    corpus_file.write_text(text)
+    limbeck(recipe)
+    assert students(run) == before
+
+
 def test_a_refusal_can_be_mended_in_the_same_folder(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 400

@@ -49,6 +49,12 @@ def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[...,
     assert Speaker("d", lm).go_on("", Sampling(4)) == ""
 
 
+def test_a_misspelt_run_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "demo" / "stages").mkdir(parents=True)
+    with pytest.raises(LimbeckError, match=r"there is no .*demi\. There are .*demo"):
+        speakers([str(tmp_path / "demi")])
+
+
 def test_models_by_folder_and_side_by_side(
     teacher_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

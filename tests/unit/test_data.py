@@ -329,6 +329,7 @@ def test_a_question_is_shown_without_its_template(tokenizer: Any) -> None:
         assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), chatty) == "what ran?"
         several = prompt(("user", "so?"), ("assistant", "no"), ("user", "what ran?"), ("assistant", "the dog"))
         assert words_asked(several, chatty) == "[…] what ran?"
+        assert words_asked(prompt(("user", "a\nb: c"), ("assistant", "the dog")), chatty) == "a\nb: c"
         told = prompt(("system", "be kind"), ("user", "what ran?"), ("assistant", "the dog"))
         assert words_asked(told, chatty) == "[…] what ran?"
     assert words_asked(prompt(("user", "what ran?"), ("assistant", "the dog")), tokenizer).endswith(

@@ -117,19 +117,27 @@ def words_asked(prompt: list[int], tokenizer: Any) -> str:
     if has_template(tokenizer):
         text = str(tokenizer.decode(prompt, skip_special_tokens=False))
         before, opening, after = _around_question(tokenizer)
-        if after and text.endswith(after):
-            head, opened, words = text[: len(text) - len(after)].rpartition(opening)
-            if opened:
-                return words if head + opened == before else f"[…] {words}"
+        if text.endswith(after):
+            said = text[: len(text) - len(after)]
+            only = said[len(before) :]
+            several = _has_special(only, tokenizer) or (bool(opening) and opening in only)
+            if before and said.startswith(before) and not several:
+                return only
+            if opening and opening in said:
+                return f"[…] {said.rpartition(opening)[2]}"
     return str(tokenizer.decode(prompt, skip_special_tokens=True))
 
 
+def _has_special(text: str, tokenizer: Any) -> bool:
+    return any(special in text for special in tokenizer.all_special_tokens)
+
+
 def _around_question(tokenizer: Any) -> tuple[str, str, str]:
-    """What the template writes before a first question, before any question, and after the last; empty strings
-    where it takes none or writes differently before each."""
-    first, later = "\u2983question\u2984", "\u2983another\u2984"
+    """What the template writes before a first question, before any question (empty where that could be words, being
+    short and without a special token), and after the last; empty strings where it takes none."""
+    first, said, later = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
     asked = ({"role": "user", "content": first},)
-    answered = (*asked, {"role": "assistant", "content": "."}, {"role": "user", "content": later})
+    answered = (*asked, {"role": "assistant", "content": said}, {"role": "user", "content": later})
     try:
         before, found, after = _template(tokenizer, asked, generation_prompt=True).partition(first)
         between = _template(tokenizer, answered, generation_prompt=True).partition(later)[0]
@@ -139,7 +147,8 @@ def _around_question(tokenizer: Any) -> tuple[str, str, str]:
     while before.endswith(between[len(between) - shared - 1 :]) and shared < len(between):
         shared += 1
     opening = between[len(between) - shared :]
-    return (before, opening, after) if found and opening else ("", "", "")
+    unlikely = _has_special(opening, tokenizer) or len(opening.strip()) >= 8
+    return (before, opening if unlikely else "", after) if found else ("", "", "")
 
 
 def _by_prefix(text: str, document: Document, i: int, tokenizer: Any) -> Answer | None:

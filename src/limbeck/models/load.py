@@ -163,6 +163,10 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
             fix = f"Did you mean `{near[0]}`?" if near else f"Known: see {type(default).__name__}"
             raise RecipeError(f"a {kind} configuration has no such key", key=f"{key}.config.{name}", fix=fix)
     vocab = vocabulary_size(tokenizer)
+    if not isinstance(sizes.get("vocab_size", vocab), int):
+        raise RecipeError(
+            f"got {sizes['vocab_size']!r}", key=f"{key}.config.vocab_size", fix="Leave it out: it follows the tokenizer"
+        )
     if sizes.get("vocab_size", vocab) < vocab:
         raise RecipeError(
             f"got {sizes['vocab_size']}, but the tokenizer has {vocab} tokens",

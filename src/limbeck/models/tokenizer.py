@@ -19,9 +19,9 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
     """A fast tokenizer from a folder or hub name. Raises RecipeError naming ``key``."""
     from transformers import AutoTokenizer
 
-    folder = Path(path).expanduser()
-    if not folder.exists() and (path.startswith((".", "/", "~")) or (folder.parent.is_dir() and "/" in path)):
-        raise RecipeError(f"there is no folder {path}", key=key, fix="Check the path")  # the hub need not be asked
+    if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).exists():
+        fix = "Write it out: ~ is not expanded here" if path.startswith("~") else "Check the path"
+        raise RecipeError(f"there is no folder {path}", key=key, fix=fix)  # the hub need not be asked
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing

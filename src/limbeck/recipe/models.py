@@ -64,6 +64,8 @@ class ConfigModel(_Model):
     def _named(cls, config: dict[str, Any]) -> dict[str, Any]:
         if "model_type" not in config:
             raise ValueError("has no model_type; write for example `model_type: llama`")
+        if not isinstance(config["model_type"], str):
+            raise ValueError(f"model_type is a name, for example llama, not {config['model_type']!r}")
         return config
 
 
@@ -152,10 +154,6 @@ class CutStudent(_Model, _Adaptable):
     def _cuts(self) -> CutStudent:
         if not any((self.layers is not None, self.ffn, self.heads, self.kv_heads, self.hidden, self.vocabulary)):
             raise ValueError("nothing is cut; write layers, ffn, heads, kv_heads, hidden or vocabulary")
-        # A resolved recipe names the defaults too, so these pass.
-        idle = "chooser" if self.chooser != "auto" else "keep_ends" if not self.keep_ends else None
-        if idle and not isinstance(self.layers, int):
-            raise ValueError(f"{idle} has nothing to choose; write `layers` as a number, or leave {idle} out")
         return self
 
 

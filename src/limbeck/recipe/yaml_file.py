@@ -164,7 +164,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
                 "says not which it is", key=dotted, fix=f"Write `{context['discriminator'].strip(chr(39))}:`"
             )
         options = _tags(root, problem["loc"])
-        given = sorted(problem["input"]) if isinstance(problem["input"], dict) else repr(problem["input"])
+        given = sorted(map(str, problem["input"])) if isinstance(problem["input"], dict) else repr(problem["input"])
         return RecipeError(f"got {given}", key=dotted, fix=f"Write exactly one of {', '.join(options)}")
     if kind == "model_type" and section is not None and keys[-1] in _fields(section):
         members = [model for _, model in _members(_fields(section)[keys[-1]].annotation)]

@@ -90,7 +90,7 @@ def _naming(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None and "written" in str(error):  # numpy counts what it could not write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(folder)
         raise
     except SafetensorError as error:

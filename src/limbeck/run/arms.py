@@ -94,6 +94,7 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     """Train an arm's students (or go on with them, or find them done). Returns facts about it."""
     kept = finished_arm(recipe, arm, prepared, folder)
     if kept is not None:
+        shutil.rmtree(arm.folder(folder.path) / "checkpoints", ignore_errors=True)  # what a kill at the end left
         display.kept(arm.name)
         return kept
     corpus = prepared.train

@@ -139,6 +139,12 @@ def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:
     """Refuse an impossible cut before the teacher is tuned or measured for it."""
     architecture_of(teacher.model, key=key)
     n_layers = teacher.n_layers
+    # A resolved recipe names the defaults too, so these pass.
+    idle = "chooser" if spec.chooser != "auto" else "keep_ends" if not spec.keep_ends else None
+    if idle and not isinstance(spec.layers, int):
+        raise RecipeError(
+            f"{idle} has nothing to choose", key=f"{key}.{idle}", fix="Leave it out, or write `layers` as a number"
+        )
     if isinstance(spec.layers, int):
         choose_layers(n_layers, spec.layers, keep_ends=spec.keep_ends, key=f"{key}.layers")
     elif spec.layers is not None:

@@ -17,6 +17,12 @@ from typing import Any
 from limbeck.errors import RunFolderError
 from limbeck.files import write_whole
 
+OWN = (".limbeck", "stages")
+"""What a run folder is known by."""
+
+KEPT_BY = ("config.json", "manifest.json", "train/manifest.json", "documents.npz")
+"""Of a folder whose marker holds no sizes (of before they were kept), the last file written says that it is whole."""
+
 
 class RunFolder:
     """A run folder that this process owns until it is closed.
@@ -28,7 +34,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if path.is_dir() and any(path.iterdir()) and not (path / ".limbeck").exists():
+            if path.is_dir() and any(path.iterdir()) and not any((path / own).exists() for own in OWN):
                 raise RunFolderError(f"{path} is a folder with other things in it", key="run", fix="Name a new one")
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".limbeck").open("a+")
@@ -94,26 +100,38 @@ class RunFolder:
         inputs = json.loads(json.dumps(inputs))
         marker = self._read(stage)
         self._made[stage] = made
+        taken = any(path.exists() for path in later)
+        # Whether what is there was made from these inputs nobody knows, once the marker is lost: then it is made
+        # anew from whatever is asked for, and later parts say whether they fit.
+        unsure = taken if marker is None else bool(marker.get("unsure"))
         if marker is not None:
             finished = "result" in marker and self._is_whole(marker, made)
             if marker["inputs"] == inputs:
                 if finished:
                     return dict(marker["result"])
-            elif not derived and (finished or any(path.exists() for path in [*under_way, *later])):
+            elif not (derived or unsure) and (finished or taken or any(path.exists() for path in under_way)):
                 key, was, now = _first_difference(marker["inputs"], inputs)
                 for ours, theirs in (keys or {}).items():
                     key = theirs + key.removeprefix(ours) if key.startswith(ours) else key
                 lost = ", ".join(str(path) for path in (made if finished else under_way) if path.exists())
                 instead = f"delete {lost or self.path} to make that part anew"
-                if any(path.exists() for path in later):
+                if taken:
                     instead = "change it back: other parts were made from this one"
                 raise RunFolderError(
                     f"{self.path} was run with {_brief(was)}, now it is {_brief(now)}",
                     key=key,
                     fix=f"Name another `run:` folder, or {instead}",
                 )
-        self._write(stage, {"inputs": inputs})
+        before = self.last(stage)
+        self._write(
+            stage, {"inputs": inputs, **({"unsure": True} if unsure else {}), **({"before": before} if before else {})}
+        )
         return None
+
+    def last(self, stage: str) -> dict[str, Any] | None:
+        """The result of a stage the last time that it was finished, also if it is to be made again."""
+        marker = self._read(stage) or {}
+        return marker.get("result") or marker.get("before")
 
     def inputs(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage was made from, if it is finished."""
@@ -137,9 +155,9 @@ class RunFolder:
             file = self.path / name
             return file.is_file() and file.stat().st_size == size
 
-        return all(path.exists() for path in made) and all(
-            is_as_left(name, size) for name, size in marker.get("made", {}).items()
-        )
+        if "made" not in marker:
+            return all(path.is_file() or any((path / name).exists() for name in KEPT_BY) for path in made)
+        return all(path.exists() for path in made) and all(is_as_left(*file) for file in marker["made"].items())
 
     def _read(self, stage: str) -> dict[str, Any] | None:
         try:

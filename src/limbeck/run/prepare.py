@@ -155,6 +155,7 @@ def prepare_data(
     home = folder.path / "data"
     _adopt_moved_corpus(recipe, folder, inputs)
     later = [folder.path / part for part in ("teacher", "cut", "arms")]
+    before = folder.last("data")
     facts = folder.done("data", inputs, made=[home], later=later, keys=recipe_keys(recipe))
     if facts is not None:
         display.kept("data")
@@ -166,6 +167,12 @@ def prepare_data(
         spool = Spool(scratch / "documents.jsonl", documents(data.corpus, left_out))
         for key, silent in left_out.items():
             display.warn(f"{key}: {silent.line()}, and were left out")
+        if before is not None and before["fingerprint"] != _hash(spool.keys) and any(path.exists() for path in later):
+            raise InputError(
+                f"{home} is torn, and the corpus has changed since it was read",
+                key="data.corpus",
+                fix="Bring back the corpus as it was, or name another `run:` folder",
+            )
         cut = holdout_cut(spool.keys, data.heldout)
         if tokenizer is None:
             assert isinstance(recipe.tokenizer, TrainedTokenizer)
