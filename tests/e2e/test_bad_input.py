@@ -254,7 +254,9 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "a misspelt folder": (_set(student={"path": "{tmp}/nothere"}), "student.path", "there is no folder"),
     "keys of mixed kinds": (_set(student={2: 3, "layers": 3}), "student", "exactly one of"),
-    "a vocabulary that is no number": (_set(student__config__vocab_size="x"), "student.config.vocab_size", "Leave it out"),
+    "a vocabulary that is no number": (
+        _set(student__config__vocab_size="x"), "student.config.vocab_size", "Leave it out"
+    ),
     "an architecture that is no name": (_set(student__config__model_type=[1]), "student", "model_type is a name"),
     "somebody else's home": (_set(teacher__path="~nosuchuser1/x"), "teacher.path", "not expanded"),
     "misspelt model size": (_set(student__config__hiden_size=3), "student.config.hiden_size", "hidden_size"),
