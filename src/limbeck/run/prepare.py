@@ -180,19 +180,8 @@ def prepare_data(
             tokenizer = train_tokenizer(texts, recipe.tokenizer.train.vocab_size)
         if recipe.vocabulary is not None:
             assert teacher is not None  # the recipe made sure
-            counts: Counter[int] = Counter()
-            for document in spool:
-                if any(OTHER in text for text in document.texts()):
-                    raise InputError(
-                        f"document {document.key[:12]} holds the text {OTHER}, which a cut vocabulary gives to what it "
-                        "drops",
-                        key="data.corpus",
-                        fix="Remove it, or leave `vocabulary` out",
-                    )
-                if document.key > cut:  # the held-out ones have no say
-                    counts.update(encode(document, tokenizer).ids)
             lm = load_model(teacher, tokenizer, key="teacher")
-            kept = student_tokens(recipe.vocabulary, counts, lm, tokenizer)
+            kept = student_tokens(recipe.vocabulary, _counts(spool, cut, tokenizer), lm, tokenizer)
             del lm
             (scratch / "vocabulary.json").write_text(
                 json.dumps({"ids": kept.ids_K.tolist(), "teacher_size": kept.teacher_size, "other": kept.other})
@@ -214,6 +203,25 @@ def prepare_data(
         "heldout": {"documents": len(heldout), "labels": heldout.labels(), "bytes": int(heldout.n_bytes.sum())},
     }
     return tokenizer, folder.finish("data", facts)
+
+
+def _counts(spool: Spool, cut: str, tokenizer: Any) -> Counter[int]:
+    """How often the documents to train on use each token; the held-out ones have no say.
+
+    Raises:
+        InputError: a document holds the name of the bucket as text, and would be read as one.
+    """
+    counts: Counter[int] = Counter()
+    for document in spool:
+        if any(OTHER in text for text in document.texts()):
+            raise InputError(
+                f"document {document.key[:12]} holds the text {OTHER}, which a cut vocabulary gives to what it drops",
+                key="data.corpus",
+                fix="Remove it, or leave `vocabulary` out",
+            )
+        if document.key > cut:
+            counts.update(encode(document, tokenizer).ids)
+    return counts
 
 
 def kept_tokens(run: Path) -> KeptTokens | None:
