@@ -210,8 +210,8 @@ def torchtune(problem: Problem) -> tuple[Tensor, Tensor]:
     The file is loaded by itself: the package does not import beside a current torchao.
     """
     spec = importlib.util.find_spec("torchtune")
-    assert spec is not None
-    assert spec.submodule_search_locations
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("torchtune")
     path = Path(spec.submodule_search_locations[0]) / "modules" / "loss" / "kd_losses.py"
     file_spec = importlib.util.spec_from_file_location("torchtune_kd_losses", path)
     assert file_spec is not None

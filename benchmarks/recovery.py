@@ -26,24 +26,23 @@ from objective import machine
 
 ROOT = Path(__file__).parent.parent
 RESAMPLES = 2000
+TAUGHT = (
+    "alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
+    "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}"
+)
 # Name → recipe and what is changed in it.
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "recovery-uncorrected": (
         "recovery",
         [
             "teacher.correct=null",
-            "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
-            "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}, "
+            f"techniques=[{TAUGHT}, "
             "{kind: soft, name: soft+hidden, soft_weight: 1.0, hard_weight: 0.0, hidden: {}}]",
         ],
     ),
     "recovery-300k": (
         "recovery",
-        [
-            "training.tokens=300_000",
-            "techniques=[alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
-            "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}]",
-        ],
+        ["training.tokens=300_000", f"techniques=[{TAUGHT}]"],
     ),
     **{
         f"choosers-{layers}": (

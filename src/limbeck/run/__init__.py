@@ -105,26 +105,23 @@ def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
         return
     ours, own = int(prepared.heldout.lengths.sum()), int(prepared.heldout_own.lengths.sum())
     more = 100 * (ours / max(own, 1) - 1)
-    note = (
+    prepared.note(
         f"vocabulary: {prepared.kept.size:,} of the teacher's {prepared.kept.teacher_size:,} tokens; held-out text "
-        f"takes {abs(more):.1f}% {'fewer' if more < 0 else 'more'} of them than of the teacher's own"
+        f"takes {abs(more):.1f}% {'fewer' if more < 0 else 'more'} of them than of the teacher's own",
+        display,
     )
-    prepared.notes.append(note)
-    display.note(note)
 
 
 def _say_what_was_dropped(teacher: dict[str, Any], prepared: Prepared, display: Display) -> None:
     if "dropped" in teacher:
-        note = f"vocabulary: the teacher gives {100 * teacher['dropped']:.1f}% of its probability to tokens left out"
-        prepared.notes.append(note)
-        display.note(note)
+        share = f"{100 * teacher['dropped']:.1f}%"
+        prepared.note(f"vocabulary: the teacher gives {share} of its probability to tokens left out", display)
 
 
 def _say_what_the_correction_did(prepared: Prepared, display: Display) -> None:
     said = correction_said(prepared.teacher_facts)
     if said is not None:
-        prepared.notes.append(said)
-        display.note(said)
+        prepared.note(said, display)
         if is_worse(prepared.teacher_facts):
             display.warn("it is worse for it: lower teacher.correct.lr, or leave `correct` out")
 

@@ -61,6 +61,11 @@ class Prepared:
     kept: KeptTokens | None = None
     heldout_own: Corpus | None = None
 
+    def note(self, text: str, display: Display) -> None:
+        """Something to know of the models: said now, and kept for the report."""
+        self.notes.append(text)
+        display.note(text)
+
     def load_teacher(self, seq_len: int | None = None) -> LanguageModel:
         """The teacher, seen through the students' vocabulary if theirs is smaller."""
         return load_teacher(self.teacher, self.tokenizer, self.kept, seq_len)

@@ -284,12 +284,11 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
 def _adopt(name: str, facts: dict[str, Any], prepared: Prepared, display: Display) -> None:
     prepared.student_facts[name] = facts
     if not facts.get("usual_windows", True):
-        note = (
+        prepared.note(
             f"{name}: its sliding windows are not on Gemma's usual layers. transformers and vLLM read where they are; "
-            "llama.cpp's converter does not, and a GGUF file of it would be wrong"
+            "llama.cpp's converter does not, and a GGUF file of it would be wrong",
+            display,
         )
-        prepared.notes.append(note)
-        display.note(note)
 
 
 def _cut(lm: LanguageModel, spec: CutStudent, rows: Rows, kept: KeptTokens | None, key: str) -> tuple[Any, list[int]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.width import Importance, cut_width, measure_importance
+from limbeck.models.width import Importance, check_width, cut_width, measure_importance
 from tests.unit.cutting import reference
 from tests.unit.cutting.conftest import BY_HAND, Batch, batch_of, check_lives, logits, make
 
@@ -223,6 +223,16 @@ def test_bad_sizes_are_one_line(kind: str, sizes: dict[str, int], line: str) -> 
     with pytest.raises(RecipeError) as caught:
         cut_width(model, importance_of(model), **sizes)
     assert line in caught.value.line()
+
+
+def test_heads_that_do_not_divide_the_width_are_told_by_their_key() -> None:
+    model = make("llama", num_attention_heads=8, num_key_value_heads=4)
+    for sizes in ({"kv_heads": 3}, {"heads": 6}):
+        with pytest.raises(RecipeError) as caught:
+            check_width(model, **sizes)
+        key = next(iter(sizes))
+        assert caught.value.line().startswith(f"student.{key}: llama wants a hidden size (32) that its heads divide")
+        assert caught.value.line().endswith("Cut `hidden` too: 30, say")
 
 
 def test_an_empty_calibration_set() -> None:
