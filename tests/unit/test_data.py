@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.data.chat import Encoded, encode, words_asked
+from limbeck.data.chat import MARK, MASKED, WORDS, Encoded, encode, words_asked
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_encoded
+from limbeck.data.document import Document
 from limbeck.data.packing import IGNORED, Rows, collate, row_order
 from limbeck.data.prompts import prompts_of, split_prompt
-from limbeck.data.sources import Document, Spool, documents
+from limbeck.data.sources import Spool, documents
 from limbeck.errors import InputError, LimbeckError
 from limbeck.recipe import JsonlSource, ParquetSource, StdlibSource, TextSource
 
@@ -27,7 +28,7 @@ def corpus_of(rows: list[tuple[list[int], list[bool]]]) -> Corpus:
     lengths = np.array([len(ids) for ids, _ in rows], np.int64)
     return Corpus(
         ids=np.array([i for ids, _ in rows for i in ids], np.uint32),
-        learn=np.array([flag for _, learn in rows for flag in learn], np.bool_),
+        loss_mask=np.array([flag for _, learn in rows for flag in learn], np.uint8),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
         n_bytes=np.ones(len(rows), np.int64),
@@ -244,7 +245,7 @@ def test_a_lone_surrogate_is_refused(tmp_path: Path, tokenizer: Any) -> None:
 
 def learned(document: Document, tokenizer: Any) -> str:
     encoded = encode(document, tokenizer)
-    return str(tokenizer.decode([i for i, flag in zip(encoded.ids, encoded.learn, strict=True) if flag]))
+    return str(tokenizer.decode([i for i, flag in zip(encoded.ids, encoded.loss_mask, strict=True) if flag]))
 
 
 CHAT = Document(
@@ -261,14 +262,14 @@ def test_text_is_learned_whole(tokenizer: Any) -> None:
     encoded = encode(Document(text="the cat"), tokenizer)
     assert encoded.ids[0] == tokenizer.bos_token_id
     assert encoded.ids[-1] == tokenizer.eos_token_id
-    assert encoded.learn == [False] + [True] * (len(encoded.ids) - 1)
+    assert encoded.loss_mask == [MASKED] + [WORDS] * (len(encoded.ids) - 2) + [MARK]
     assert encoded.n_bytes == 7
 
 
 def test_only_the_assistant_is_learned(tokenizer: Any) -> None:
     chatty = with_template(tokenizer, CHATML)
     assert learned(CHAT, chatty) == "a big dog<|im_end|>\na blue hill<|im_end|>\n"
-    ids, mask = np.array(encode(CHAT, chatty).ids), np.array(encode(CHAT, chatty).learn)
+    ids, mask = np.array(encode(CHAT, chatty).ids), np.array(encode(CHAT, chatty).loss_mask)
     prompt, rest = split_prompt(ids, mask, 3)
     assert chatty.decode(prompt).endswith("and a dog<|im_end|>\n<|im_start|>assistant\n")
     assert chatty.decode(rest) == "a blue hill<|im_end|>\n"
@@ -321,7 +322,7 @@ def test_a_question_is_shown_without_its_template(tokenizer: Any) -> None:
     def prompt(*messages: tuple[str, str]) -> list[int]:
         document = Document(messages=tuple({"role": role, "content": words} for role, words in messages))
         encoded = encode(document, chatty)
-        return split_prompt(np.array(encoded.ids), np.array(encoded.learn), 12)[0]
+        return split_prompt(np.array(encoded.ids), np.array(encoded.loss_mask), 12)[0]
 
     system = "{% if messages[0]['role'] != 'system' %}<sys>be kind</sys>{% endif %}"
     for template in (CHATML, system + CHATML):

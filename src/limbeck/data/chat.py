@@ -6,24 +6,36 @@ ends its turn); the tokenizer's own chat template decides how it is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limbeck.data.sources import Document
+from limbeck.data.document import Document
 from limbeck.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MASKED, WORDS, MARK = 0, 1, 2
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """A document in tokens. ``learn[i]``: token ``i`` is a label. ``n_bytes``: UTF-8 bytes of the words learned,
-    without the marks around them."""
+    """A document in tokens.
+
+    Attributes:
+        ids: its tokens.
+        loss_mask: of each token ``MASKED`` (no label), ``WORDS`` (a label, of the text itself) or ``MARK`` (a label
+            that ends a turn or a document, or that a template writes around the words).
+        n_bytes: UTF-8 bytes of the text that the ``WORDS`` stand for.
+        remarks: what should be said of the corpus once, however many documents give reason to.
+    """
 
     ids: list[int]
-    learn: list[bool]
+    loss_mask: list[int]
     n_bytes: int
+    remarks: frozenset[str] = frozenset()
 
 
 def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -43,6 +55,11 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         ) from None
 
 
+def encode_batch(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """``encode``, of many documents at once."""
+    return [encode(document, tokenizer) for document in documents]
+
+
 def _beginning(document: Document) -> str:
     return next(document.texts(), "")[:40]
 
@@ -52,7 +69,9 @@ def _encoded(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         ids = _plain(document.text, tokenizer)
         before, after = _marks(tokenizer)
         return Encoded(
-            [*before, *ids, *after], [False] * len(before) + [True] * (len(ids) + len(after)), _size(document.text)
+            [*before, *ids, *after],
+            [MASKED] * len(before) + [WORDS] * len(ids) + [MARK] * len(after),
+            _size(document.text),
         )
     text, answers = render(document, tokenizer)
     return _encode_answers(text, answers, tokenizer, marks=not has_template(tokenizer))
@@ -216,11 +235,14 @@ def _template(tokenizer: Any, messages: tuple[dict[str, Any], ...], *, generatio
 
 def _encode_answers(text: str, answers: list[Answer], tokenizer: Any, *, marks: bool) -> Encoded:
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    learn = [any(low < x.end and x.start < high for x in answers) for low, high in coded["offset_mapping"]]
+    learn = [
+        next((WORDS if low < x.words_end else MARK for x in answers if low < x.end and x.start < high), MASKED)
+        for low, high in coded["offset_mapping"]
+    ]
     before, after = _marks(tokenizer) if marks else ([], [])
     return Encoded(
         [*before, *coded["input_ids"], *after],
-        [False] * len(before) + learn + [True] * len(after),
+        [MASKED] * len(before) + learn + [MARK] * len(after),
         sum(_size(text[x.start : x.words_end]) for x in answers),
     )
 

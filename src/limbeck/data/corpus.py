@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from limbeck.data.chat import Encoded, encode
-from limbeck.data.sources import Document
+from limbeck.data.document import Document
 from limbeck.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Corpus:
 
     Attributes:
         ids: uint32 [M], every document's tokens one after another.
-        learn: bool [M], which tokens are labels.
+        loss_mask: uint8 [M], which tokens are labels, and of what (``data.chat``: MASKED, WORDS, MARK).
         starts: int64 [D], where document d begins in ``ids``.
         lengths: int64 [D], its tokens.
-        n_bytes: int64 [D], UTF-8 bytes that document d's labels stand for.
+        n_bytes: int64 [D], UTF-8 bytes that the WORDS of document d stand for.
         keys: uint64 [D], the first 64 bits of its hash; ascending.
     """
 
     ids: np.ndarray
-    learn: np.ndarray
+    loss_mask: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     n_bytes: np.ndarray
@@ -49,14 +49,14 @@ class Corpus:
         return len(self.keys)
 
     def document(self, d: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and label mask of document d."""
+        """Token ids and loss mask of document d."""
         span = slice(self.starts[d], self.starts[d] + self.lengths[d])
-        return self.ids[span], self.learn[span]
+        return self.ids[span], self.loss_mask[span]
 
     def labels(self) -> int:
         """How many tokens can be learned. A document's first token is predicted from nothing."""
         firsts = self.starts[self.lengths > 0]
-        return int(self.learn.sum()) - int(self.learn[firsts].sum())
+        return int(np.count_nonzero(self.loss_mask)) - int(np.count_nonzero(self.loss_mask[firsts]))
 
 
 class _Writer:
@@ -66,21 +66,21 @@ class _Writer:
         folder.mkdir(parents=True)
         self.folder = folder
         self.ids = (folder / "ids.bin").open("wb")
-        self.learn = (folder / "learn.bin").open("wb")
+        self.loss_mask = (folder / "loss_mask.bin").open("wb")
         self.lengths: list[int] = []
         self.n_bytes: list[int] = []
         self.keys: list[int] = []
 
     def add(self, encoded: Encoded, key: int) -> None:
         np.asarray(encoded.ids, np.uint32).tofile(self.ids)
-        np.asarray(encoded.learn, np.bool_).tofile(self.learn)
+        np.asarray(encoded.loss_mask, np.uint8).tofile(self.loss_mask)
         self.lengths.append(len(encoded.ids))
         self.n_bytes.append(encoded.n_bytes)
         self.keys.append(key)
 
     def close(self, extra: dict[str, object] | None = None) -> None:
         self.ids.close()
-        self.learn.close()
+        self.loss_mask.close()
         lengths = np.asarray(self.lengths, np.int64)
         keys = np.asarray(self.keys, np.uint64)
         order = np.argsort(keys, kind="stable")
@@ -103,13 +103,13 @@ def open_corpus(folder: Path) -> Corpus:
         np.load(folder / f"{name}.npy") for name in ("starts", "lengths", "n_bytes", "keys")
     )
     total = int(lengths.sum())
-    for name, width in (("ids.bin", 4), ("learn.bin", 1)):
+    for name, width in (("ids.bin", 4), ("loss_mask.bin", 1)):
         if (folder / name).stat().st_size != total * width or manifest["tokens"] != total:
             raise InputError(f"{folder / name} is torn", fix=f"Delete {folder.parent} and run again: it is made anew")
     empty = total == 0
     ids = np.zeros(0, np.uint32) if empty else np.memmap(folder / "ids.bin", np.uint32, "r")
-    learn = np.zeros(0, np.bool_) if empty else np.memmap(folder / "learn.bin", np.bool_, "r")
-    return Corpus(ids, learn, starts, lengths, n_bytes, keys)
+    loss_mask = np.zeros(0, np.uint8) if empty else np.memmap(folder / "loss_mask.bin", np.uint8, "r")
+    return Corpus(ids, loss_mask, starts, lengths, n_bytes, keys)
 
 
 def holdout_cut(keys: Iterable[str], share: float) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.data.chat import WORDS
 from limbeck.data.corpus import Corpus
 
 IGNORED = -100
@@ -30,12 +31,14 @@ class Batch:
         positions_BT: int64 positions within a document; 0 where a document begins.
         segments_BT: int64 number of the document within its row, -1 in padding.
         labels_BT: int64 next token of the same document, -100 where nothing is learned.
+        words_BT: bool, whether the label is of the text itself, and not a mark that ends or surrounds it.
     """
 
     ids_BT: Tensor
     positions_BT: Tensor
     segments_BT: Tensor
     labels_BT: Tensor
+    words_BT: Tensor
 
     def row_keys(self) -> list[str]:
         """Each row's hash over its ids and document borders: what a stored signal is keyed by."""
@@ -47,15 +50,12 @@ class Batch:
         return int((self.labels_BT != IGNORED).sum())
 
     def to(self, device: torch.device) -> Batch:
-        move = [
-            t.to(device, non_blocking=True) for t in (self.ids_BT, self.positions_BT, self.segments_BT, self.labels_BT)
-        ]
-        return Batch(*move)
+        return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Pieces of documents that share a row. A piece: ids [L + 1] and label mask [L + 1].
+    """Pieces of documents that share a row. A piece: ids [L + 1] and loss mask [L + 1].
 
     A piece carries one token more than it occupies: the last label of a piece that was cut is the
     first token of the next piece, so every token is predicted exactly once.
@@ -104,8 +104,8 @@ class Rows:
         return Row(tuple(pieces))
 
     def _piece(self, d: int, offset: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        ids, learn = self.corpus.document(d)
-        return ids[offset : offset + length + 1], learn[offset : offset + length + 1]
+        ids, mask = self.corpus.document(d)
+        return ids[offset : offset + length + 1], mask[offset : offset + length + 1]
 
     def document_of(self, r: int) -> int:
         """The document of row r, where rows are not packed."""
@@ -113,7 +113,7 @@ class Rows:
 
     def count(self, r: int) -> int:
         """Labels in row r."""
-        return sum(int(learn[1:].sum()) for _, learn in self[r].pieces)
+        return sum(int(np.count_nonzero(mask[1:])) for _, mask in self[r].pieces)
 
 
 def collate(rows: list[Row]) -> Batch:
@@ -122,18 +122,20 @@ def collate(rows: list[Row]) -> Batch:
     shape = (len(rows), width)
     ids_BT, positions_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments_BT, labels_BT = np.full(shape, -1, np.int64), np.full(shape, IGNORED, np.int64)
+    words_BT = np.zeros(shape, np.bool_)
     for b, row in enumerate(rows):
         at = 0
-        for number, (ids, learn) in enumerate(row.pieces):
+        for number, (ids, mask) in enumerate(row.pieces):
             to = at + len(ids) - 1
             ids_BT[b, at:to] = ids[:-1]
-            labels_BT[b, at:to] = np.where(learn[1:], ids[1:].astype(np.int64), IGNORED)
+            labels_BT[b, at:to] = np.where(mask[1:] != 0, ids[1:].astype(np.int64), IGNORED)
+            words_BT[b, at:to] = mask[1:] == WORDS
             positions_BT[b, at:to] = np.arange(to - at)
             segments_BT[b, at:to] = number
             at = to
         # Padding goes on counting: a restart would look like one more packed document.
         positions_BT[b, at:] = np.arange(width - at) + (positions_BT[b, at - 1] + 1 if at else 0)
-    return Batch(*(torch.from_numpy(array) for array in (ids_BT, positions_BT, segments_BT, labels_BT)))
+    return Batch(*(torch.from_numpy(array) for array in (ids_BT, positions_BT, segments_BT, labels_BT, words_BT)))
 
 
 def row_order(n_rows: int, seed: int) -> Iterator[int]:

@@ -10,13 +10,13 @@ SAMPLE_PROMPT_TOKENS = 12
 """Of a plain document, how much of it is given."""
 
 
-def split_prompt(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int) -> tuple[list[int], list[int]]:
+def split_prompt(ids: np.ndarray, mask: np.ndarray, prompt_tokens: int) -> tuple[list[int], list[int]]:
     """A document's (prompt, rest). A conversation is cut before its last answer; plain text, which
     is learned from its first token after the opening mark, after ``prompt_tokens`` tokens."""
-    opening = _opening(learn)
+    opening = _opening(mask)
     if opening is None:
-        masked = np.flatnonzero(~learn)
-        cut = int(masked[masked < np.flatnonzero(learn)[-1]][-1]) + 1
+        masked = np.flatnonzero(mask == 0)
+        cut = int(masked[masked < np.flatnonzero(mask)[-1]][-1]) + 1
     else:
         cut = opening + prompt_tokens
     return ids[:cut].tolist(), ids[cut:].tolist()
@@ -28,32 +28,32 @@ def first_prompts(corpus: Corpus, count: int, seq_len: int) -> list[tuple[list[i
     for d in range(len(corpus)):
         if len(found) == count:
             break
-        ids, learn = corpus.document(d)
-        if learn.any():
-            prompt, rest = split_prompt(ids, learn, SAMPLE_PROMPT_TOKENS)
+        ids, mask = corpus.document(d)
+        if mask.any():
+            prompt, rest = split_prompt(ids, mask, SAMPLE_PROMPT_TOKENS)
             if rest and len(prompt) < seq_len:
                 found.append((prompt, rest))
     return found
 
 
-def prompts_of(ids: np.ndarray, learn: np.ndarray, prompt_tokens: int, every: int) -> list[list[int]]:
+def prompts_of(ids: np.ndarray, mask: np.ndarray, prompt_tokens: int, every: int) -> list[list[int]]:
     """What a teacher is given of a document to go on from, where something really follows.
 
     Of plain text, a prompt at its beginning and one every ``every`` tokens: what is written then
     covers a long document as the rows of a corpus do, not only the beginnings.
     """
-    if not learn.any():
+    if not mask.any():
         return []
-    opening = _opening(learn)
+    opening = _opening(mask)
     if opening is None:
-        return [split_prompt(ids, learn, prompt_tokens)[0]]
+        return [split_prompt(ids, mask, prompt_tokens)[0]]
     starts = range(0, len(ids), every)
     cuts = [(start, start + prompt_tokens + (opening if start == 0 else 0)) for start in starts]
     return [ids[start:cut].tolist() for start, cut in cuts if cut < len(ids)]
 
 
-def _opening(learn: np.ndarray) -> int | None:
+def _opening(mask: np.ndarray) -> int | None:
     """Tokens of plain text that are only read (its opening mark); None for a conversation."""
-    masked = np.flatnonzero(~learn)
+    masked = np.flatnonzero(mask == 0)
     opening = int(len(masked) > 0 and masked[0] == 0)
     return opening if len(masked) == opening else None

@@ -6,7 +6,6 @@ A document is read, hashed and handed on one at a time.
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -15,38 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.document import MESSAGE_FIELDS, Document
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
-
-MESSAGE_FIELDS = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
-"""What chat templates read of a message. The rest (ids, dates) says nothing: it must not tell two
-documents apart that are the same to every model, or one could be trained on and the other held out."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """Plain ``text``, or a conversation (``messages``: dicts with ``role`` and ``content``).
-
-    ``prompt``/``response`` pairs become a conversation of two messages with ``chat=False``, so that
-    a tokenizer without a chat template can still read them.
-    """
-
-    text: str | None = None
-    messages: tuple[dict[str, Any], ...] = ()
-    chat: bool = True
-    key: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        content = self.text if self.text is not None else json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
-        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-        object.__setattr__(self, "key", digest)
-
-    def texts(self) -> Iterator[str]:
-        """Every piece of text in it."""
-        if self.text is not None:
-            yield self.text
-        for message in self.messages:
-            yield message["content"]
 
 
 class Spool:
@@ -62,14 +32,14 @@ class Spool:
             for document in found:
                 if document.key not in self.keys:
                     self.keys.add(document.key)
-                    row = [document.text, document.messages, document.chat]
+                    row = [document.text, document.messages, document.chat, document.tools]
                     out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def __iter__(self) -> Iterator[Document]:
         with self.path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
             for line in lines:
-                text, messages, chat = json.loads(line)
-                yield Document(text, tuple(messages), chat)
+                text, messages, chat, tools = json.loads(line)
+                yield Document(text, tuple(messages), chat, tuple(tools))
 
 
 @dataclass

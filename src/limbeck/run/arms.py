@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.data.chat import Encoded
+from limbeck.data.chat import MASKED, WORDS, Encoded
 from limbeck.data.corpus import Corpus, open_corpus, write_encoded
 from limbeck.data.prompts import prompts_of
 from limbeck.display import Display
@@ -268,4 +268,4 @@ def _written(
 def _encoded(batches: list[list[Any]]) -> Iterator[Encoded]:
     for batch in batches:
         for prompt, new in batch:
-            yield Encoded([*prompt, *new], [False] * len(prompt) + [True] * len(new), 0)
+            yield Encoded([*prompt, *new], [MASKED] * len(prompt) + [WORDS] * len(new), 0)
