@@ -126,6 +126,8 @@ def _joined(document: Document) -> Rendered:
 
 
 def _tokens(texts: list[str], tokenizer: Any) -> list[tuple[list[int], np.ndarray]]:
+    if not texts:
+        return []
     coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     return [
         (list(ids), np.asarray(offsets, np.int64).reshape(-1, 2))
