@@ -8,6 +8,7 @@ the two differ, ``DIFFERENCES`` says why.
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -217,3 +218,50 @@ def test_what_is_said_is_learned(name: str, tokenizer: Any) -> None:
         assert re.search(rf"{last}\s*(<[^<>\s]+>\s*)+\Z", labels), labels
         for other in ("salve", "more", "W?", "4 C\n", "thanks"):
             assert other not in re.sub(r"It is 4 C\.", "", labels), labels
+
+
+ODD = ("hi", "yo ", "\nline\n", " sp ", "<b>x</b>", "a < b", "{{x}}", "é", "日本", "[1]", "user", "assistant", "think",
+       "<tool_response>r</tool_response>", "```py\nx=1\n```", "</s>", " ", "<|im_end|>", "0", "\u2983")  # fmt: skip
+
+
+def conversation(random: random.Random) -> Document:
+    """Any turns, with pieces of text that can be told apart: Q and R are read, A, E and Z are to be learned, N not."""
+
+    def odd() -> str:
+        return "".join(random.choice(ODD) for _ in range(random.randint(1, 3)))
+
+    messages: list[dict[str, Any]] = [{"role": "system", "content": odd()}] if random.random() < 0.3 else []
+    for number in range(random.randint(1, 4)):
+        messages.append(user(f"Q{number}q {odd()}"))
+        if random.random() < 0.25:
+            function = {"name": "weather", "arguments": {"city": f"Z{number}z"}}
+            call = {"id": "c12345678", "type": "function", "function": function}
+            messages += [said("", tool_calls=[call]), {**RESULT, "tool_call_id": "c12345678", "content": f"R{number}r"}]
+        a = "N" if (masked := random.random() < 0.2) else "A"
+        content = random.choice([f"{a}{number}a", f"{a}{number}a {odd()} {a}{number}e", f"{odd()}{a}{number}a"])
+        if random.random() < 0.3:
+            content = f"<think>\nT{number}t\n</think>\n\n{content}"
+        messages.append(said(content, **({"learn": False} if masked else {})))
+    called = any(message.get("tool_calls") for message in messages)
+    return Document(messages=tuple(messages), tools=(TOOL,) if called else ())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_conversations(name: str, tokenizer: Any) -> None:
+    assert FOLDER is not None
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    generator, read = random.Random(name), 0
+    for _ in range(40):
+        document = conversation(generator)
+        found = rendered(document, tokenizer)
+        if found is None:
+            continue
+        read += 1
+        labels = "".join(found.text[answer.start : answer.end] for answer in found.answers)
+        words = "".join(found.text[start:end] for answer in found.answers for start, end in answer.words)
+        assert not re.findall(r"[QR]\d+[qr]|N\d+[ae]", labels), (document, labels)
+        due = [m["content"] for m in document.messages if m["role"] == "assistant"]
+        assert set(re.findall(r"A\d+[ae]", " ".join(due))) <= set(re.findall(r"A\d+[ae]", words)), (document, words)
+        asked = re.findall(r"Z\d+z", str(document.messages))
+        assert set(asked) <= set(re.findall(r"Z\d+z", words)), (document, words)
+    assert read >= 5

@@ -337,7 +337,7 @@ class _Finder:
             raise InputError(
                 f"{self.template.name} writes nothing of the conversation's `tools`",
                 key="data.corpus",
-                fix="Use a tokenizer whose template knows tools, or leave those conversations out",
+                fix="Use a tokenizer whose template writes them, or remove them from the data",
             )
 
     def _check_call(self, i: int) -> None:
