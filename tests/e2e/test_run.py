@@ -198,7 +198,7 @@ def test_several_students_seeds_and_adapters(tmp_path: Path, raw_recipe: dict[st
     assert len(found) == 8
     assert len(set(found.values())) == 8
     with np.load(run / "measured" / "soft-seed1-adapted" / "documents.npz") as arrays:
-        assert set(arrays) == {"keys", "nats", "kl", "agreement", "tokens", "n_bytes"}
+        assert set(arrays) == {"keys", "nats", "kl", "agreement", "tokens", "n_bytes", "nats_words", "tokens_words"}
 
 
 def test_a_teacher_from_a_config_is_trained_once(

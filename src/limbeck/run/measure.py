@@ -30,6 +30,7 @@ from limbeck.run.prepare import Prepared, data_inputs, load_teacher
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_TEMPERATURE = 0.7
+REQUIRED = ("nats", "tokens", "n_bytes", "nats_words", "tokens_words")  # sums that every model has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Heldout:
             # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
             # the same documents compare, and stay counted per token of the students'.
             whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
-            measured = dataclasses.replace(measured, nats=whole.nats)
+            measured = dataclasses.replace(measured, nats=whole.nats, nats_words=whole.nats_words)
         return measured
 
 
 def bits_per_byte(measured: Measured) -> float:
-    return float(measured.nats.sum() / measured.n_bytes.sum() / math.log(2))
+    """Over the words alone; NaN where the documents have none."""
+    n_bytes = float(measured.n_bytes.sum())
+    return float(measured.nats_words.sum()) / n_bytes / math.log(2) if n_bytes else math.nan
 
 
 def _first(corpus: Corpus, evaluation: Evaluation) -> Corpus:
@@ -191,9 +194,10 @@ def _in_a_line(measured: Measured) -> str:
 
 
 def read_measured(home: Path) -> Measured | None:
-    """What was measured, None if the file is torn: it is then measured again."""
+    """What was measured, None if the file is torn or of an older version: it is then measured again."""
     try:
         with np.load(home / "documents.npz", allow_pickle=False) as arrays:
-            return Measured(**{name: arrays.get(name) for name in ("nats", "kl", "agreement", "tokens", "n_bytes")})
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            optional = {name: arrays.get(name) for name in ("kl", "agreement")}
+            return Measured(**{name: arrays[name] for name in REQUIRED}, **optional)
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
