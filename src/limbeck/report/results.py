@@ -57,6 +57,12 @@ def results(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
     )
 
 
+_BEST = {
+    Standing.BETTER: "best student",
+    Standing.UNCLEAR: "best student, not told apart from its control",
+}
+
+
 def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
     roles = {
         "teacher": "teacher",
@@ -64,7 +70,9 @@ def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
         "student": "student",
         "co-teacher": "learns along",
     }
-    role = "best student" if best else roles.get(row.role, row.role)
+    role = roles.get(row.role, row.role)
+    if best:
+        role = _BEST.get(standing(row), "fewest bits per byte of the students")
     if role == row.name:
         role = ""
     return el(

@@ -43,7 +43,7 @@ def test_verdict_where_several_beat_the_control() -> None:
 
 def test_verdict_where_nothing_beats_the_control() -> None:
     words = verdict([_TEACHER, _ALONE, _student("soft", 1.39, -0.02, 0.01), _student("co", 1.5, 0.05, 0.15)])
-    assert words.startswith("No technique beats `alone`. `soft` is the best student")
+    assert words.startswith("No technique beats `alone`. `soft` has the fewest bits per byte of the students")
     assert "It cannot be told apart from `alone`: −0.010 bits per byte (−0.020 to 0.010)." in words
     assert "closes" not in words
     assert "`co` does not beat `alone`" in words
@@ -55,8 +55,9 @@ def test_verdict_where_the_interval_touches_zero_is_unclear() -> None:
 
 def test_verdict_where_only_a_worse_student_exists() -> None:
     words = verdict([_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15)])
-    assert "`soft` reaches 1.500 bits per byte" in words
-    assert "does not beat `alone`: it is worse by 0.100 bits per byte" in words
+    assert best_student([_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15)]) is None
+    assert "best" not in words
+    assert "`soft` does not beat `alone`: it is worse by 0.100 bits per byte" in words
 
 
 def test_verdict_without_a_control() -> None:
@@ -74,7 +75,33 @@ def test_verdict_without_an_interval_claims_nothing() -> None:
 def test_verdict_without_a_comparison_or_a_measurement() -> None:
     assert "was not compared with `alone`" in verdict([_TEACHER, _ALONE, _student("soft", 1.3)])
     assert "no verdict" in verdict([_TEACHER, _ALONE, _student("soft", None)])
-    assert "nothing to judge" in verdict([_TEACHER, _ALONE])
+    assert "nothing to judge" in verdict([_TEACHER])
+
+
+def test_verdict_of_controls_alone() -> None:
+    words = verdict([_TEACHER, _ALONE])
+    assert words.startswith("`alone` reaches 1.400 bits per byte, at 25% of the teacher's parameters.")
+    assert "No technique was run beside `alone`" in words
+    several = [dataclasses.replace(_ALONE, name=f"alone / {name}") for name in ("small", "large")]
+    words = verdict([_TEACHER, *several])
+    assert "`alone / small` reaches 1.400" in words
+    assert "beside the controls: they learned without a teacher" in words
+    assert "No student was trained" not in words
+
+
+def test_the_best_student_is_never_one_that_is_worse_than_its_control() -> None:
+    small, large = (dataclasses.replace(_ALONE, name=f"alone / {name}") for name in ("small", "large"))
+    rows = [_TEACHER, small, large, _student("soft / small", 1.3, -0.2, -0.1), _student("soft / large", 1.2, 0.05, 0.1)]
+    best = best_student(rows)
+    assert best is not None
+    assert best.name == "soft / small"
+    assert "`soft / large` does not beat `alone / large`" in verdict(rows)
+    worse = [_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15), _student("co", 1.6, 0.1, 0.3)]
+    assert verdict(worse).startswith("No technique beats `alone`. `soft` does not beat `alone`: it is worse by 0.100")
+    assert "best" not in verdict(worse)
+
+
+def test_verdict_of_nothing() -> None:
     assert verdict([]) == verdict([_TEACHER])
 
 
