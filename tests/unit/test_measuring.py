@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from limbeck.data.chat import MARK, WORDS
 from limbeck.data.packing import Rows
-from limbeck.evaluation import gap
+from limbeck.evaluation import gap, speed
 from limbeck.evaluation.gap import Measured, measure
 from limbeck.evaluation.speed import generation_speed
 from limbeck.models.language_model import LanguageModel
@@ -64,7 +66,9 @@ def test_a_model_is_its_own_perfect_student(make_lm: Callable[..., LanguageModel
 
 def fake(nats: np.ndarray, rng: np.random.Generator) -> Measured:
     d = len(nats)
-    return Measured(nats, np.full(d, 0.5), np.full(d, 1.0), np.full(d, 2.0), np.full(d, 10.0), nats - 0.5, np.full(d, 1.5))
+    return Measured(
+        nats, np.full(d, 0.5), np.full(d, 1.0), np.full(d, 2.0), np.full(d, 10.0), nats - 0.5, np.full(d, 1.5)
+    )
 
 
 def test_estimates() -> None:
@@ -127,8 +131,32 @@ def test_unpaired_samples_are_refused() -> None:
         bootstrap(lambda a, b: a - b, np.zeros((1, 3)), np.zeros((1, 4)))
 
 
-def test_speed_is_measured_on_as_many_tokens_as_asked_for(make_lm: Callable[..., LanguageModel]) -> None:
+def test_speed_is_measured_on_as_many_tokens_as_asked_for(
+    make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = make_lm(1)
-    end = lm.tokenizer.eos_token_id
-    assert generation_speed(lm, [3, 4], 5, repeats=1) > 0
-    assert lm.tokenizer.eos_token_id == end
+    written: list[int] = []
+    own = lm.core.generate
+
+    def counted(ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        out = own(ids, **more)
+        written.append(out.shape[1] - ids.shape[1])
+        return out
+
+    monkeypatch.setattr(lm.core, "generate", counted)
+    monkeypatch.setattr(speed.time, "perf_counter", iter([0.0, 2.0]).__next__)
+    assert generation_speed(lm, [3, 4], 5) == 2.5
+    assert written == [5]
+
+
+def test_models_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(speed, "generation_speed", lambda lm, prompt, tokens: float(len(asked)))
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        return name
+
+    found = speed.speeds_in_turn({name: partial(load, name) for name in "ab"}, [3], 8, rounds=3)
+    assert asked == ["a", "b"] * 3
+    assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}

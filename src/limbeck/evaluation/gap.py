@@ -170,7 +170,9 @@ _MADE_OF: dict[Quantity, tuple[str, str, float]] = {
 def mean(quantity: Quantity, runs: list[Measured], resamples: int) -> Interval:
     """A quantity over all documents; ``runs`` are the same model from several seeds."""
     name, unit, scale = _MADE_OF[quantity]
-    return bootstrap(lambda a, n: _ratio(a, n) * scale, _stack(runs, name), getattr(runs[0], unit)[None], resamples=resamples)
+    return bootstrap(
+        lambda a, n: _ratio(a, n) * scale, _stack(runs, name), getattr(runs[0], unit)[None], resamples=resamples
+    )
 
 
 def difference(quantity: Quantity, runs: list[Measured], control: list[Measured], resamples: int) -> Interval:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from limbeck.report.markup import one_line
-from limbeck.report.model import Row, known
+from limbeck.report.model import Estimate, Row, known
 from limbeck.report.numbers import between, decimals_for, number, percent, significant
 
 
@@ -75,8 +75,9 @@ def verdict(rows: Sequence[Row]) -> str:
         return "No student's bits per byte were measured, so there is no verdict."
     best = best_student(rows)
     if best is None:  # all are worse than their controls
-        several = f"No technique beats {_controls(rows)}." if len(students) > 1 else ""
-        return " ".join([several, *_rest(None, rows)]).strip()
+        several = [f"No technique beats {_controls(rows)}."] if len(students) > 1 else []
+        outdone = [said for row in rows if row.role == "control" and (said := _teacher_outdone(row, rows))]
+        return " ".join([*several, *_rest(None, rows), *outdone[:1]])
     sentences = [*_opening(best, rows), *_rest(best, rows)]
     return " ".join(sentences)
 
@@ -231,3 +232,34 @@ def _controls(rows: Sequence[Row], several: str = "its control") -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def speed_up(row: Row, rows: Sequence[Row]) -> tuple[float | None, str]:
+    """How many times faster than the teacher a row generates, or None and why that cannot be said.
+
+    It is said only where the two ranges do not overlap, and where models of one shape, which do the same arithmetic,
+    were measured alike: what tells those apart is the machine.
+    """
+    teacher = teacher_of(rows)
+    own, other = known(row.tokens_per_second), known(teacher.tokens_per_second) if teacher else None
+    if own is None or other is None or own.interval is None or other.interval is None or other.value <= 0:
+        return None, "No speed-up is given: not all speeds were measured with their spread."
+    timed = [(each, rate) for each in rows if each.shape and (rate := known(each.tokens_per_second))]
+    for i, (one, first) in enumerate(timed):
+        for two, second in timed[i + 1 :]:
+            if one.shape == two.shape and _apart(first, second):
+                return None, (
+                    f"No speed-up is given: {quoted(one.name)} and {quoted(two.name)} have one shape, and "
+                    f"were timed at {significant(first.value)} and {significant(second.value)} tokens/s. "
+                    "The machine was not quiet."
+                )
+    if not _apart(own, other):
+        return None, f"No speed-up is given: {quoted(row.name)} and the teacher cannot be told apart in speed."
+    return own.value / other.value, ""
+
+
+def _apart(one: Estimate, other: Estimate) -> bool:
+    """Whether two ranges do not overlap; without a range, nothing is known."""
+    if one.interval is None or other.interval is None:
+        return False
+    return one.interval[0] > other.interval[1] or other.interval[0] > one.interval[1]

@@ -17,7 +17,6 @@ from limbeck.data.packing import Rows
 from limbeck.data.prompts import first_prompts
 from limbeck.display import Display
 from limbeck.evaluation.gap import Measured, dropped_share, measure
-from limbeck.evaluation.speed import generation_speed
 from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
@@ -27,6 +26,7 @@ from limbeck.recipe import Evaluation, PathModel, Recipe
 from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, data_inputs, load_teacher
+from limbeck.run.weights import folder_of
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_TEMPERATURE = 0.7
@@ -35,7 +35,7 @@ REQUIRED = ("nats", "tokens", "n_bytes", "nats_words", "tokens_words")  # sums t
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """A model measured: its sums per document, and facts (size, speed, texts)."""
+    """A model measured: its sums per document, and facts (parameters, texts)."""
 
     measured: Measured
     facts: dict[str, Any]
@@ -113,10 +113,21 @@ class Examiner:
         return self._examine(TEACHER, {"data": data_inputs(self.recipe, self.prepared.data), **self._taught_by()}, None)
 
     def examine(self, arm: Arm, member: str) -> Examined:
-        spec = PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
+        spec = self._spec(arm, member)
         # Of `alone` too, the distance to the teacher depends on the teacher.
         inputs = {**arm_inputs(self.recipe, arm, self.prepared), **self._taught_by()}
         return self._examine(f"{arm.name}-{member}", inputs, spec)
+
+    def load(self, arm: Arm | None, member: str) -> LanguageModel:
+        """A trained model of an arm, or without one the teacher."""
+        return self.teacher if arm is None else self._load(self._spec(arm, member))
+
+    def weights(self, arm: Arm | None, member: str) -> Path:
+        """The folder that ``load`` reads."""
+        return folder_of(self.prepared.teacher if arm is None else self._spec(arm, member))
+
+    def _spec(self, arm: Arm, member: str) -> PathModel:
+        return PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
 
     def _taught_by(self) -> dict[str, Any]:
         return {"teacher": self.prepared.teacher_facts["fingerprint"]}
@@ -131,7 +142,7 @@ class Examiner:
         evaluation = self.recipe.evaluation
         stage = f"measure-{name}"
         home = self.folder.path / "measured" / name
-        inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
+        inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap", "speed_tokens"}), **inputs}
         facts = self.folder.done(stage, inputs, derived=True, made=[home])
         measured = read_measured(home) if facts is not None else None
         if facts is not None and measured is not None:
@@ -149,8 +160,6 @@ class Examiner:
                 )
             facts = {
                 "parameters": lm.parameters(),
-                "bytes": lm.bytes(),
-                "tokens_per_second": self._speed(lm),
                 "samples": self._samples(lm),
             }
             if spec is None and isinstance(lm, RestrictedModel):
@@ -177,13 +186,6 @@ class Examiner:
         sampling = Sampling(self.recipe.evaluation.sample_tokens, temperature=SAMPLE_TEMPERATURE, seed=0)
         answers = dict(generate(lm, prompts, sampling, batch_rows=len(prompts)))
         return [self.text(answers[i]) for i in range(len(prompts))]
-
-    def _speed(self, lm: LanguageModel) -> float | None:
-        tokens = self.recipe.evaluation.speed_tokens
-        prompts = self.prompts()
-        if not tokens or not prompts:
-            return None
-        return round(generation_speed(lm, prompts[0][0], tokens), 1)
 
 
 def _in_a_line(measured: Measured) -> str:

@@ -10,9 +10,9 @@ import yaml
 
 from limbeck.report.card import losses, model_card, plain
 from limbeck.report.model import Estimate, ReportData, Row, Sample
-from limbeck.report.numbers import compact, decimals_for, duration, number, percent, significant, size
+from limbeck.report.numbers import compact, decimals_for, number, percent, significant, size
 from limbeck.report.text import cells_wide, table
-from limbeck.report.verdict import best_student, verdict
+from limbeck.report.verdict import best_student, speed_up, verdict
 
 from . import example
 
@@ -254,13 +254,6 @@ def test_numbers() -> None:
         "1.2B",
     ]
     assert [size(v) for v in (12, 1_677_696, 538_000_000)] == ["12 B", "1.68 MB", "538 MB"]
-    assert [duration(v) for v in (0.4, 49, 312, 3600, 90_061)] == [
-        "0.4 s",
-        "49 s",
-        "5 min 12 s",
-        "1 h",
-        "1 d 1 h",
-    ]
     assert [significant(v) for v in (0.1083, 41.7, 9.33, 0.0042, 123)] == [
         "0.11",
         "42",
@@ -270,3 +263,24 @@ def test_numbers() -> None:
     ]
     assert decimals_for([Estimate(1, 0.9995, 1.0005)]) == 4
     assert decimals_for([None, Estimate(1), Estimate(1, 1, 1)]) == 3
+
+
+def _timed(name: str, median: float, low: float, high: float, shape: str) -> Row:
+    role = "teacher" if name == "teacher" else "student"
+    return Row(name, role, 1, 1, tokens_per_second=Estimate(median, low, high), shape=shape)  # type: ignore[arg-type]
+
+
+def test_a_speed_up_is_given_only_where_it_can_be_told_from_noise() -> None:
+    teacher, soft, co = (
+        _timed("teacher", 100, 95, 105, "large"),
+        _timed("soft", 200, 190, 210, "small"),
+        _timed("co", 205, 195, 215, "small"),
+    )
+    assert speed_up(soft, [teacher, soft, co]) == (2.0, "")
+    noisy = dataclasses.replace(co, tokens_per_second=Estimate(480.0, 470.0, 490.0))
+    ratio, why = speed_up(soft, [teacher, soft, noisy])
+    assert ratio is None
+    assert "`soft` and `co` have one shape, and were timed at 200 and 480 tokens/s" in why
+    near = dataclasses.replace(soft, tokens_per_second=Estimate(110.0, 100.0, 120.0))
+    assert speed_up(near, [teacher, near])[0] is None
+    assert speed_up(dataclasses.replace(soft, tokens_per_second=Estimate(200.0)), [teacher, soft])[0] is None
