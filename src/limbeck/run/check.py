@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from limbeck.data.sources import check_sources
+from limbeck.data.chat import encode_batch
+from limbeck.data.sources import first_documents
 from limbeck.errors import RecipeError
 from limbeck.models.architectures import architecture_of
 from limbeck.models.depth import choose_layers
@@ -54,6 +55,10 @@ class Origins:
     notes: list[str] = field(default_factory=list)
 
 
+FIRST_DOCUMENTS = 20
+"""Of every source, how many documents are read and tokenised before anything is spent."""
+
+
 def check(recipe: Recipe) -> Origins:
     """Refuse what cannot work, spending nothing; models are loaded once to see that they fit.
 
@@ -70,12 +75,14 @@ def check(recipe: Recipe) -> Origins:
                 key=f"techniques.{i}.writing.prompt_tokens",
                 fix="Lower it, or raise data.seq_len",
             )
-    check_sources(recipe.data.corpus)
+    first = list(first_documents(recipe.data.corpus, FIRST_DOCUMENTS))
     notes: list[str] = []
     teacher = None
     if not isinstance(recipe.teacher, ConfigTeacher):
         teacher = _local(recipe.teacher, "teacher", notes)
     origins = Origins(_tokenizer(recipe, teacher), teacher, {}, notes)
+    if origins.tokenizer is not None:
+        encode_batch([document for _, document in first], origins.tokenizer, recipe.data.date)
     # A tokenizer that is still to be trained has at least these tokens: enough to see that sizes make a model.
     standin = origins.tokenizer or train_tokenizer(["a"], 260)
     if isinstance(recipe.teacher, ConfigTeacher):

@@ -14,7 +14,8 @@ import torch
 from limbeck.data.chat import encode
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_corpus
 from limbeck.data.packing import Rows
-from limbeck.data.sources import LeftOut, Spool, documents, file_stamps
+from limbeck.data.rows import Seen
+from limbeck.data.sources import Spool, documents, file_stamps
 from limbeck.display import Display
 from limbeck.errors import InputError
 from limbeck.files import whole_folder
@@ -168,10 +169,12 @@ def prepare_data(
             display.warn("the corpus has changed since this run read it; the run goes on with what it read")
         return load_tokenizer(str(home / "tokenizer"), key="tokenizer"), facts
     with display.stage("data", unit="documents") as bar, whole_folder(home) as scratch:
-        left_out: dict[str, LeftOut] = {}
-        spool = Spool(scratch / "documents.jsonl", documents(data.corpus, left_out))
-        for key, silent in left_out.items():
-            display.warn(f"{key}: {silent.line()}, and were left out")
+        seen: dict[str, Seen] = {}
+        spool = Spool(scratch / "documents.jsonl", documents(data.corpus, seen))
+        for key, found in seen.items():
+            display.note(f"{key}: {found.line()}")
+            if left_out := found.left_out():
+                display.warn(f"{key}: {left_out}, and were left out")
         if before is not None and before["fingerprint"] != _hash(spool.keys) and any(path.exists() for path in later):
             raise InputError(
                 f"{home} is torn, and the corpus has changed since it was read",
