@@ -81,7 +81,7 @@ CONTAINERS = {
 }
 
 
-def _compress_zstd(data: bytes) -> bytes:
+def _zstd(data: bytes) -> bytes:
     sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
@@ -100,7 +100,7 @@ def test_containers(tmp_path: Path, name: str) -> None:
         (".gz", gzip.compress),
         (".bz2", bz2.compress),
         (".xz", lzma.compress),
-        (".zst", _compress_zstd),
+        (".zst", _zstd),
         ("", gzip.compress),
     ],
 )
@@ -154,7 +154,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
         ({"dialog": [U, A]}, (U, A)),
         ({"instruction": "Hi", "input": "", "output": "Yo"}, (U, A)),
         ({"instruction": "Hi", "output": "Yo"}, (U, A)),
-        ({"instruction": "Add", "input": "1 1", "output": "2"}, ({**U, "content": "Add\n\n1 1"}, {**A, "content": "2"})),
+        ({"instruction": "Add", "input": "1", "output": "2"}, ({**U, "content": "Add\n\n1"}, {**A, "content": "2"})),
         ({"instruction": "Hi", "output": "Yo", "system": "kind"}, ({"role": "system", "content": "kind"}, U, A)),
         ({"instruction": "Hi", "output": "Yo", "history": [["Hi", "Yo"]]}, (U, A, U, A)),
         ({"prompt": "Hi", "response": "Yo"}, (U, A)),
@@ -248,7 +248,7 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         ({"prompt": "a", "completion": 3}, "`completion` that is a number"),
         ({"body": "x", "n": 3}, r"holds no document .*it has `body` \(text\), `n` \(a number\)"),
         ({"messages": 3}, r"holds no document .*it has `messages` \(a number\)"),
-        ([1], "line 1 is no object"),
+        (3, "line 1 is no object"),
     ],
 )
 def test_what_is_not_read_is_refused_by_name_and_place(tmp_path: Path, row: Any, says: str) -> None:
@@ -294,7 +294,7 @@ def test_what_was_recognised_is_a_line(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "a"}\n{"text', r"a\.jsonl, line 2 is not JSON"),
         ("a.json", b'[{"text": "a"}, {"text": "b"', "item 2 ends inside its array"),
-        ("a.json", b'[{"text": "a"} {"text": "b"}]', "item 2|not JSON"),
+        ("a.json", b'[{"text": "a"} {"text": "b"}]', "item 1 is not followed by a comma"),
         ("a.json", b'[{"text": "a"}] x', "goes on after its array"),
         ("a.json", b'{"text": \n', "is not JSON"),
         ("a.csv", b"text,n\na,1,2\n", "line 2 has more fields than the header"),
