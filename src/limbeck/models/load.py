@@ -13,7 +13,7 @@ import torch
 
 from limbeck.errors import RecipeError
 from limbeck.files import cache_folder, whole_folder
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.language_model import LanguageModel, fill_zero_rows, unfreeze_padding
 from limbeck.recipe import ConfigModel, Lora, PackageModel, PathModel
 
 _DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
@@ -50,7 +50,7 @@ def load_model(
             key=key,
             fix=f"Write `seq_len: {longest}` or less",
         )
-    lm.prove(key)
+    lm.prove(key, fresh=isinstance(spec, ConfigModel))
     return lm
 
 
@@ -183,7 +183,9 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
     try:
         config = AutoConfig.for_model(kind, **sizes)
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=_DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+        model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+        fill_zero_rows(model, seed)
+        return model
     except Exception as error:  # impossible sizes fail in many ways inside the architecture
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise RecipeError(f"these sizes make no model ({reason})", key=f"{key}.config", fix="Check them") from None
@@ -213,7 +215,10 @@ def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    lm.model = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype).to(lm.device)
+    fresh = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype)
+    fill_zero_rows(fresh, seed)
+    unfreeze_padding(fresh)
+    lm.model = fresh.to(lm.device)
     return lm
 
 
