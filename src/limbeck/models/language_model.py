@@ -23,6 +23,9 @@ from limbeck.objectives.targets import Dense
 PROJECTIONS = "limbeck_projections"
 """Where a learner keeps the projections of its hidden states while it trains; never saved."""
 
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the soft cap of the logits."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -167,11 +170,12 @@ class LanguageModel:
         return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
 
     def head(self) -> Head:
-        layer = self.core.get_output_embeddings()
-        config = self.config
+        layer, config = self.core.get_output_embeddings(), self.config
         scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+        caps = (getattr(config, name, None) for name in _SOFTCAPS)
+        return Head(layer.weight, getattr(layer, "bias", None), next((cap for cap in caps if cap), None), scale)
 
     def prove(self, key: str, *, fresh: bool = False) -> None:
         """Check on real forward passes that head and hidden states make this model's logits, and

@@ -14,9 +14,8 @@ import torch
 from limbeck.errors import RecipeError
 from limbeck.files import cache_folder, whole_folder
 from limbeck.models.language_model import LanguageModel, fill_zero_rows, unfreeze_padding
+from limbeck.models.saved import DTYPES, from_path, one_line
 from limbeck.recipe import ConfigModel, Lora, PackageModel, PathModel
-
-_DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
 def load_model(
@@ -35,14 +34,15 @@ def load_model(
         RecipeError: it cannot be loaded, or its sizes are impossible.
     """
     quiet()
-    model = _from_path(spec, key) if isinstance(spec, PathModel) else _from_config(spec, tokenizer, key, seed, seq_len)
-    lm = LanguageModel(model.to(device()), tokenizer)
-    if lm.rows < lm.vocab_size:
+    model = from_path(spec, key) if isinstance(spec, PathModel) else _from_config(spec, tokenizer, key, seed, seq_len)
+    try:
+        lm = LanguageModel(model.to(device()), tokenizer)
+    except AttributeError as error:  # no output embeddings, no parameters, ...
         raise RecipeError(
-            f"the model has {lm.rows} token embeddings, the tokenizer {lm.vocab_size} tokens",
+            f"{type(model).__name__} has no language model head ({one_line(error)})",
             key=key,
-            fix="Use the tokenizer the model was trained with",
-        )
+            fix="Use a causal language model",
+        ) from None
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if seq_len and longest and longest < seq_len:
         raise RecipeError(
@@ -64,7 +64,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
     Raises:
         RecipeError, InputError: the file is missing, torn, or of an architecture that is not proven.
     """
-    from limbeck.models.gguf import load_gguf, package_file
+    from limbeck.models.gguf import inspect_gguf, load_gguf, package_file
 
     if isinstance(spec, PackageModel):
         file = package_file(spec.package, key=f"{key}.package")
@@ -74,6 +74,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
             raise RecipeError(f"there is no {spec.path}", key=f"{key}.path", fix="Check the path")
     else:
         return spec, None
+    inspect_gguf(file, key)  # also of a file that was read before: an older limbeck may have kept what lacks tensors
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     home = cache_folder() / "models" / f"{file.stem}-{digest}"
@@ -100,45 +101,6 @@ def quiet() -> None:
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*(generation flags|pad_token_id|lora_dropout).*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
-
-
-def _from_path(spec: PathModel, key: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(spec.path)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        held = "only pickled weights" if list(folder.glob("*.bin")) else "no weights"
-        raise RecipeError(
-            f"{spec.path} holds {held}",
-            key=f"{key}.path",
-            fix="Name a folder with *.safetensors (nothing else is loaded)",
-        )
-    if folder.is_file():
-        raise RecipeError(f"{spec.path} is a file", key=f"{key}.path", fix="Name the folder that holds config.json")
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.path,
-            revision=spec.revision,
-            dtype=_DTYPES[spec.dtype],
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-        )
-    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise RecipeError(
-            f"{spec.path} cannot be loaded ({reason})",
-            key=f"{key}.path",
-            fix="Name a folder that from_pretrained loads",
-        ) from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise RecipeError(
-            f"the weights of {spec.path} lack {missing[0]} and {len(missing) - 1} others",
-            key=f"{key}.path",
-            fix="The files do not fit the config.json beside them",
-        )
-    return model
 
 
 def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len: int | None) -> Any:
@@ -183,7 +145,7 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
     try:
         config = AutoConfig.for_model(kind, **sizes)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[spec.dtype] if spec.dtype != "auto" else None)
         fill_zero_rows(model, seed)
         return model
     except Exception as error:  # impossible sizes fail in many ways inside the architecture
