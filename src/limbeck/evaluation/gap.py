@@ -16,7 +16,7 @@ import torch
 from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.restricted import RestrictedModel
-from limbeck.objectives.fused import Outcome, Term, fused_divergence
+from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
 from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
 
@@ -124,14 +124,15 @@ def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, 
 def _against(lm: LanguageModel, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
     """What the objective says of a model at the positions ``read_BT``."""
     hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
+    terms = [Term(target) for target in targets]
     return fused_divergence(
         hidden_BTD[read_BT],
         head.weight_VD,
-        [Term(target) for target in targets],
+        terms,
         bias_V=head.bias_V,
         softcap=head.softcap,
         scale=head.scale,
-        vocab_size=lm.own_vocab_size,
+        vocab_size=shared_vocabulary(lm.own_vocab_size, terms),
     )
 
 

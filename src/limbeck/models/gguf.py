@@ -296,6 +296,8 @@ def inspect_gguf(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
             key=key,
             fix="Name a folder with safetensors weights instead",
         )
+    if not header.tensors:
+        raise InputError(f"{path.name} holds no weights", key=key, fix="Name a file with a whole model")
     absent = _absent(header, kind, proven)
     if absent:
         raise InputError(f"{path.name} lacks {absent}", key=key, fix=_DOWNLOAD)

@@ -50,7 +50,16 @@ def load_model(
             key=key,
             fix=f"Write `seq_len: {longest}` or less",
         )
-    lm.prove(key, fresh=isinstance(spec, ConfigModel))
+    try:
+        lm.prove(key, fresh=isinstance(spec, ConfigModel))
+    except RecipeError:
+        raise
+    except Exception as error:  # an encoder is missing, a kernel is not installed, ...
+        raise RecipeError(
+            f"{type(model).__name__} does not read plain rows of tokens ({one_line(error)})",
+            key=key,
+            fix="Use another architecture for this model",
+        ) from None
     return lm
 
 
@@ -168,8 +177,8 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int, key: str = "student.lora
     try:
         lm.model = get_peft_model(lm.model, config)
         return lm
-    except ValueError as error:
-        raise RecipeError(str(error).splitlines()[0][:200], key=f"{key}.targets", fix="Name linear modules") from None
+    except Exception as error:  # no such modules, or of a kind that peft does not adapt
+        raise RecipeError(one_line(error), key=f"{key}.targets", fix="Name linear modules") from None
 
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
