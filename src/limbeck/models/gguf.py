@@ -277,9 +277,7 @@ def inspect_gguf(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
         raise InputError(f"{path.name} cannot be read: {error}", key=key, fix=_DOWNLOAD) from None
     held = path.stat().st_size
     if held < header.size:
-        raise InputError(
-            f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix=_DOWNLOAD
-        )
+        raise InputError(f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix=_DOWNLOAD)
     kind = str(header.fields.get("general.architecture"))
     proven = PROVEN.get(kind)
     if proven is None:

@@ -8,7 +8,8 @@ Shape letters: B rows, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +206,16 @@ class LanguageModel:
         adapted = hasattr(self.model, "peft_config")
         if self.core.dtype == torch.float16 or (self.core.dtype == torch.bfloat16 and not adapted):
             self.model.float()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout; afterwards the model is in the mode it was in."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

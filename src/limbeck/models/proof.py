@@ -47,9 +47,7 @@ def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
     Raises:
         RecipeError: its logits are not finite, it is not causal, or its head does not make its logits.
     """
-    training = lm.model.training
-    lm.model.eval()
-    try:
+    with lm.evaluating():
         _prove_causal(lm, key)
         _prove_head(lm, key)
         with _short_windows(lm.config) as shortened:
@@ -61,8 +59,6 @@ def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
             with _enlarged(lm.model), _short_windows(lm.config):
                 found = _stays_apart(lm)
         return found
-    finally:
-        lm.model.train(training)
 
 
 def _prove_causal(lm: LanguageModel, key: str) -> None:

@@ -95,9 +95,7 @@ def _whole(spec: PathModel, key: str, said: str | None = None) -> Any:
         raise RecipeError(f"{said} is a file", key=f"{key}.path", fix="Name the folder that holds config.json")
     _refuse_own_code(spec, key)
     try:
-        config = AutoConfig.from_pretrained(
-            spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
         _refuse_hub_kernels(config, said, key)
         model, info = AutoModelForCausalLM.from_pretrained(
             spec.path,
