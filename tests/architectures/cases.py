@@ -136,5 +136,5 @@ CASES: dict[str, dict[str, Any]] = {
     "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 48},
     "xlstm": {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "chunk_size": 8},
     "lfm2": {**_DEEPER, "block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3]},
-    "bert": {**_NO_GROUPS, "is_decoder": True},
+    "bert": _NO_GROUPS,
 }  # fmt: skip

@@ -105,7 +105,7 @@ class LanguageModel:
         after any other layer.
 
         Raises:
-            RecipeError: the layers are not found.
+            RecipeError: the layers are not found, or give something else.
         """
         found: dict[int, Tensor] = {}
 
@@ -119,6 +119,11 @@ class LanguageModel:
         finally:
             for hook in hooks:
                 hook.remove()
+        if any(state.shape != last_BTD.shape for state in found.values()):
+            raise RecipeError(
+                f"the layers of {type(self.core).__name__} give states of another shape than its last ones",
+                fix="Leave `hidden` out of the technique",
+            )
         return last_BTD, [found[layer] for layer in layers]
 
     def layers(self) -> torch.nn.ModuleList:

@@ -181,6 +181,42 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int, key: str = "student.lora
         raise RecipeError(one_line(error), key=f"{key}.targets", fix="Name linear modules") from None
 
 
+def prove_adapters(lm: LanguageModel, key: str) -> None:
+    """Check that adapters compute beside the weights what they do merged into them; some architectures read the
+    weights of a module past its adapter (Jamba).
+
+    The model's weights are changed: this is for one that is thrown away.
+
+    Raises:
+        RecipeError: they do not, or the model does not run with them.
+    """
+    ids_BT = torch.arange(24, device=lm.device)[None] % lm.vocab_size
+    positions_BT = torch.arange(24, device=lm.device)[None]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with lm.evaluating(), torch.no_grad():
+            bare = lm.hidden(ids_BT, positions_BT).float()
+            for name, parameter in lm.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+            beside = lm.hidden(ids_BT, positions_BT).float()
+            lm.model.merge_adapter()
+            merged = lm.hidden(ids_BT, positions_BT).float()
+    except Exception as error:  # a router that returns a tuple, ...
+        raise RecipeError(
+            f"{type(lm.core).__name__} does not run with adapters on these modules ({one_line(error)})",
+            key=f"{key}.targets",
+            fix="Name other modules",
+        ) from None
+    moved, done = float((merged - beside).abs().max()), float((beside - bare).abs().max())
+    if not moved <= 0.05 * done + 0.01 * float(bare.abs().max()) * (lm.core.dtype != torch.float32):
+        raise RecipeError(
+            f"{type(lm.core).__name__} reads weights past their adapters: merged, they would compute something else",
+            key=f"{key}.targets",
+            fix="Name other modules, for example those of the attention",
+        )
+
+
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
     """The model with fresh weights of the same shape: it knows nothing yet."""
     from transformers import AutoModelForCausalLM

@@ -14,7 +14,7 @@ from limbeck.errors import RecipeError
 from limbeck.models.architectures import architecture_of
 from limbeck.models.depth import choose_layers
 from limbeck.models.language_model import LanguageModel
-from limbeck.models.load import load_model, localised, quiet, with_lora
+from limbeck.models.load import load_model, localised, prove_adapters, quiet, with_lora
 from limbeck.models.saved import one_line
 from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer, vocabulary_size
 from limbeck.models.vocabulary import KeptTokens, choose_tokens
@@ -95,14 +95,15 @@ def check(recipe: Recipe) -> Origins:
         check_packs(lm, recipe.data)
         _check_cuts(recipe, lm)
         origins.rows["teacher"] = lm.rows
+        _check_hidden(recipe, lm)
         if recipe.vocabulary is not None:
             student_tokens(recipe.vocabulary, {}, lm, origins.tokenizer)  # what has to be kept fits, whatever the data
         if (correct := getattr(recipe.teacher, "correct", None)) is not None:
             _check_checkpointing(lm, correct, "teacher.correct")
-            if correct.lora is not None:
-                _check_lora(lm, correct.lora, "teacher.correct.lora")
         if any(isinstance(technique, Co) for technique in recipe.techniques):
             _check_checkpointing(lm, recipe.training, "training")
+        if correct is not None and correct.lora is not None:  # at the end: it changes the weights
+            prove_adapters(with_lora(lm, correct.lora, 0, key="teacher.correct.lora"), "teacher.correct.lora")
     for name, student in recipe.cohort.items():
         key = student_key(recipe, name)
         spec = _local(student, key, notes) if isinstance(student, PathModel | PackageModel) else student
@@ -112,11 +113,12 @@ def check(recipe: Recipe) -> Origins:
         if not isinstance(spec, CutStudent):
             lm = load_model(spec, standin, key=key, seq_len=recipe.data.seq_len)
             check_packs(lm, recipe.data)
+            _check_hidden(recipe, lm)
             if isinstance(spec, PathModel):
                 origins.rows[key] = lm.rows
             _check_checkpointing(lm, recipe.training, "training")
             if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
-                with_lora(lm, student.lora, 0, key=f"{key}.lora")
+                prove_adapters(with_lora(lm, student.lora, 0, key=f"{key}.lora"), f"{key}.lora")
     return origins
 
 
@@ -132,6 +134,18 @@ def _check_checkpointing(lm: LanguageModel, section: Training, key: str) -> None
             fix="Write `false`",
         ) from None
     lm.model.gradient_checkpointing_disable()
+
+
+def _check_hidden(recipe: Recipe, lm: LanguageModel) -> None:
+    """Refuse lessons on hidden states of a model whose layers do not give them."""
+    for i, technique in enumerate(recipe.techniques):
+        if isinstance(technique, Soft) and technique.hidden is not None:
+            positions_BT = torch.arange(4, device=lm.device)[None]
+            try:
+                with lm.evaluating(), torch.no_grad():
+                    lm.hidden_of_layers(positions_BT, positions_BT, [0, lm.n_layers - 1])
+            except RecipeError as error:
+                raise RecipeError(error.what, key=f"techniques.{i}.hidden", fix="Leave it out") from None
 
 
 def check_ids(origins: Origins, tokenizer: Any, corpora: Iterable[Corpus]) -> None:
