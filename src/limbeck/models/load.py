@@ -154,7 +154,8 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
     try:
         config = AutoConfig.for_model(kind, **sizes)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+        dtype = DTYPES[spec.dtype] if spec.dtype != "auto" else None
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         fill_zero_rows(model, seed)
         return model
     except Exception as error:  # impossible sizes fail in many ways inside the architecture
@@ -220,10 +221,8 @@ def prove_adapters(lm: LanguageModel, key: str) -> None:
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
     """The model with fresh weights of the same shape: it knows nothing yet."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(seed)
-    fresh = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype)
+    fresh = type(lm.core)._from_config(lm.core.config, dtype=lm.core.dtype)
     fill_zero_rows(fresh, seed)
     unfreeze_padding(fresh)
     lm.model = fresh.to(lm.device)

@@ -195,10 +195,8 @@ def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
 
 def _check_lora(lm: LanguageModel, lora: Lora, key: str) -> None:
     """Refuse targets that a model does not have, on a copy without weights."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        with_lora(LanguageModel(AutoModelForCausalLM.from_config(lm.core.config), lm.tokenizer), lora, 0, key)
+        with_lora(LanguageModel(type(lm.core)._from_config(lm.core.config), lm.tokenizer), lora, 0, key)
 
 
 def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:
