@@ -62,7 +62,12 @@ test-architectures: $(VENV)/.test  ## 70 tiny architectures; writes docs/archite
 test-gpu: $(VENV)/.test  ## What needs a GPU, and the whole way on it
 	@LIMBECK_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" tests/e2e tests/unit/objectives/test_triton.py
 
-test-all: $(VENV)/.test  ## Everything, the slow and heavy ones too
+$(VENV)/.templates: $(VENV)/.test
+	@# Its chat templates only, as files: nothing of it is imported.
+	@$(PIP) --no-deps trl
+	@touch $@
+
+test-all: $(VENV)/.test $(VENV)/.templates  ## Everything, the slow and heavy ones too
 	@$(BIN)/python -m pytest
 
 lint: $(VENV)/.lint  ## Style, types, import rules

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.chat import opening_mark, words_asked
+from limbeck.data.templates import Template, has_template
 from limbeck.errors import InputError, RecipeError
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
@@ -28,8 +29,8 @@ class Speaker:
         goes on from the bare words and remembers nothing."""
         tokenizer: Any = self.lm.tokenizer
         self.messages.append({"role": "user", "content": words})
-        if getattr(tokenizer, "chat_template", None):
-            text = tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
+        if has_template(tokenizer):
+            text = Template(tokenizer).render(self.messages, prompt=True)
         else:
             text = opening_mark(tokenizer) + words
         said = self.go_on(text, sampling)

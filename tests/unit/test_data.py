@@ -268,7 +268,7 @@ def test_text_is_learned_whole(tokenizer: Any) -> None:
 
 def test_only_the_assistant_is_learned(tokenizer: Any) -> None:
     chatty = with_template(tokenizer, CHATML)
-    assert learned(CHAT, chatty) == "a big dog<|im_end|>\na blue hill<|im_end|>\n"
+    assert learned(CHAT, chatty) == "a big dog<|im_end|>a blue hill<|im_end|>"
     ids, mask = np.array(encode(CHAT, chatty).ids), np.array(encode(CHAT, chatty).loss_mask)
     prompt, rest = split_prompt(ids, mask, 3)
     assert chatty.decode(prompt).endswith("and a dog<|im_end|>\n<|im_start|>assistant\n")
@@ -304,10 +304,7 @@ def test_answers_are_found_where_a_template_rewrites_earlier_turns(tokenizer: An
     document = Document(messages=(CHAT.messages[0], thought, *CHAT.messages[2:]))
     for each in (document, CHAT):
         text = learned(each, with_template(tokenizer, FORGETFUL))
-        assert text.startswith("a big dog<|im_end|>\n")
-        assert text.endswith("a blue hill<|im_end|>\n")
-        assert "and a dog" not in text
-        assert "im_start" not in text
+        assert text == "a big dog<|im_end|><think>\n\n</think>\n\na blue hill<|im_end|>"
 
 
 def test_marks_between_turns_only_are_not_learned(tokenizer: Any) -> None:
@@ -352,7 +349,7 @@ def test_a_conversation_may_begin_with_the_assistant(tokenizer: Any) -> None:
     template = "{% if messages[0]['role'] != 'system' %}<sys>be kind</sys>{% endif %}" + CHATML
     greeting = Document(messages=({"role": "assistant", "content": "welcome"}, *CHAT.messages))
     text = learned(greeting, with_template(tokenizer, template))
-    assert text == "welcome<|im_end|>\na big dog<|im_end|>\na blue hill<|im_end|>\n"
+    assert text == "welcome<|im_end|>a big dog<|im_end|>a blue hill<|im_end|>"
     assert encode(greeting, with_template(tokenizer, template)).n_bytes == len("welcome" + "a big dog" + "a blue hill")
 
 
@@ -397,4 +394,4 @@ def test_real_chat_templates(real_data: Path) -> None:
     for name in ("smollm", "qwen2"):
         real = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
         text = learned(CHAT, real)
-        assert text.replace("<|im_end|>", "").split("\n")[:2] == ["a big dog", "a blue hill"]
+        assert text == "a big dog<|im_end|>a blue hill<|im_end|>"

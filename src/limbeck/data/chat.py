@@ -1,21 +1,26 @@
-"""From a document to token ids and the mask of the tokens that are learned.
+"""From documents to token ids and the mask of the tokens that are learned.
 
-Plain text is learned whole. Of a conversation only the assistant's words are (and the token that
-ends its turn); the tokenizer's own chat template decides how it is written.
+Plain text is learned whole. Of a conversation only what the assistant wrote is (thoughts, text, calls, and the token
+that ends its turn); the tokenizer's own chat template decides how it is written.
 """
 
 from __future__ import annotations
 
+import datetime
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from limbeck.data.answers import Answer, Rendered, find_answers
 from limbeck.data.document import Document
+from limbeck.data.templates import DATE, Template, has_template
 from limbeck.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
 
 MASKED, WORDS, MARK = 0, 1, 2
 
@@ -38,104 +43,144 @@ class Encoded:
     remarks: frozenset[str] = frozenset()
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Tokens of a document, from its beginning mark to its end mark.
+def encode(document: Document, tokenizer: PreTrainedTokenizerBase, date: datetime.date = DATE) -> Encoded:
+    """Tokens of one document; see ``encode_batch``."""
+    return encode_batch([document], tokenizer, date)[0]
+
+
+def encode_batch(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, date: datetime.date = DATE
+) -> list[Encoded]:
+    """Tokens of documents, each from its beginning mark to its end mark.
+
+    Args:
+        documents: any number of them; they are tokenised together.
+        tokenizer: of the run.
+        date: what a chat template that writes today's date is told.
 
     Raises:
-        InputError: a conversation for a tokenizer without a chat template, a template that rewrites
-            earlier turns so that the assistant's words cannot be told apart, or text that is no Unicode.
+        InputError: a conversation for a tokenizer without a chat template, one whose answers cannot be found in
+            what its template makes of it, or text that is no Unicode; names the document.
     """
+    rendered = [_rendered(document, tokenizer, date) for document in documents]
     try:
-        return _encoded(document, tokenizer)
+        coded = _tokens([each.text for each in rendered], tokenizer)
     except (UnicodeEncodeError, TypeError):  # a lone surrogate, smuggled in by a JSON escape
+        for document in documents:
+            _require_unicode(document)
+        raise
+    return [
+        _masked(document, each, ids, offsets, tokenizer)
+        for document, each, (ids, offsets) in zip(documents, rendered, coded, strict=True)
+    ]
+
+
+def template_facts(tokenizer: Any, date: datetime.date = DATE) -> dict[str, str | None]:
+    """What conversations in tokens depend on beside the tokens: a hash of the chat template, and the date where the
+    template writes one. None without a template."""
+    if not has_template(tokenizer):
+        return {"chat_template": None, "date": None}
+    return _template_of(tokenizer, date).facts()
+
+
+_templates: weakref.WeakKeyDictionary[Any, dict[Any, Template]] = weakref.WeakKeyDictionary()
+
+
+def _template_of(tokenizer: Any, date: datetime.date) -> Template:
+    """One a tokenizer, so that what it writes around answers is found out once."""
+    known = _templates.setdefault(tokenizer, {})
+    key = (repr(tokenizer.chat_template), date)
+    if key not in known:
+        # The proxy does not keep the tokenizer alive.
+        known[key] = Template(weakref.proxy(tokenizer), date)
+    return known[key]
+
+
+def _rendered(document: Document, tokenizer: Any, date: datetime.date) -> Rendered:
+    if document.text is not None:
+        return Rendered(document.text, [])
+    if has_template(tokenizer):
+        try:
+            return find_answers(document, _template_of(tokenizer, date))
+        except InputError as error:
+            place = f"document {document.key[:12]} ({document.beginning()!a}): {error.what}"
+            raise InputError(place, key=error.key, fix=error.fix) from None
+    if document.chat:
+        raise InputError(
+            "the corpus holds conversations, but the tokenizer has no chat template",
+            key="data.corpus",
+            fix="Use the tokenizer of a chat model, or `prompt`/`response` pairs",
+        )
+    return _joined(document)
+
+
+def _joined(document: Document) -> Rendered:
+    """A conversation without a template: what was said, one thing after another."""
+    text, answers = "", []
+    for message in document.messages:
+        start = len(text)
+        text += message["content"]
+        if message["role"] == "assistant" and message.get("learn", True):
+            answers.append(Answer(start, len(text), ((start, len(text)),)))
+    return Rendered(text, answers)
+
+
+def _tokens(texts: list[str], tokenizer: Any) -> list[tuple[list[int], np.ndarray]]:
+    if not texts:
+        return []
+    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        (list(ids), np.asarray(offsets, np.int64).reshape(-1, 2))
+        for ids, offsets in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+    ]
+
+
+def _masked(document: Document, rendered: Rendered, ids: list[int], offsets: np.ndarray, tokenizer: Any) -> Encoded:
+    if document.text is not None:
+        before, after = _marks(tokenizer)
+        mask = [MASKED] * len(before) + [WORDS] * len(ids) + [MARK] * len(after)
+        return Encoded([*before, *ids, *after], mask, _size(document.text))
+    kinds = np.zeros(len(rendered.text) + 1, np.int64)
+    n_bytes = 0
+    for answer in rendered.answers:
+        kinds[answer.start : answer.end] = MARK
+    for start, end in (span for answer in rendered.answers for span in answer.words):
+        kinds[start:end] = WORDS
+        n_bytes += _size(rendered.text[start:end])
+    low, high = np.minimum(offsets[:, 0], offsets[:, 1] - 1).clip(0), offsets[:, 1]
+
+    def touches(kind: int) -> np.ndarray:
+        before = np.concatenate([[0], np.cumsum(kinds == kind)])
+        return before[high] > before[low]
+
+    mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED)).tolist()
+    before, after = ([], []) if has_template(tokenizer) else _marks(tokenizer)
+    return Encoded(
+        [*before, *ids, *after],
+        [MASKED] * len(before) + mask + [MARK] * len(after),
+        n_bytes,
+        frozenset(rendered.remarks),
+    )
+
+
+def _require_unicode(document: Document) -> None:
+    try:
+        for text in document.texts():
+            text.encode()
+    except UnicodeEncodeError:
         raise InputError(
             f"document {document.key[:12]} holds text that is no Unicode (half of a surrogate pair)",
             key="data.corpus",
-            fix=f"Remove it: {_beginning(document)!a}",
+            fix=f"Remove it: {document.beginning()!a}",
         ) from None
 
 
-def encode_batch(documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """``encode``, of many documents at once."""
-    return [encode(document, tokenizer) for document in documents]
-
-
-def _beginning(document: Document) -> str:
-    return next(document.texts(), "")[:40]
-
-
-def _encoded(document: Document, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    if document.text is not None:
-        ids = _plain(document.text, tokenizer)
-        before, after = _marks(tokenizer)
-        return Encoded(
-            [*before, *ids, *after],
-            [MASKED] * len(before) + [WORDS] * len(ids) + [MARK] * len(after),
-            _size(document.text),
-        )
-    text, answers = render(document, tokenizer)
-    return _encode_answers(text, answers, tokenizer, marks=not has_template(tokenizer))
-
-
-def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Where an answer stands in a rendered conversation, in characters: its words, and the mark that ends them."""
-
-    start: int
-    words_end: int
-    end: int
-
-
-def render(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Answer]]:
-    """A conversation as one string, and where the assistant's answers stand in it.
-
-    Raises:
-        InputError: no chat template, or one in which an answer cannot be found.
-    """
-    if not has_template(tokenizer):
-        if document.chat:
-            raise InputError(
-                "the corpus holds conversations, but the tokenizer has no chat template",
-                key="data.corpus",
-                fix="Use the tokenizer of a chat model, or `prompt`/`response` pairs",
-            )
-        text, answers = "", []
-        for message in document.messages:
-            start = len(text)
-            text += message["content"]
-            if message["role"] == "assistant":
-                answers.append(Answer(start, len(text), len(text)))
-        return text, answers
-    text = _template(tokenizer, document.messages, generation_prompt=False)
-    skeleton: list[tuple[str, str]] | None = None
-    answers = []
-    for i, message in enumerate(document.messages):
-        if message["role"] != "assistant":
-            continue
-        found = _by_prefix(text, document, i, tokenizer)
-        if found is None:
-            skeleton = skeleton or _skeleton(document, tokenizer)
-            found = _by_skeleton(text, skeleton, len(answers), document)
-        if found is None:
-            raise InputError(
-                "the chat template rewrites conversations: the assistant's words cannot be found in them",
-                key="data.corpus",
-                fix="Give one answer a conversation, or a template that only appends",
-            )
-        answers.append(found)
-    return text, answers
-
-
-def words_asked(prompt: list[int], tokenizer: Any) -> str:
+def words_asked(prompt: list[int], tokenizer: Any, date: datetime.date = DATE) -> str:
     """The user's last words in a prompt, without what the chat template writes around them, after an ellipsis where
     more was said before; of any other prompt its text without special tokens."""
     if has_template(tokenizer):
         text = str(tokenizer.decode(prompt, skip_special_tokens=False))
-        before, opening, after = _around_question(tokenizer)
+        before, opening, after = _around_question(tokenizer, date)
         if text.endswith(after):
             said = text[: len(text) - len(after)]
             only = said[len(before) :]
@@ -151,15 +196,16 @@ def _has_special(text: str, tokenizer: Any) -> bool:
     return any(special in text for special in tokenizer.all_special_tokens)
 
 
-def _around_question(tokenizer: Any) -> tuple[str, str, str]:
+def _around_question(tokenizer: Any, date: datetime.date) -> tuple[str, str, str]:
     """What the template writes before a first question, before any question (empty where that could be words, being
     short and without a special token), and after the last; empty strings where it takes none."""
     first, said, later = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
     asked = ({"role": "user", "content": first},)
     answered = (*asked, {"role": "assistant", "content": said}, {"role": "user", "content": later})
     try:
-        before, found, after = _template(tokenizer, asked, generation_prompt=True).partition(first)
-        between = _template(tokenizer, answered, generation_prompt=True).partition(later)[0]
+        template = _template_of(tokenizer, date)
+        before, found, after = template.render(asked, prompt=True).partition(first)
+        between = template.render(answered, prompt=True).partition(later)[0]
     except InputError:  # a template may want more than questions and answers: this is only for reading
         return "", "", ""
     shared = 0
@@ -168,87 +214,6 @@ def _around_question(tokenizer: Any) -> tuple[str, str, str]:
     opening = between[len(between) - shared :]
     unlikely = _has_special(opening, tokenizer) or len(opening.strip()) >= 8
     return (before, opening if unlikely else "", after) if found else ("", "", "")
-
-
-def _by_prefix(text: str, document: Document, i: int, tokenizer: Any) -> Answer | None:
-    """Answer ``i`` is what its turn adds to the prompt for it, if the template only appends."""
-    if i == 0:
-        return None
-    before = _template(tokenizer, document.messages[:i], generation_prompt=True)
-    through = _template(tokenizer, document.messages[: i + 1], generation_prompt=False)
-    if not (through.startswith(before) and text.startswith(through)):
-        return None
-    words = document.messages[i]["content"].strip()
-    at = text.rfind(words, len(before), len(through))
-    return Answer(len(before), at + len(words) if at >= 0 else len(through), len(through))
-
-
-def _skeleton(document: Document, tokenizer: Any) -> list[tuple[str, str]]:
-    """What the template writes around each answer: (before it, after it, up to the next)."""
-    marks = [f"\u2983answer {i}\u2984" for i in range(len(document.messages))]
-    messages = tuple(
-        {**message, "content": marks[i]} if message["role"] == "assistant" else message
-        for i, message in enumerate(document.messages)
-    )
-    around = _template(tokenizer, messages, generation_prompt=False)
-    pieces = []
-    for i, message in enumerate(document.messages):
-        if message["role"] == "assistant":
-            if around.count(marks[i]) != 1:
-                return []
-            before, _, around = around.partition(marks[i])
-            pieces.append(before)
-    return [(before, pieces[n + 1] if n + 1 < len(pieces) else around) for n, before in enumerate(pieces)]
-
-
-def _by_skeleton(text: str, skeleton: list[tuple[str, str]], number: int, document: Document) -> Answer | None:
-    """The same answer found between what the template writes around it, where it rewrites earlier turns.
-
-    An end mark is learned where what follows the answer begins like what follows the last one.
-    """
-    position = 0
-    words = [message["content"] for message in document.messages if message["role"] == "assistant"]
-    for n, (before, after) in enumerate(skeleton):
-        if not text.startswith(before, position):
-            return None
-        start = position + len(before)
-        ends = [start + len(w) for w in (words[n], words[n].strip()) if text.startswith(w + after, start)]
-        if not ends and after:
-            ends = [at] if (at := text.find(after, start)) >= 0 else []
-        if not ends:
-            return None
-        if n == number:
-            closing = skeleton[-1][1]
-            return Answer(start, ends[0], ends[0] + (len(closing) if after.startswith(closing) else 0))
-        position = ends[0]
-    return None
-
-
-def _template(tokenizer: Any, messages: tuple[dict[str, Any], ...], *, generation_prompt: bool) -> str:
-    try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
-        )
-    except Exception as error:  # templates raise what they like (jinja2.TemplateError and others)
-        raise InputError(f"the chat template refuses a conversation ({error})", key="data.corpus") from None
-
-
-def _encode_answers(text: str, answers: list[Answer], tokenizer: Any, *, marks: bool) -> Encoded:
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    learn = [
-        next((WORDS if low < x.words_end else MARK for x in answers if low < x.end and x.start < high), MASKED)
-        for low, high in coded["offset_mapping"]
-    ]
-    before, after = _marks(tokenizer) if marks else ([], [])
-    return Encoded(
-        [*before, *coded["input_ids"], *after],
-        [MASKED] * len(before) + learn + [MARK] * len(after),
-        sum(_size(text[x.start : x.words_end]) for x in answers),
-    )
-
-
-def _plain(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _marks(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -50,3 +50,7 @@ class Document:
             yield self.text
         for message in self.messages:
             yield message["content"]
+
+    def beginning(self) -> str:
+        """Its first characters, for messages."""
+        return next((text for text in self.texts() if text), "")[:40]

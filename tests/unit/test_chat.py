@@ -1,0 +1,326 @@
+"""What is learned of a conversation, in templates of every kind: answers, calls, thoughts, ends of turns."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from typing import Any
+
+import pytest
+
+from limbeck.data.answers import DROPPED_TEXT, DROPPED_THOUGHTS, EMPTY, ENDLESS
+from limbeck.data.chat import MARK, WORDS, Encoded, encode, encode_batch, template_facts
+from limbeck.data.document import Document
+from limbeck.errors import InputError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# As Qwen3 does it: definitions before, calls after the text, thoughts only after the last question, where there is
+# always one, if an empty one.
+CALLING = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% set last = namespace(user=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' and not m.content.startswith('<tool_response>') %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}"
+    "{% set content = m.content %}{% set thought = '' %}{% if '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.index0 > last.user and (loop.last or thought) %}"
+    "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n' if content }}"
+    '{{ \'<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' + (call.function.arguments | tojson)'
+    " + '}\n</tool_call>' }}"
+    "{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# As GLM-4 does it: a turn is ended by the role of the next.
+UNCLOSED = (
+    "[gMASK]<sop>{% for m in messages %}"
+    "{% if m.role == 'user' %}<|user|>\n{{ m.content }}"
+    "{% elif m.role == 'tool' %}<|observation|>\n{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<|assistant|>\n{{ m.content.strip() }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}"
+    "{% for k, v in call.function.arguments.items() %}"
+    "<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>{% endfor %}"
+    "</tool_call>{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+# As Llama 3.1 does it: a call is written instead of the text, its arguments under another name.
+INSTEAD = (
+    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    '{% if m.tool_calls %}{{ \'{"name": "\' + m.tool_calls[0].function.name + \'", "parameters": \' }}'
+    "{{ m.tool_calls[0].function.arguments | tojson }}}"
+    "{% else %}{{ m.content | trim }}{% endif %}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+# As DeepSeek-V3 does it: arguments are text.
+TEXT_ARGUMENTS = INSTEAD.replace(".arguments | tojson", ".arguments")
+
+# As gpt-oss does it: the last turn ends unlike those before it, and the header says who is spoken to.
+CHANNELS = (
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+    "{{ m.content }}{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+# As SmolVLM does it: content is a list of parts, and a string would be read letter by letter.
+PARTS = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+# As Mistral does it: nothing asks for an answer.
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+# As DeepSeek-R1's students have it: the header begins a thought, and thoughts are not written.
+THOUGHTLESS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+
+# As Qwen3.8 does it: a thought is read from its own field, and an empty one is written where there is none.
+OWN_FIELD = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def said(content: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "4 C"}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": {"type": "object"}}}
+WRITTEN = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+def with_template(tokenizer: Any, template: str) -> Any:
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = template
+    return chatty
+
+
+def pieces(encoded: Encoded, tokenizer: Any, kinds: tuple[int, ...] = (WORDS, MARK)) -> list[str]:
+    """Runs of labels, as text."""
+    runs: list[list[int]] = []
+    before = False
+    for i, kind in zip(encoded.ids, encoded.loss_mask, strict=True):
+        if kind in kinds:
+            if not before:
+                runs.append([])
+            runs[-1].append(i)
+        before = kind in kinds
+    return [tokenizer.decode(run) for run in runs]
+
+
+def learned(tokenizer: Any, template: str, *messages: dict[str, Any], tools: Any = ()) -> list[str]:
+    chatty = with_template(tokenizer, template)
+    return pieces(encode(Document(messages=messages, tools=tuple(tools)), chatty), chatty)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, ["yo<|im_end|>", "ok<|im_end|>"]),
+        (CALLING, ["yo<|im_end|>", "<think>\n\n</think>\n\nok<|im_end|>"]),
+        (UNCLOSED, ["\nyo<|user|>", "\nok<|user|>"]),
+        (INSTEAD, ["yo<|eot_id|>", "ok<|eot_id|>"]),
+        (CHANNELS, ["<|channel|>final<|message|>yo<|end|>", "<|channel|>final<|message|>ok<|return|>"]),
+        (PARTS, [" yo<end_of_utterance>", " ok<end_of_utterance>"]),
+        (INST, [" yo</s>", " ok</s>"]),
+        (THOUGHTLESS, ["yo<|end|>", "ok<|end|>"]),
+        (OWN_FIELD, ["\n</think>\n\nyo<|im_end|>", "\n</think>\n\nok<|im_end|>"]),
+    ],
+)
+def test_an_answer_and_its_end_are_learned(tokenizer: Any, template: str, expected: list[str]) -> None:
+    conversation = (user("hi"), said("yo"), user("more"), said("ok"))
+    assert learned(tokenizer, template, *conversation) == expected
+    chatty = with_template(tokenizer, template)
+    encoded = encode(Document(messages=conversation), chatty)
+    assert [piece.strip() for piece in pieces(encoded, chatty, (WORDS,))] == ["yo", "ok"]  # a token may hold a space
+    assert encoded.n_bytes == 4
+    assert not encoded.remarks
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [
+        (CALLING, WRITTEN + "<|im_end|>"),
+        (UNCLOSED, "<tool_call>weather<arg_key>city</arg_key><arg_value>Oslo</arg_value></tool_call><|observation|>"),
+        (INSTEAD, '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>'),
+        (TEXT_ARGUMENTS, '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>'),
+    ],
+)
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_call_and_its_end_are_learned(tokenizer: Any, template: str, call: str, *, is_last: bool) -> None:
+    conversation = [user("W?"), said("", tool_calls=[CALL])]
+    if not is_last:
+        conversation += [RESULT, said("It is 4 C.")]
+    found = learned(tokenizer, template, *conversation)
+    assert found[0].removeprefix("<think>\n\n</think>\n\n").removeprefix("\n") == call
+    assert len(found) == (1 if is_last else 2)
+    encoded = encode(Document(messages=tuple(conversation)), with_template(tokenizer, template))
+    written = call.rpartition("<|")[0]
+    assert encoded.n_bytes == len(written) + (0 if is_last else len("It is 4 C."))
+
+
+def test_text_beside_a_call_is_learned_or_said_to_be_lost(tokenizer: Any) -> None:
+    conversation = (user("W?"), said("Let me look.", tool_calls=[CALL]), RESULT, said("It is 4 C."))
+    assert learned(tokenizer, CALLING, *conversation)[0] == f"Let me look.\n{WRITTEN}<|im_end|>"
+    assert DROPPED_TEXT in encode(Document(messages=conversation), with_template(tokenizer, INSTEAD)).remarks
+
+
+def test_tools_stand_in_the_prompt(tokenizer: Any) -> None:
+    document = Document(messages=(user("W?"), said("", tool_calls=[CALL]), RESULT, said("4.")), tools=(TOOL,))
+    chatty = with_template(tokenizer, CALLING)
+    assert '"description": "d"' in chatty.decode(encode(document, chatty).ids)
+    assert '"description"' not in "".join(pieces(encode(document, chatty), chatty))
+
+
+@pytest.mark.parametrize("template", [CHATML, CHANNELS, INST])
+def test_a_template_that_ignores_calls_or_tools_is_refused_by_name(tokenizer: Any, template: str) -> None:
+    chatty = with_template(tokenizer, template)
+    chatty.name_or_path = "some/where/tiny-chat"
+    calling = (user("W?"), said("", tool_calls=[CALL]), user("and?"), said("4."))
+    with pytest.raises(InputError, match="chat template of tiny-chat writes nothing of a tool call"):
+        encode(Document(messages=calling), chatty)
+    with pytest.raises(InputError, match="chat template of tiny-chat writes nothing of the conversation's `tools`"):
+        encode(Document(messages=(user("W?"), said("no")), tools=(TOOL,)), chatty)
+
+
+def test_a_second_call_that_is_not_written_is_refused(tokenizer: Any) -> None:
+    other = {**CALL, "function": {"name": "time", "arguments": {"zone": "CET"}}}
+    with pytest.raises(InputError, match="writes nothing of a tool call"):
+        learned(tokenizer, INSTEAD, user("W?"), said("", tool_calls=[CALL, other]))
+
+
+@pytest.mark.parametrize("template", [CHATML, CALLING, UNCLOSED, CHANNELS, PARTS, INST])
+def test_a_turn_that_is_not_to_be_learned_has_no_label(tokenizer: Any, template: str) -> None:
+    found = learned(tokenizer, template, user("2+2?"), said("5", learn=False), user("Wrong"), said("4"))
+    assert len(found) == 1
+    assert "5" not in found[0]
+    assert "4" in found[0]
+
+
+@pytest.mark.parametrize("field", ["inline", "reasoning_content"])
+def test_thoughts_are_learned_where_they_are_written(tokenizer: Any, field: str) -> None:
+    def thinks(thought: str, answer: str) -> dict[str, Any]:
+        if field == "inline":
+            return said(f"<think>\n{thought}\n</think>\n\n{answer}")
+        return said(answer, reasoning_content=thought)
+
+    conversation = (user("2+2?"), thinks("add", "four"), user("3+3?"), thinks("add more", "six"))
+    assert learned(tokenizer, OWN_FIELD, *conversation) == [
+        "add\n</think>\n\nfour<|im_end|>",
+        "add more\n</think>\n\nsix<|im_end|>",
+    ]
+    if field == "inline":
+        assert learned(tokenizer, CALLING, *conversation) == [
+            "four<|im_end|>",
+            "<think>\nadd more\n</think>\n\nsix<|im_end|>",
+        ]
+        encoded = encode(Document(messages=conversation), with_template(tokenizer, CALLING))
+        assert encoded.n_bytes == len("four" + "add more" + "six")
+    dropped = encode(Document(messages=conversation), with_template(tokenizer, THOUGHTLESS))
+    assert DROPPED_THOUGHTS in dropped.remarks
+    assert dropped.n_bytes == len("four" + "six")
+
+
+@pytest.mark.parametrize("template", [CHATML, CALLING, UNCLOSED, CHANNELS, INST])
+@pytest.mark.parametrize("answer", ["A", "d", "im", "end", "m", "user", "|", "assistant", "think", "<b>", "é"])
+def test_bytes_are_those_of_the_words(tokenizer: Any, template: str, answer: str) -> None:
+    document = Document(messages=(user("pick"), said(answer)))
+    chatty = with_template(tokenizer, template)
+    assert encode(document, chatty).n_bytes == len(answer.encode())
+
+
+def test_spaces_around_an_answer_are_the_template_s_to_keep(tokenizer: Any) -> None:
+    for template in (CHATML, UNCLOSED, INSTEAD):
+        document = Document(messages=(user("hi"), said("  yo \n"), user("so"), said(" ok")))
+        chatty = with_template(tokenizer, template)
+        found = pieces(encode(document, chatty), chatty, (WORDS,))
+        assert [piece.strip() for piece in found] == ["yo", "ok"]
+
+
+def test_an_empty_answer_is_said(tokenizer: Any) -> None:
+    encoded = encode(Document(messages=(user("hi"), said(""))), with_template(tokenizer, CHATML))
+    assert EMPTY in encoded.remarks
+    assert encoded.n_bytes == 0
+
+
+def test_an_answer_without_an_end_is_said(tokenizer: Any) -> None:
+    bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    bare += "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert ENDLESS in encode(Document(messages=(user("hi"), said("yo"))), with_template(tokenizer, bare)).remarks
+
+
+def test_the_date_is_not_today_s(tokenizer: Any) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}|{{ strftime_now('%-d.%-m.%y %% %H') }}\n" + CHATML
+    chatty = with_template(tokenizer, dated)
+    document = Document(messages=(user("hi"), said("yo")))
+    assert chatty.decode(encode(document, chatty).ids).startswith("26 Jul 2024|26.7.24 % 00\n")
+    other = datetime.date(2031, 5, 4)
+    assert chatty.decode(encode(document, chatty, other).ids).startswith("04 May 2031|4.5.31 % 00\n")
+    assert template_facts(chatty)["date"] == "2024-07-26"
+    assert template_facts(with_template(tokenizer, CHATML))["date"] is None
+    assert template_facts(chatty)["chat_template"] != template_facts(with_template(tokenizer, CHATML))["chat_template"]
+
+
+def test_a_macro_for_the_date_changes_nothing_else(tokenizer: Any) -> None:
+    for start in ("\n", "  {% if true %}x{% endif %}\n", "{%- if true %}x{% endif %}"):
+        chatty = with_template(tokenizer, start + "{{ strftime_now('%Y') }}" + CHATML)
+        ours = chatty.decode(encode(Document(messages=(user("hi"), said("yo"))), chatty).ids)
+        theirs = chatty.apply_chat_template([user("hi"), said("yo")], tokenize=False)
+        assert ours.replace("2024", "") == theirs.replace(str(datetime.date.today().year), "")
+
+
+def test_text_that_looks_like_marks_is_read(tokenizer: Any) -> None:
+    for answer in ("\u29830\u2984", "\u29830\u2984\u27e60\u27e7", "{{ messages }}", "<|im_start|>"):
+        chatty = with_template(tokenizer, CHATML)
+        encoded = encode(Document(messages=(user("say it"), said(answer))), chatty)
+        assert pieces(encoded, chatty, (WORDS,)) == [answer]
+
+
+def test_a_tool_s_answer_that_a_template_looks_into_is_read(tokenizer: Any) -> None:
+    conversation = (user("<tool_response>\n4 C\n</tool_response>"), said("It is 4 C."))
+    assert learned(tokenizer, CALLING, *conversation)[0].endswith("It is 4 C.<|im_end|>")
+
+
+def test_errors_name_the_document(tokenizer: Any) -> None:
+    alternating = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}" + CHATML
+    document = Document(messages=(said("hello there"), user("hi")))
+    with pytest.raises(InputError, match=f"document {document.key[:12]} .*hello there.*user first"):
+        encode(document, with_template(tokenizer, alternating))
+
+
+def test_a_batch_is_its_documents(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, CALLING)
+    found = [
+        Document(text="the cat"),
+        Document(messages=(user("hi"), said("yo"))),
+        Document(text="x" * 3000),
+        Document(messages=(user("W?"), said("", tool_calls=[CALL])), tools=(TOOL,)),
+    ]
+    assert encode_batch(found, chatty) == [encode(document, chatty) for document in found]
+    assert encode_batch([], chatty) == []
