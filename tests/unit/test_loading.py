@@ -21,6 +21,7 @@ from limbeck.models.load import load_model, prove_adapters, reinitialised, with_
 from limbeck.models.saved import stored_dtype
 from limbeck.models.tokenizer import load_tokenizer
 from limbeck.recipe import ConfigModel, Lora, PathModel, parse_recipe
+from limbeck.run import run
 from limbeck.run.check import Origins, check, check_ids
 from limbeck.run.prepare import save_model
 from limbeck.training.cohort import Cohort, Lesson, Member
@@ -282,6 +283,21 @@ def test_a_student_is_saved_as_its_teacher_was_stored(make_lm: Make, tmp_path: P
     assert (tmp_path / "bfloat16" / "model.safetensors").stat().st_size < 0.6 * (
         tmp_path / "float32" / "model.safetensors"
     ).stat().st_size
+
+
+@pytest.mark.parametrize(("asked", "saved"), [("teacher", "bfloat16"), ("float32", "float32")])
+def test_a_run_saves_students_as_the_recipe_says(
+    asked: str, saved: str, raw_recipe: dict[str, Any], tokenizer: Any, teacher_folder: Path, tmp_path: Path
+) -> None:
+    lm = load_model(PathModel(path=str(teacher_folder)), tokenizer, key="teacher")
+    save_model(lm, tmp_path / "teacher", "bfloat16")
+    raw_recipe["teacher"]["path"] = str(tmp_path / "teacher")
+    raw_recipe["student"]["save_dtype"] = asked
+    raw_recipe["techniques"] = [{"kind": "soft"}]
+    raw_recipe["training"]["tokens"] = 300
+    run(parse_recipe(raw_recipe))
+    (student,) = (tmp_path / "run" / "arms").glob("*/students/*")
+    assert stored_dtype(PathModel(path=str(student))) == saved
 
 
 def test_tokens_beyond_the_embedding_that_no_text_uses(teacher_folder: Path, tmp_path: Path, tokenizer: Any) -> None:

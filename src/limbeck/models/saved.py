@@ -54,7 +54,13 @@ def tokenizer_places(path: str, revision: str | None = None) -> list[tuple[str, 
 
 
 def stored_dtype(spec: PathModel) -> str | None:
-    """The dtype that most weights of a local folder are stored in; None where that is not known."""
+    """The dtype that most weights of a model are stored in; of an adapter, those of its base. None: not known."""
+    adapter = _adapter_config(spec)
+    if adapter is not None:
+        base = {"path": str(adapter.get("base_model_name_or_path")), "revision": adapter.get("revision")}
+        return stored_dtype(spec.model_copy(update=base))
+    if not Path(spec.path).is_dir():
+        return _configured_dtype(spec)
     counts: Counter[str] = Counter()
     for file in Path(spec.path).glob("*.safetensors"):
         with file.open("rb") as handle:
@@ -64,6 +70,18 @@ def stored_dtype(spec: PathModel) -> str | None:
                 begin, end = tensor["data_offsets"]
                 counts[tensor["dtype"]] += end - begin
     return _STORED.get(counts.most_common(1)[0][0]) if counts else None
+
+
+def _configured_dtype(spec: PathModel) -> str | None:
+    """What the configuration of a hub name says; None without one."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(spec.path, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    except Exception:  # the model was loaded before: no connection any more, at worst
+        return None
+    named = str(config.dtype).removeprefix("torch.")
+    return named if named in _STORED.values() else None
 
 
 def _adapter_config(spec: PathModel) -> dict[str, Any] | None:
