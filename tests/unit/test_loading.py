@@ -20,6 +20,7 @@ from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, prove_adapters, reinitialised, with_lora
 from limbeck.models.saved import stored_dtype
 from limbeck.models.tokenizer import load_tokenizer
+from limbeck.models.vocabulary import choose_tokens, cut_tokenizer
 from limbeck.recipe import ConfigModel, Lora, PathModel, parse_recipe
 from limbeck.run import run
 from limbeck.run.check import Origins, check, check_ids
@@ -315,6 +316,16 @@ def test_tokens_beyond_the_embedding_that_no_text_uses(teacher_folder: Path, tmp
     check_ids(origins, own, [corpus_of(documents)])
     with pytest.raises(RecipeError, match=r"teacher: the data uses token 320 \('<image>'\)"):
         check_ids(origins, own, [corpus_of([*documents, ([0, 320, 4], [True] * 3)])])
+
+
+def test_a_cut_vocabulary_keeps_no_token_without_an_embedding(teacher_folder: Path, tokenizer: Any) -> None:
+    own = load_tokenizer(str(teacher_folder), key="k")
+    own.add_tokens(["<image>"], special_tokens=True)
+    lm = load_model(PathModel(path=str(teacher_folder)), own, key="teacher")
+    kept = choose_tokens(lm.model, own, {5: 3, 300: 2}, other=True)
+    assert kept.teacher_size == 320
+    assert int(kept.ids_K.max()) == 300
+    assert len(cut_tokenizer(own, kept)) == kept.size
 
 
 # ------------------------------------------------------------------------------- modes and states
