@@ -26,6 +26,7 @@ from limbeck.run import run
 from limbeck.run.check import Origins, check, check_ids
 from limbeck.run.prepare import save_model
 from limbeck.training.cohort import Cohort, Lesson, Member
+from limbeck.training.meter import read_metrics
 from tests.architectures.cases import CASES
 from tests.architectures.test_matrix import check as check_trial
 from tests.architectures.trial import tried
@@ -284,6 +285,22 @@ def test_a_student_is_saved_as_its_teacher_was_stored(make_lm: Make, tmp_path: P
     assert (tmp_path / "bfloat16" / "model.safetensors").stat().st_size < 0.6 * (
         tmp_path / "float32" / "model.safetensors"
     ).stat().st_size
+
+
+def test_a_student_stored_in_float16_is_trained(
+    raw_recipe: dict[str, Any], tokenizer: Any, teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Not NaN, and no advice to lower the learning rate."""
+    save_model(load_model(PathModel(path=str(teacher_folder)), tokenizer, key="teacher"), tmp_path / "half", "float16")
+    raw_recipe["student"] = {"path": str(tmp_path / "half"), "dtype": "auto"}
+    raw_recipe["techniques"] = ["alone", "soft"]
+    raw_recipe["training"]["tokens"] = 300
+    run(parse_recipe(raw_recipe))
+    for arm in ("alone-seed0", "soft-seed0"):
+        records = list(read_metrics(tmp_path / "run" / "arms" / arm / "metrics.jsonl"))
+        losses = [value for record in records for name, value in record.items() if name.startswith("loss/")]
+        assert losses
+        assert np.isfinite(losses).all()
 
 
 @pytest.mark.parametrize(("asked", "saved"), [("teacher", "bfloat16"), ("float32", "float32")])
