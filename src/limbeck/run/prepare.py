@@ -126,14 +126,19 @@ def make_batches(corpus: Corpus, data: Data, section: Training, *, seed: int) ->
     )
 
 
-def save_model(lm: LanguageModel, target: Path) -> None:
-    """A plain ``save_pretrained`` folder with its tokenizer; adapters are merged into the weights."""
+def save_model(lm: LanguageModel, target: Path, dtype: str | None = None) -> None:
+    """A plain ``save_pretrained`` folder with its tokenizer; adapters are merged into the weights.
+
+    ``dtype``: in which the weights are written; the model is left in it. None: as they are held.
+    """
     if hasattr(lm.model, PROJECTIONS):
         delattr(lm.model, PROJECTIONS)  # they belonged to the lesson, not to the student
     core = lm.model.merge_and_unload() if hasattr(lm.model, "peft_config") else lm.model
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if core.generation_config is not None and getattr(core.generation_config, name, None) is None:
             setattr(core.generation_config, name, getattr(lm.own_tokenizer, name, None))
+    if dtype is not None:
+        core.to(getattr(torch, dtype))
     with whole_folder(target) as scratch:
         core.save_pretrained(scratch)
         lm.own_tokenizer.save_pretrained(scratch)
