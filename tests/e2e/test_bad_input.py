@@ -38,7 +38,8 @@ def _text(content: bytes, **more: Any) -> Change:
 
 
 def _folder_for_file(raw: dict[str, Any], tmp: Path) -> None:
-    raw["data"]["corpus"] = [{"jsonl": str(tmp)}]
+    (tmp / "empty").mkdir()
+    raw["data"]["corpus"] = [{"jsonl": str(tmp / "empty")}]
 
 
 def _other_vocabulary(raw: dict[str, Any], tmp: Path) -> None:
@@ -162,7 +163,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "one-document corpus": (_text(b"a single document"), "data.corpus", "separator"),
     "separator that never comes": (_text(b"one two three", separator="@@"), "data.corpus", "single document"),
     "not UTF-8": (_text("caf\xe9\n\nth\xe9".encode("latin1"), separator="\n\n"), "data.corpus.0.text", "not UTF-8"),
-    "a folder where a file is due": (_folder_for_file, "data.corpus.0.jsonl", "is a folder"),
+    "a folder without files of rows": (_folder_for_file, "data.corpus.0.jsonl", "is a folder without files"),
     "a file where the run folder is due": (_file_for_run, "run", "is a file"),
     "a folder of other things": (_foreign_folder, "run", "other things"),
     "no write permission": (_run_under_a_file, "run", "folder"),

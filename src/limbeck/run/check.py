@@ -269,6 +269,12 @@ def _local(spec: PathModel | PackageModel, key: str, notes: list[str]) -> PathMo
     return found
 
 
+def run_tokenizer(recipe: Recipe) -> Any:
+    """A run's tokenizer before anything is cut; None for one that is still to be trained. No weights are loaded."""
+    teacher = None if isinstance(recipe.teacher, ConfigTeacher) else _local(recipe.teacher, "teacher", [])
+    return _tokenizer(recipe, teacher)
+
+
 def _tokenizer(recipe: Recipe, teacher: PathModel | None) -> Any:
     """The recipe's tokenizer, else the teacher's; its end mark as the recipe says."""
     if isinstance(recipe.tokenizer, TrainedTokenizer):
