@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from limbeck.recipe.base import Count, PartOf, Positive, Section, Share
+from limbeck.recipe.base import Count, NonNegative, PartOf, Positive, Section, Share
 
 
 class Optimiser(Section):
@@ -19,9 +19,9 @@ class Optimiser(Section):
     warmup: Share = Field(0.03, description="Share of the steps spent warming up.")
     decay: Share = Field(0.2, description="wsd: share of the steps spent decaying at the end.")
     min_lr_ratio: Share = Field(0.1, description="The schedule ends at this share of `lr`.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="On matrices only, not on norms.")
+    weight_decay: NonNegative = Field(0.1, description="On matrices only, not on norms.")
     betas: tuple[PartOf, PartOf] = Field((0.9, 0.95), description="AdamW's betas.")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Clip the gradient's norm; 0: never.")
+    clip: NonNegative = Field(1.0, description="Clip the gradient's norm; 0: never.")
 
 
 class Training(Optimiser):

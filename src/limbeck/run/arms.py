@@ -107,10 +107,9 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
         learns = isinstance(arm.technique, Co)
         teacher = prepared.load_teacher(recipe.data.seq_len)
         if isinstance(arm.technique, Co):
-            scratch = arm.technique.teacher_start == "scratch"
-            if scratch:
+            if arm.technique.teacher_start == "scratch":
                 teacher = reinitialised(teacher, arm.seed)
-            lrs[TEACHER] = arm.technique.teacher_lr or (section.lr if scratch else section.lr / 10)
+            lrs[TEACHER] = arm.technique.peak_lr(section.lr)
         members[TEACHER] = Member(teacher, learns)
     if section.gradient_checkpointing:
         for member in members.values():
@@ -259,7 +258,7 @@ def _written(
             temperature=writing.temperature,
             top_p=writing.top_p,
             top_k=writing.top_k,
-            seed=writing.seed * 1_000_003 + number,
+            seed=(writing.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more
         )
         answers = dict(teacher.write(chosen, sampling))
         yield [(chosen[i], answers[i]) for i in sorted(answers)]
