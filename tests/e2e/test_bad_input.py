@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from limbeck import cli
+from limbeck.errors import DivergedError, InputError, MachineError, RecipeError, RunFolderError
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -323,7 +326,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
-    assert code == 2
+    assert code == 4
     assert "No space left on device" in err
     assert "Free space" in err
     assert len(err.strip().splitlines()) == 1
@@ -334,9 +337,88 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert (tmp_path / "run/report.html").exists()
 
 
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.errors import RecipeError
-
-    monkeypatch.setattr("sys.argv", ["limbeck", "run", "/no/such.yaml", "--debug"])
-    with pytest.raises(RecipeError):
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "/no/such.yaml", "--debug"],
+        ["--debug", "run", "/no/such.yaml"],
+        ["run", "--debug", "/no/such.yaml", "training.lr=1"],
+        ["check", "/no/such.yaml", "--debug"],
+        ["chat", "/no/such", "--debug", "--ask", "a"],
+    ],
+    ids=" ".join,
+)
+def test_debug_shows_where(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["limbeck", *args])
+    with pytest.raises(RecipeError, match="/no/such"):
         cli.main()
+
+
+def test_debug_as_a_value_is_a_value(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = run(monkeypatch, capsys, "chat", "/no/such", "--ask=--debug")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_every_kind_of_end_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[tuple[BaseException, int, str]] = [
+        (RecipeError("x"), 2, "x"),
+        (InputError("x"), 2, "x"),
+        (RunFolderError("x"), 2, "x"),
+        (DivergedError("x"), 3, "x"),
+        (MachineError("x"), 4, "x"),
+        (OSError(errno.ENOSPC, "full", "/disk"), 4, "full (/disk). Free space"),
+        (PermissionError(errno.EACCES, "denied", "/disk"), 4, "denied (/disk). Check permissions"),
+        (ConnectionError("the hub does not answer"), 4, "the hub does not answer. Run it again"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ]
+    for error, code, says in ends:
+
+        def fails(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("limbeck.recipe.load_recipe", fails)
+        found, err = run(monkeypatch, capsys, "check", "r.yaml")
+        assert found == code, error
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    epilog = cli.app.info.epilog or ""
+    assert all(f"{code} " in epilog for code in {0, 1, *(code for _, code, _ in ends)})
+
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("limbeck.recipe.load_recipe", bug)
+    with pytest.raises(ZeroDivisionError):  # keeps its traceback; Python exits with 1
+        cli.main()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m limbeck schema | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+def test_a_lack_of_memory_is_one_line(
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    import limbeck.run.arms as arms
+
+    def too_much(*_: Any, **__: Any) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(arms, "train", too_much)
+    raw_recipe["techniques"] = ["alone"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
+    code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
+    assert code == 4
+    assert "training.batch_rows: there is not enough memory" in err
+    assert len(err.strip().splitlines()) == 1

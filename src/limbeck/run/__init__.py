@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
+from limbeck.errors import MachineError
 from limbeck.files import write_whole
 from limbeck.models.tokenizer import OTHER
 from limbeck.recipe import Recipe
@@ -84,9 +85,18 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Say of a disk that is full where it is: numpy and safetensors do not."""
+    """Say of a disk that is full where it is (numpy and safetensors do not), and of memory what needs less."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise MachineError(
+            "there is not enough memory",
+            key="training.batch_rows",
+            fix="Lower it and raise training.accumulation, or set training.gradient_checkpointing, or take a "
+            "smaller model",
+        ) from error
     except OSError as error:
         if error.errno is None and "written" in str(error):  # numpy counts what it could not write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -97,6 +107,11 @@ def _naming(folder: Path) -> Iterator[None]:
         if "I/O error" in str(error):
             raise OSError(errno.EIO, str(error), str(folder)) from error
         raise
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """On the CPU torch has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
