@@ -179,7 +179,9 @@ def test_a_refusal_can_be_mended_in_the_same_folder(tmp_path: Path, raw_recipe: 
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 400
     recipe = write(raw_recipe, tmp_path / "r.yaml")
-    assert limbeck(recipe, "training.lr=1e30", "training.clip=0", check=False).returncode == 2
+    refused = limbeck(recipe, "training.lr=1e30", "training.clip=0", check=False)
+    assert refused.returncode == 3
+    assert "training.lr: the gradient of student was not finite" in refused.stderr
     limbeck(recipe)
 
 

@@ -65,6 +65,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept, own)
         _say_what_the_cut_costs(prepared, display)
         _say_what_the_correction_did(prepared, display)
+        _say_what_was_skipped("teacher", prepared.teacher_facts, prepared, display)
         cut_students(recipe, origins, folder, prepared, display)
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
@@ -75,6 +76,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         for arm in arms_of(recipe):  # each is measured as soon as it is trained: a long run shows what it has
             examiner.forget_teacher()
             arm_facts[arm.name] = train_arm(recipe, arm, prepared, folder, display)
+            _say_what_was_skipped(arm.name, arm_facts[arm.name], prepared, display)
             for member in arm_facts[arm.name]["learners"]:
                 examiner.examine(arm, member)
         report = build(recipe, prepared, examiner, arm_facts, folder.path)
@@ -139,6 +141,14 @@ def _say_what_the_correction_did(prepared: Prepared, display: Display) -> None:
         prepared.note(said, display)
         if is_worse(prepared.teacher_facts):
             display.warn("it is worse for it: lower teacher.correct.lr, or leave `correct` out")
+
+
+def _say_what_was_skipped(name: str, facts: dict[str, Any], prepared: Prepared, display: Display) -> None:
+    for learner, n in facts.get("skipped", {}).items():
+        of = f" of {learner}" if learner != name else ""
+        prepared.note(
+            f"{name}: {n:,} of {facts['steps']:,} updates{of} were skipped, their gradients were not finite", display
+        )
 
 
 def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:
