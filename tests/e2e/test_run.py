@@ -21,6 +21,8 @@ import pytest
 import torch
 import yaml
 
+from limbeck.report.numbers import size
+
 
 def write(raw: dict[str, Any], path: Path) -> Path:
     path.write_text(yaml.safe_dump(raw))
@@ -73,7 +75,13 @@ def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     # The page needs no network.
     page = (run / "report.html").read_text()
     assert not re.search(r'(src|href)\s*=\s*"?https?:|@import|url\(', page)
-    assert all(f">{name}<" in page or name in page for name in ("alone", "soft", "hard", "co"))
+    for name in ("teacher", "alone", "soft", "hard", "co", "co: teacher"):
+        assert f'class="who">{name}</span>' in page
+    speeds = json.loads((run / "stages" / "speed.json").read_text())["result"]
+    assert len(speeds["speeds"]) == 6
+    assert all(len(rates) == 7 for rates in speeds["speeds"].values())
+    weights = run / "arms/soft-seed0/students/student/model.safetensors"
+    assert size(weights.stat().st_size) in page
 
     # Provenance: the resolved recipe runs again to the same run, versions and fingerprints are there.
     resolved = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -200,7 +208,7 @@ def test_several_students_seeds_and_adapters(tmp_path: Path, raw_recipe: dict[st
     assert len(found) == 8
     assert len(set(found.values())) == 8
     with np.load(run / "measured" / "soft-seed1-adapted" / "documents.npz") as arrays:
-        assert set(arrays) == {"keys", "nats", "kl", "agreement", "tokens", "n_bytes"}
+        assert set(arrays) == {"keys", "nats", "kl", "agreement", "tokens", "n_bytes", "nats_words", "tokens_words"}
 
 
 def test_a_teacher_from_a_config_is_trained_once(

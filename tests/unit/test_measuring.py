@@ -1,32 +1,37 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from limbeck.data.chat import MARK, WORDS
 from limbeck.data.packing import Rows
-from limbeck.evaluation import gap
+from limbeck.evaluation import gap, speed
 from limbeck.evaluation.gap import Measured, measure
 from limbeck.evaluation.speed import generation_speed
 from limbeck.models.language_model import LanguageModel
+from limbeck.run.measure import bits_per_byte
 from limbeck.statistics import bootstrap
 from tests.unit.test_data import corpus_of
 from tests.unit.test_training import ragged_rows
 
 
 def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., LanguageModel]) -> None:
-    documents = ragged_rows(9)
+    documents = [(ids, [*learn[:-1], MARK]) for ids, learn in ragged_rows(9)]  # each ends with an end token
     rows = Rows(corpus_of(documents), 6, pack=False)  # long documents are measured in pieces
     student, teacher = make_lm(1), make_lm(2, hidden_size=48, vocab_size=384)
     found = measure(student, rows, teacher, batch_rows=4)
     student.model.eval()
     teacher.model.eval()
     for d, (ids, learn) in enumerate(documents):
-        nats = kl = agreed = tokens = 0.0
+        nats = kl = agreed = tokens = nats_words = tokens_words = 0.0
         for start in range(0, len(ids) - 1, 6):
             piece, flags = torch.tensor([ids[start : start + 7]]), learn[start : start + 7]
             with torch.no_grad():
@@ -34,6 +39,9 @@ def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., LanguageModel])
             for i in range(piece.shape[1] - 1):
                 if flags[i + 1]:
                     nats -= float(logq[i, piece[0, i + 1]])
+                    if flags[i + 1] == WORDS:
+                        nats_words -= float(logq[i, piece[0, i + 1]])
+                        tokens_words += 1
                     kl += float((logp[i].exp() * (logp[i] - logq[i])).sum())
                     agreed += int(logq[i].argmax() == logp[i].argmax())
                     tokens += 1
@@ -43,6 +51,9 @@ def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., LanguageModel])
         assert found.agreement is not None
         assert found.agreement[d] == agreed
         assert found.tokens[d] == tokens
+        assert found.nats_words[d] == pytest.approx(nats_words, rel=1e-4)
+        assert found.tokens_words[d] == tokens_words
+    assert 0 < found.tokens_words.sum() < found.tokens.sum()  # marks are there, and told apart
 
 
 def test_a_model_is_its_own_perfect_student(make_lm: Callable[..., LanguageModel]) -> None:
@@ -55,14 +66,18 @@ def test_a_model_is_its_own_perfect_student(make_lm: Callable[..., LanguageModel
 
 def fake(nats: np.ndarray, rng: np.random.Generator) -> Measured:
     d = len(nats)
-    return Measured(nats, np.full(d, 0.5), np.full(d, 1.0), np.full(d, 2.0), np.full(d, 10.0))
+    return Measured(
+        nats, np.full(d, 0.5), np.full(d, 1.0), np.full(d, 2.0), np.full(d, 10.0), nats - 0.5, np.full(d, 1.5)
+    )
 
 
 def test_estimates() -> None:
     rng = np.random.default_rng(0)
     base = rng.gamma(9.0, 1.0, 200)
     teacher, student, control = (fake(base + shift, rng) for shift in (0.0, 1.0, 4.0))
-    assert gap.mean("bits_per_byte", [teacher], 200).value == pytest.approx(base.mean() / 10 / math.log(2))
+    assert gap.mean("bits_per_byte", [teacher], 200).value == pytest.approx((base.mean() - 0.5) / 10 / math.log(2))
+    assert gap.mean("cross_entropy", [teacher], 200).value == pytest.approx(base.mean() / 2)
+    assert gap.mean("cross_entropy_words", [teacher], 200).value == pytest.approx((base.mean() - 0.5) / 1.5)
     assert gap.mean("kl", [student], 200).value == pytest.approx(0.25)
     assert gap.mean("agreement", [student], 200).value == pytest.approx(0.5)
     closed = gap.gap_closed([student], [control], teacher, 200)
@@ -75,6 +90,19 @@ def test_estimates() -> None:
     assert difference.high - difference.low < 1e-9
     own = gap.mean("bits_per_byte", [student], 200)
     assert own.high - own.low > 0.05
+
+
+def test_documents_without_words_break_nothing() -> None:
+    rng = np.random.default_rng(0)
+    one, other = fake(rng.gamma(9.0, 1.0, 20), rng), fake(rng.gamma(9.0, 1.0, 20), rng)
+    some = np.arange(20) % 2
+    silent = [dataclasses.replace(m, n_bytes=m.n_bytes * some, nats_words=m.nats_words * some) for m in (one, other)]
+    assert math.isfinite(gap.mean("bits_per_byte", [silent[0]], 200).high)
+    none = [dataclasses.replace(m, n_bytes=m.n_bytes * 0, nats_words=m.nats_words * 0) for m in (one, other)]
+    assert math.isnan(gap.mean("bits_per_byte", [none[0]], 200).value)
+    assert math.isnan(gap.difference("bits_per_byte", [none[0]], [none[1]], 200).value)
+    assert gap.gap_closed([none[0]], [none[1]], none[0], 200) is None
+    assert math.isnan(bits_per_byte(none[0]))
 
 
 def test_intervals_cover_what_they_promise() -> None:
@@ -103,8 +131,32 @@ def test_unpaired_samples_are_refused() -> None:
         bootstrap(lambda a, b: a - b, np.zeros((1, 3)), np.zeros((1, 4)))
 
 
-def test_speed_is_measured_on_as_many_tokens_as_asked_for(make_lm: Callable[..., LanguageModel]) -> None:
+def test_speed_is_measured_on_as_many_tokens_as_asked_for(
+    make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = make_lm(1)
-    end = lm.tokenizer.eos_token_id
-    assert generation_speed(lm, [3, 4], 5, repeats=1) > 0
-    assert lm.tokenizer.eos_token_id == end
+    written: list[int] = []
+    own = lm.core.generate
+
+    def counted(ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        out = own(ids, **more)
+        written.append(out.shape[1] - ids.shape[1])
+        return out
+
+    monkeypatch.setattr(lm.core, "generate", counted)
+    monkeypatch.setattr(speed.time, "perf_counter", iter([0.0, 2.0]).__next__)
+    assert generation_speed(lm, [3, 4], 5) == 2.5
+    assert written == [5]
+
+
+def test_models_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(speed, "generation_speed", lambda lm, prompt, tokens: float(len(asked)))
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        return name
+
+    found = speed.speeds_in_turn({name: partial(load, name) for name in "ab"}, [3], 8, rounds=3)
+    assert asked == ["a", "b"] * 3
+    assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}

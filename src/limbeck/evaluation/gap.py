@@ -26,11 +26,13 @@ class Measured:
     """Sums over each held-out document's labels; float64 [D].
 
     Attributes:
-        nats: negative log-likelihood of the document's tokens.
+        nats: negative log-likelihood of all labels.
         kl: KL(teacher ‖ student) in nats, summed over positions; None without a teacher.
         agreement: positions at which teacher and student find the same token most probable.
         tokens: labels.
-        n_bytes: UTF-8 bytes that the labels stand for.
+        n_bytes: UTF-8 bytes that the words stand for.
+        nats_words: negative log-likelihood of the words alone, without marks that end or surround them.
+        tokens_words: labels that are words.
     """
 
     nats: np.ndarray
@@ -38,6 +40,8 @@ class Measured:
     agreement: np.ndarray | None
     tokens: np.ndarray
     n_bytes: np.ndarray
+    nats_words: np.ndarray
+    tokens_words: np.ndarray
 
 
 @torch.no_grad()
@@ -51,7 +55,7 @@ def measure(
 ) -> Measured:
     """Measure a model, and its distance to ``teacher``, over unpacked rows of held-out documents."""
     documents = len(rows.corpus)
-    sums = {name: np.zeros(documents) for name in ("nats", "kl", "agreement", "tokens")}
+    sums = {name: np.zeros(documents) for name in ("nats", "kl", "agreement", "tokens", "nats_words", "tokens_words")}
     lm.model.eval()
     if teacher is not None:
         teacher.model.eval()
@@ -69,8 +73,11 @@ def measure(
             # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
             targets.append(teacher.as_target(theirs_ND, own=lm.own_tokenizer is not lm.tokenizer))
         outcome = _against(lm, batch, learned, targets)
-        np.add.at(sums["nats"], document_N, _numpy(outcome.stats[0].divergence_N))
+        nats_N, words_N = _numpy(outcome.stats[0].divergence_N), batch.words_BT[learned].cpu().numpy()
+        np.add.at(sums["nats"], document_N, nats_N)
         np.add.at(sums["tokens"], document_N, 1.0)
+        np.add.at(sums["nats_words"], document_N[words_N], nats_N[words_N])
+        np.add.at(sums["tokens_words"], document_N[words_N], 1.0)
         if teacher is not None:
             np.add.at(sums["kl"], document_N, _numpy(outcome.stats[1].divergence_N))
             np.add.at(sums["agreement"], document_N, _numpy(outcome.stats[1].agreement_N))
@@ -82,6 +89,8 @@ def measure(
         agreement=sums["agreement"] if with_teacher else None,
         tokens=sums["tokens"],
         n_bytes=rows.corpus.n_bytes.astype(np.float64),
+        nats_words=sums["nats_words"],
+        tokens_words=sums["tokens_words"],
     )
 
 
@@ -144,14 +153,15 @@ def _numpy(values_N: torch.Tensor | None) -> np.ndarray:
 
 _BITS = 1 / math.log(2)
 
-Quantity = Literal["bits_per_byte", "cross_entropy", "kl", "agreement"]
-"""What is estimated: bits that the model needs for a byte of text (comparable across tokenizers); the same in
-nats per token; KL(teacher ‖ student) in nats per token; the share of positions at which teacher and student
-find the same token most probable."""
+Quantity = Literal["bits_per_byte", "cross_entropy", "cross_entropy_words", "kl", "agreement"]
+"""What is estimated: bits that the model needs for a byte of the words (comparable across tokenizers); nats per token
+over all labels, and over the words alone; KL(teacher ‖ student) in nats per token; the share of positions at which
+teacher and student find the same token most probable."""
 
 _MADE_OF: dict[Quantity, tuple[str, str, float]] = {
-    "bits_per_byte": ("nats", "n_bytes", _BITS),
+    "bits_per_byte": ("nats_words", "n_bytes", _BITS),
     "cross_entropy": ("nats", "tokens", 1.0),
+    "cross_entropy_words": ("nats_words", "tokens_words", 1.0),
     "kl": ("kl", "tokens", 1.0),
     "agreement": ("agreement", "tokens", 1.0),
 }
@@ -160,7 +170,9 @@ _MADE_OF: dict[Quantity, tuple[str, str, float]] = {
 def mean(quantity: Quantity, runs: list[Measured], resamples: int) -> Interval:
     """A quantity over all documents; ``runs`` are the same model from several seeds."""
     name, unit, scale = _MADE_OF[quantity]
-    return bootstrap(lambda a, n: a / n * scale, _stack(runs, name), getattr(runs[0], unit)[None], resamples=resamples)
+    return bootstrap(
+        lambda a, n: _ratio(a, n) * scale, _stack(runs, name), getattr(runs[0], unit)[None], resamples=resamples
+    )
 
 
 def difference(quantity: Quantity, runs: list[Measured], control: list[Measured], resamples: int) -> Interval:
@@ -168,7 +180,7 @@ def difference(quantity: Quantity, runs: list[Measured], control: list[Measured]
     the teacher helped."""
     name, unit, scale = _MADE_OF[quantity]
     return bootstrap(
-        lambda a, b, n: (a - b) / n * scale,
+        lambda a, b, n: _ratio(a - b, n) * scale,
         _stack(runs, name),
         _stack(control, name),
         getattr(runs[0], unit)[None],
@@ -181,15 +193,20 @@ def gap_closed(runs: list[Measured], control: list[Measured], teacher: Measured,
 
     None where the control is as good as the teacher: there is no gap to close.
     """
-    if float(_stack(control, "nats").mean(0).sum()) <= float(teacher.nats.sum()):
+    if float(_stack(control, "nats_words").mean(0).sum()) <= float(teacher.nats_words.sum()):
         return None
     return bootstrap(
-        lambda s, c, t: (c - s) / np.where(c - t > 0, c - t, np.nan),
-        _stack(runs, "nats"),
-        _stack(control, "nats"),
-        teacher.nats[None],
+        lambda s, c, t: _ratio(c - s, c - t),
+        _stack(runs, "nats_words"),
+        _stack(control, "nats_words"),
+        teacher.nats_words[None],
         resamples=resamples,
     )
+
+
+def _ratio(amount: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to divide by: documents without words, a gap that is not there."""
+    return amount / np.where(of > 0, of, np.nan)
 
 
 def _stack(runs: list[Measured], name: str) -> np.ndarray:

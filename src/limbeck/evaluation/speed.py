@@ -1,8 +1,9 @@
-"""How fast a model writes on this machine."""
+"""How fast models write on this machine, timed in turn so that what slows the machine slows all of them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -10,16 +11,45 @@ from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 
 
-def generation_speed(lm: LanguageModel, prompt: list[int], tokens: int, repeats: int = 3) -> float:
-    """Tokens per second of greedy generation, one answer at a time; the best of a few repeats.
+def generation_speed(lm: LanguageModel, prompt: list[int], tokens: int) -> float:
+    """Tokens per second of one greedy answer of ``tokens`` tokens.
 
-    The end mark is not waited for: what is timed is the same number of tokens for every model.
+    EOS is not waited for: what is timed is the same number of tokens for every model.
     """
-    best = 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        ((_, new),) = generate(lm, [prompt], Sampling(tokens, temperature=0, stop=False), 1)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = max(best, len(new) / (time.perf_counter() - start))
-    return best
+    _synchronise()
+    start = time.perf_counter()
+    ((_, new),) = generate(lm, [prompt], Sampling(tokens, temperature=0, stop=False), 1)
+    _synchronise()
+    return len(new) / (time.perf_counter() - start)
+
+
+def speeds_in_turn(
+    models: Mapping[str, Callable[[], LanguageModel]],
+    prompt: list[int],
+    tokens: int,
+    rounds: int,
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Tokens per second of every model in every round: A B C, A B C, ….
+
+    Args:
+        models: by name, how each is had. It is asked for again in every round, so a caller may hold all of them
+            or load one at a time.
+        prompt: what all of them continue.
+        tokens: length of an answer.
+        rounds: how often each is timed. An answer before each timed one warms up caches and is not counted.
+    """
+    found: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, load in models.items():
+            lm = load()
+            generation_speed(lm, prompt, min(tokens, 4))
+            found[name].append(generation_speed(lm, prompt, tokens))
+            del lm
+            progress()
+    return found
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

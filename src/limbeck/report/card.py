@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from limbeck.report.markup import one_line, visible
 from limbeck.report.model import Estimate, ReportData, Row, Sample, known
-from limbeck.report.numbers import ABSENT, between, compact, decimals_for, duration, number, percent, size
+from limbeck.report.numbers import ABSENT, between, compact, decimals_for, number, percent
+from limbeck.report.results import weights
 from limbeck.report.verdict import Standing, control_of, quoted, standing, teacher_of, verdict
 
 _LONGEST_TEXT = 600
@@ -164,7 +165,7 @@ def _summary(data: ReportData, row: Row) -> str:
     pieces = re.split(r"(`[^`]+`)", one_line(words, 4000))
     said = "".join(piece if index % 2 else _escaped(piece) for index, piece in enumerate(pieces))
     kind = "teacher" if row.role in ("teacher", "co-teacher") else "student"
-    model = f"A {kind} of {compact(row.parameters)} parameters ({size(row.bytes)})"
+    model = f"A {kind} of {compact(row.parameters)} parameters ({weights(row)})"
     teacher = teacher_of(data.rows)
     if row.role == "student" and teacher:
         model += f", distilled from a teacher of {compact(teacher.parameters)}"
@@ -189,8 +190,9 @@ def _table(rows: Sequence[Row], model: Row) -> str:
     bits, kls = decimals_for([r.bits_per_byte for r in rows]), decimals_for([r.kl for r in rows])
     differences = decimals_for([r.versus_control for r in rows])
     lines = [
-        "| model | parameters | bits per byte | against control | gap closed | KL to teacher | agreement | tokens/s |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | parameters | bits per byte | cross-entropy | words alone "
+        "| against control | gap closed | KL to teacher | agreement | tokens/s |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         name = plain(row.name)
@@ -198,11 +200,13 @@ def _table(rows: Sequence[Row], model: Row) -> str:
             f"**{name}** (this model)" if row is model else name,
             compact(row.parameters),
             _cell(row.bits_per_byte, bits),
+            _cell(row.cross_entropy, 3),
+            _cell(row.cross_entropy_words, 3),
             _cell(row.versus_control, differences, sign=True),
             _cell(row.gap_closed, 0, share=True),
             _cell(row.kl, kls),
             _cell(row.agreement, 1, share=True),
-            ABSENT if row.tokens_per_second is None else number(row.tokens_per_second, 0),
+            _cell(row.tokens_per_second, 1),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -223,7 +227,9 @@ def _reading(rows: Sequence[Row]) -> str:
     words = (
         "In brackets: 95% intervals. Bits per byte are measured on held-out text, lower is better; "
         "*against control* is the paired difference to a student of the same size trained without the "
-        "teacher, negative is better."
+        "teacher, negative is better. Cross-entropy is in nats per token, over all labels and over the words alone, "
+        "without the tokens that end or surround them; bits per byte count the words alone. Tokens/s: the median and "
+        "the range of several rounds in which all models were timed in turn."
     )
     if {row.seeds for row in rows if row.role == "student"} == {1}:
         words += " Each student was trained once, so no interval covers the luck of training."
@@ -245,8 +251,7 @@ def _making(row: Row, technique: str | None) -> str:
     if row.note:
         lines.append(plain(row.note))
     if row.train_tokens is not None:
-        time = "" if row.train_seconds is None else f" in {duration(row.train_seconds)}"
-        lines.append(f"Trained on {compact(row.train_tokens)} tokens{time}.")
+        lines.append(f"Trained on {compact(row.train_tokens)} tokens.")
     return f"## How it was made\n\n{_bullets(lines)}" if lines else ""
 
 

@@ -20,11 +20,10 @@ from limbeck.report.numbers import (
     number,
     percent,
     significant,
-    size,
 )
-from limbeck.report.results import glossary, results, speed
+from limbeck.report.results import glossary, results, speed, weights
 from limbeck.report.style import STYLE
-from limbeck.report.verdict import best_student, control_of, teacher_of, verdict
+from limbeck.report.verdict import best_student, control_of, speed_up, teacher_of, verdict
 
 LONGEST_TEXT = 1500
 """Characters of a prompt or continuation that are shown; the rest is counted."""
@@ -138,12 +137,14 @@ def _figures(rows: Sequence[Row]) -> Html | None:
         ratio = teacher.parameters / best.parameters
         big = f"{significant(ratio)}× smaller" if ratio > 1.05 else percent(1 / ratio)
         tile("Size", big, f"{compact(best.parameters)} of {compact(teacher.parameters)} parameters")
-    if best.tokens_per_second and teacher is not None and teacher.tokens_per_second:
-        ratio = best.tokens_per_second / teacher.tokens_per_second
-        big = f"{significant(ratio)}× faster" if ratio > 1.05 else f"{significant(ratio)}×"
+    ratio_of_speeds, _ = speed_up(best, rows)
+    if ratio_of_speeds is not None and teacher is not None and teacher.tokens_per_second and best.tokens_per_second:
+        faster = (
+            f"{significant(ratio_of_speeds)}× faster" if ratio_of_speeds > 1 else f"{significant(ratio_of_speeds)}×"
+        )
         tile(
             "Generation",
-            big,
+            faster,
             f"{speed(best.tokens_per_second)} against {speed(teacher.tokens_per_second)} tokens/s",
         )
     return el("dl", *tiles, class_="figures", aria_label=f"The best student, {one_line(best.name)}") if tiles else None
@@ -207,24 +208,26 @@ def _curves(data: ReportData, series: Mapping[str, str]) -> list[Html]:
 
 
 def _size_and_speed(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
-    if not any(row.tokens_per_second for row in rows):
+    if not any(known(row.tokens_per_second) for row in rows):
         return None
-    weights = [Mark(row.name, Estimate(row.bytes), series[row.name], size(row.bytes)) for row in rows]
+    files = [Mark(row.name, Estimate(row.bytes), series[row.name], weights(row)) for row in rows]
     speeds = [
-        Mark(row.name, None, series[row.name])
-        if row.tokens_per_second is None
-        else Mark(row.name, Estimate(row.tokens_per_second), series[row.name], speed(row.tokens_per_second))
+        Mark(row.name, rate, series[row.name], speed(rate) if rate else None)
         for row in rows
+        for rate in [known(row.tokens_per_second)]
     ]
+    best = best_student(rows)
+    why_not = speed_up(best, rows)[1] if best is not None else None
     return el(
         "section",
         el("h2", "Size and speed"),
         el(
             "div",
-            _figure("Weights on disk", bar_chart("Weights on disk", weights, x_label="bytes", key="size")),
+            _figure("Weights on disk", bar_chart("Weights on disk", files, x_label="bytes", key="size")),
             _figure(
                 "Generated tokens per second",
-                bar_chart("Speed", speeds, x_label="tokens per second", key="speed"),
+                bar_chart("Speed", speeds, x_label="tokens per second, median of the rounds", key="speed"),
+                why_not.replace("`", "") if why_not else None,
             ),
             class_="charts",
         ),

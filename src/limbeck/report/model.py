@@ -53,16 +53,19 @@ class Row:
         role: ``teacher``, ``control`` (a student trained without a teacher), ``student`` or ``co-teacher`` (a
             teacher that learned in the same run).
         parameters: how many.
-        bytes: size of the weights on disk.
+        bytes: size of the weight files on disk.
+        dtype: type of the weights in those files, such as ``BF16``, or ``GGUF``; empty where not known.
         bits_per_byte: on held-out text; lower is better.
         kl: KL(teacher ‖ this model) in nats per token; lower is nearer.
         agreement: share of tokens (0..1) whose most likely next token is the teacher's.
         gap_closed: share of the distance from the control to the teacher, in bits per byte, that was closed:
             0 at the control, 1 at the teacher, negative where the control is better.
         versus_control: paired difference in bits per byte to the control; negative is better.
-        tokens_per_second: speed of generation.
+        cross_entropy: nats per token on held-out text, over all labels.
+        cross_entropy_words: the same over the text alone, without the tokens that end or surround it.
+        tokens_per_second: speed of generation: the median of several rounds, and their range as the interval.
+        shape: equal for models that do the same arithmetic; empty where not known.
         train_tokens: tokens the model was trained on in this run.
-        train_seconds: wall time of that training.
         seeds: independent trainings behind the numbers.
         note: a remark shown under the name.
     """
@@ -71,14 +74,17 @@ class Row:
     role: Role
     parameters: int
     bytes: int
+    dtype: str = ""
     bits_per_byte: Estimate | None = None
     kl: Estimate | None = None
     agreement: Estimate | None = None
     gap_closed: Estimate | None = None
     versus_control: Estimate | None = None
-    tokens_per_second: float | None = None
+    cross_entropy: Estimate | None = None
+    cross_entropy_words: Estimate | None = None
+    tokens_per_second: Estimate | None = None
+    shape: str = ""
     train_tokens: int | None = None
-    train_seconds: float | None = None
     seeds: int = 1
     note: str | None = None
 

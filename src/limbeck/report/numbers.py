@@ -79,20 +79,3 @@ def size(count: float) -> str:
         if abs(count) >= limit * 0.9995:
             return f"{_trim(count / limit, 3)} {unit}"
     return f"{_trim(count, 3)} B"
-
-
-def duration(seconds: float) -> str:
-    """Wall time in its two largest units: 312 → "5 min 12 s"."""
-    if not math.isfinite(seconds):
-        return ABSENT
-    if seconds < 9.95:
-        return f"{number(seconds, 1)} s"
-    whole = round(seconds)
-    parts = [
-        (whole // 86400, "d"),
-        (whole % 86400 // 3600, "h"),
-        (whole % 3600 // 60, "min"),
-        (whole % 60, "s"),
-    ]
-    first = next((i for i, (amount, _) in enumerate(parts) if amount), len(parts) - 1)
-    return " ".join(f"{amount} {unit}" for amount, unit in parts[first : first + 2] if amount)

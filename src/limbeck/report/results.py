@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from limbeck.report.markup import Html, el, escape, join, one_line
 from limbeck.report.model import Estimate, Row, known
-from limbeck.report.numbers import ABSENT, compact, decimals_for, duration, number, size
+from limbeck.report.numbers import ABSENT, compact, decimals_for, number, size
 from limbeck.report.verdict import Standing, best_student, standing
 
 
@@ -57,6 +57,12 @@ def results(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
     )
 
 
+_BEST = {
+    Standing.BETTER: "best student",
+    Standing.UNCLEAR: "best student, not told apart from its control",
+}
+
+
 def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
     roles = {
         "teacher": "teacher",
@@ -64,7 +70,9 @@ def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
         "student": "student",
         "co-teacher": "learns along",
     }
-    role = "best student" if best else roles.get(row.role, row.role)
+    role = roles.get(row.role, row.role)
+    if best:
+        role = _BEST.get(standing(row), "fewest bits per byte of the students")
     if role == row.name:
         role = ""
     return el(
@@ -88,17 +96,23 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, list[Html | None]]]:
         return label, [cell(row) for row in rows]
 
     return [
-        column("Parameters", lambda row: join(compact(row.parameters), _sub(size(row.bytes)))),
+        column("Parameters", lambda row: join(compact(row.parameters), _sub(weights(row)))),
         column("Bits per byte", lambda row: _estimate(row.bits_per_byte, digits)),
+        column("Cross-entropy", lambda row: _entropies(row, decimals_for([r.cross_entropy for r in rows]))),
         column("Against control", lambda row: _difference(row, finer)),
         column("Gap closed", lambda row: _estimate(row.gap_closed, 0, share=True)),
         column("KL to teacher", lambda row: _estimate(row.kl, kl_digits)),
         column("Agreement", lambda row: _estimate(row.agreement, 1, share=True)),
         column(
             "Tokens/s",
-            lambda row: None if row.tokens_per_second is None else escape(speed(row.tokens_per_second)),
+            lambda row: (
+                None if (rate := known(row.tokens_per_second)) is None else join(speed(rate), _sub(_rates(rate)))
+            ),
         ),
-        column("Trained on", _training),
+        column(
+            "Trained on",
+            lambda row: None if row.train_tokens is None else escape(f"{compact(row.train_tokens)} tokens"),
+        ),
     ]
 
 
@@ -115,6 +129,25 @@ def _range(interval: tuple[float, float], decimals: int, scale: float = 1) -> st
     """An interval in a cell: "1.230–1.238", or "−0.037 to −0.025" where there is a minus."""
     low, high = number(scale * interval[0], decimals), number(scale * interval[1], decimals)
     return f"{low}–{high}" if interval[0] >= 0 else f"{low} to {high}"
+
+
+def _entropies(row: Row, decimals: int) -> Html | None:
+    """Over all labels, and of the words alone where that is another number."""
+    whole, words = known(row.cross_entropy), known(row.cross_entropy_words)
+    if whole is None:
+        return None
+    differs = words is not None and number(words.value, decimals) != number(whole.value, decimals)
+    of_words = _sub(f"words alone {number(words.value, decimals)}") if words is not None and differs else None
+    return join(_estimate(whole, decimals), of_words)
+
+
+def _rates(rate: Estimate) -> str:
+    return f"{speed(Estimate(rate.interval[0]))}–{speed(Estimate(rate.interval[1]))}" if rate.interval else ""
+
+
+def weights(row: Row) -> str:
+    """Size of the weight files and their type: "269 MB, BF16"."""
+    return f"{size(row.bytes)}, {row.dtype}" if row.dtype else size(row.bytes)
 
 
 def _difference(row: Row, decimals: int) -> Html | None:
@@ -134,16 +167,8 @@ def _difference(row: Row, decimals: int) -> Html | None:
     )
 
 
-def _training(row: Row) -> Html | None:
-    if row.train_tokens is None and row.train_seconds is None:
-        return None
-    tokens = None if row.train_tokens is None else f"{compact(row.train_tokens)} tokens"
-    seconds = None if row.train_seconds is None else duration(row.train_seconds)
-    return join(tokens, _sub(seconds)) if tokens and seconds else join(tokens or seconds)
-
-
 def _caption(rows: Sequence[Row]) -> str:
-    words = "Small figures are 95% intervals."
+    words = "Small figures are 95% intervals; of tokens/s, the range of the rounds around their median."
     seeds = {row.seeds for row in rows if row.role == "student"}
     if seeds == {1}:
         words += " Each student was trained once, so no interval covers the luck of training."
@@ -158,9 +183,9 @@ def _sub(text: str) -> Html:
     return el("span", text, class_="sub")
 
 
-def speed(value: float) -> str:
+def speed(rate: Estimate) -> str:
     """Tokens per second: whole from a hundred on."""
-    return number(value, 0) if value >= 100 else number(value, 1)
+    return number(rate.value, 0) if rate.value >= 100 else number(rate.value, 1)
 
 
 def glossary(rows: Sequence[Row]) -> Html | None:
@@ -175,7 +200,16 @@ def glossary(rows: Sequence[Row]) -> Html | None:
             (
                 "Bits per byte",
                 "How many bits the model needs to encode a byte of text it has never seen. Lower is better. "
+                "Only the text itself counts, not the tokens that end it or stand around it. "
                 "It does not depend on the tokenizer, so models of different vocabularies can be compared.",
+            )
+        )
+    if measured("cross_entropy"):
+        entries.append(
+            (
+                "Cross-entropy",
+                "Nats per token over all tokens that are predicted, also those that end a text or a turn; words alone: "
+                "without these. It depends on the tokenizer.",
             )
         )
     if measured("versus_control"):
@@ -212,7 +246,13 @@ def glossary(rows: Sequence[Row]) -> Html | None:
             )
         )
     if measured("tokens_per_second"):
-        entries.append(("Tokens/s", "Speed of generation on the machine of this run. Compare within this page only."))
+        entries.append(
+            (
+                "Tokens/s",
+                "Speed of generation on the machine of this run, one answer at a time. All models take turns, "
+                "for several rounds. Compare within this page only.",
+            )
+        )
     if not entries:
         return None
     entries.append(

@@ -30,7 +30,7 @@ def table(rows: Sequence[Row], width: int = 80) -> str:
     """A table of the key numbers, no line wider than ``width`` terminal cells (at least 24).
 
     Where there is no room, names are shortened and then whole columns left out, least important first. ``±``
-    is half of the 95% interval.
+    is half of the 95% interval, of tokens/s half of the range of the rounds.
     """
     width = max(24, width)
     if not rows:
@@ -78,12 +78,13 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
         _Column("KL", [_plain(row.kl, 3) for row in rows], 3),
         _Column("agree", [_plain(row.agreement, 1, percent=True) for row in rows], 2),
         _Column("gap closed", [_plus_minus(row.gap_closed, 0, percent=True) for row in rows], 1),
-        _Column("tok/s", [ABSENT if (v := row.tokens_per_second) is None else _speed(v) for row in rows], 5),
+        _Column("tok/s", [_speed(row.tokens_per_second) for row in rows], 5),
     ]
 
 
-def _speed(value: float) -> str:
-    return number(value, 0) if value >= 100 else number(value, 1)
+def _speed(rate: Estimate | None) -> str:
+    """The median of the rounds and half of their range."""
+    return _plus_minus(rate, 0 if rate is not None and rate.value >= 100 else 1)
 
 
 def _plain(estimate: Estimate | None, decimals: int, *, percent: bool = False) -> str:

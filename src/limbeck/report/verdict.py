@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from limbeck.report.markup import one_line
-from limbeck.report.model import Row, known
+from limbeck.report.model import Estimate, Row, known
 from limbeck.report.numbers import between, decimals_for, number, percent, significant
 
 
@@ -38,8 +38,12 @@ def standing(row: Row) -> Standing:
 
 
 def best_student(rows: Sequence[Row]) -> Row | None:
-    """The student of the fewest bits per byte, or None where none was measured."""
-    measured = [(e.value, row) for row in rows if row.role == "student" and (e := known(row.bits_per_byte))]
+    """The student of the fewest bits per byte that is not worse than its control, or None where there is none."""
+    measured = [
+        (e.value, row)
+        for row in rows
+        if row.role == "student" and (e := known(row.bits_per_byte)) and standing(row) is not Standing.WORSE
+    ]
     return min(measured, key=lambda pair: pair[0])[1] if measured else None
 
 
@@ -66,10 +70,14 @@ def verdict(rows: Sequence[Row]) -> str:
     """
     students = [row for row in rows if row.role == "student"]
     if not students:
-        return "No student was trained, so there is nothing to judge."
-    best = best_student(rows)
-    if best is None:
+        return _without_techniques(rows)
+    if not any(known(row.bits_per_byte) for row in students):
         return "No student's bits per byte were measured, so there is no verdict."
+    best = best_student(rows)
+    if best is None:  # all are worse than their controls
+        several = [f"No technique beats {_controls(rows)}."] if len(students) > 1 else []
+        outdone = [said for row in rows if row.role == "control" and (said := _teacher_outdone(row, rows))]
+        return " ".join([*several, *_rest(None, rows), *outdone[:1]])
     sentences = [*_opening(best, rows), *_rest(best, rows)]
     return " ".join(sentences)
 
@@ -79,6 +87,22 @@ def quoted(name: str) -> str:
     return f"`{one_line(name, 60).replace('`', chr(39))}`"
 
 
+def _without_techniques(rows: Sequence[Row]) -> str:
+    """Of a run of controls only, or of nothing but a teacher."""
+    controls = [row for row in rows if row.role == "control"]
+    if not controls:
+        return "No student was trained, so there is nothing to judge."
+    teacher = teacher_of(rows)
+    reached = [
+        f"{quoted(row.name)} reaches {number(bits.value, decimals_for([bits]))} bits per byte{_size(row, teacher)}."
+        for row in controls
+        if (bits := known(row.bits_per_byte))
+    ]
+    alone = "it learned" if len(controls) == 1 else "they learned"
+    return " ".join([*reached, f"No technique was run beside {_controls(rows, 'the controls')}: {alone} without a "
+                     "teacher, so what a teacher adds is not known."])  # fmt: skip
+
+
 def _opening(best: Row, rows: Sequence[Row]) -> list[str]:
     students = [row for row in rows if row.role == "student"]
     reached = known(best.bits_per_byte)
@@ -86,8 +110,10 @@ def _opening(best: Row, rows: Sequence[Row]) -> list[str]:
     figure = number(reached.value, decimals_for([best.bits_per_byte]))
     size = _size(best, teacher_of(rows))
     name = quoted(best.name)
-    if len(students) > 1:
+    if len(students) > 1 and standing(best) is Standing.BETTER:
         claim = f"{name} is the best student: {figure} bits per byte{size}."
+    elif len(students) > 1:
+        claim = f"{name} has the fewest bits per byte of the students: {figure}{size}."
     else:
         claim = f"{name} reaches {figure} bits per byte{size}."
 
@@ -105,8 +131,6 @@ def _opening(best: Row, rows: Sequence[Row]) -> list[str]:
         result += f" and closes {gap} of the gap to the teacher." if gap else "."
     elif judged is Standing.UNCLEAR:
         result = f"It cannot be told apart from {against}: {_difference(best, rows)}."
-    elif judged is Standing.WORSE:
-        result = f"It does not beat {against}: it is worse by {_amount(best, rows)}."
     elif judged is Standing.NO_INTERVAL:
         difference = _difference(best, rows)
         result = f"It differs from {against} by {difference}, without an interval, so it may be chance."
@@ -121,7 +145,7 @@ def _opening(best: Row, rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def _rest(best: Row, rows: Sequence[Row]) -> list[str]:
+def _rest(best: Row | None, rows: Sequence[Row]) -> list[str]:
     """One clause for every other technique; those that fail are never left out."""
     better, clauses = [], []
     for row in rows:
@@ -141,7 +165,7 @@ def _rest(best: Row, rows: Sequence[Row]) -> list[str]:
         elif control is not None:
             clauses.append(f"{name} was not compared with {against}.")
     if better:
-        also = "also " if standing(best) is Standing.BETTER else ""
+        also = "also " if best is not None and standing(best) is Standing.BETTER else ""
         beats = "beats" if len(better) == 1 else "beat"
         beaten = _controls(rows) if len(better) == 1 else _controls(rows, "their controls")
         clauses.insert(0, f"{_listed(better)} {also}{beats} {beaten}.")
@@ -208,3 +232,34 @@ def _controls(rows: Sequence[Row], several: str = "its control") -> str:
 
 def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def speed_up(row: Row, rows: Sequence[Row]) -> tuple[float | None, str]:
+    """How many times faster than the teacher a row generates, or None and why that cannot be said.
+
+    It is said only where the two ranges do not overlap, and where models of one shape, which do the same arithmetic,
+    were measured alike: what tells those apart is the machine.
+    """
+    teacher = teacher_of(rows)
+    own, other = known(row.tokens_per_second), known(teacher.tokens_per_second) if teacher else None
+    if own is None or other is None or own.interval is None or other.interval is None or other.value <= 0:
+        return None, "No speed-up is given: not all speeds were measured with their spread."
+    timed = [(each, rate) for each in rows if each.shape and (rate := known(each.tokens_per_second))]
+    for i, (one, first) in enumerate(timed):
+        for two, second in timed[i + 1 :]:
+            if one.shape == two.shape and _apart(first, second):
+                return None, (
+                    f"No speed-up is given: {quoted(one.name)} and {quoted(two.name)} have one shape, and "
+                    f"were timed at {significant(first.value)} and {significant(second.value)} tokens/s. "
+                    "The machine was not quiet."
+                )
+    if not _apart(own, other):
+        return None, f"No speed-up is given: {quoted(row.name)} and the teacher cannot be told apart in speed."
+    return own.value / other.value, ""
+
+
+def _apart(one: Estimate, other: Estimate) -> bool:
+    """Whether two ranges do not overlap; without a range, nothing is known."""
+    if one.interval is None or other.interval is None:
+        return False
+    return one.interval[0] > other.interval[1] or other.interval[0] > one.interval[1]

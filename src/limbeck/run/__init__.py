@@ -31,6 +31,7 @@ from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.results import build, row_name
 from limbeck.run.teacher import correction_said, cut_students, is_worse, prepare_teacher
+from limbeck.run.timing import time_models, timed_models
 from limbeck.training.techniques import TEACHER
 
 
@@ -79,7 +80,9 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
             _say_what_was_skipped(arm.name, arm_facts[arm.name], prepared, display)
             for member in arm_facts[arm.name]["learners"]:
                 examiner.examine(arm, member)
-        report = build(recipe, prepared, examiner, arm_facts, folder.path)
+        learners = {name: facts["learners"] for name, facts in arm_facts.items()}
+        timed = time_models(examiner, timed_models(recipe, arms_of(recipe), learners), arm_facts)
+        report = build(recipe, prepared, examiner, arm_facts, timed, folder.path)
         _write_cards(recipe, report, arm_facts, folder, prepared)
         write_whole(folder.path / "report.html", render(report))
         return report

@@ -17,7 +17,6 @@ from limbeck.data.packing import Rows
 from limbeck.data.prompts import first_prompts
 from limbeck.display import Display
 from limbeck.evaluation.gap import Measured, dropped_share, measure
-from limbeck.evaluation.speed import generation_speed
 from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
@@ -27,14 +26,16 @@ from limbeck.recipe import Evaluation, PathModel, Recipe
 from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, data_inputs, load_teacher
+from limbeck.run.weights import folder_of
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_TEMPERATURE = 0.7
+REQUIRED = ("nats", "tokens", "n_bytes", "nats_words", "tokens_words")  # sums that every model has
 
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """A model measured: its sums per document, and facts (size, speed, texts)."""
+    """A model measured: its sums per document, and facts (parameters, texts)."""
 
     measured: Measured
     facts: dict[str, Any]
@@ -69,12 +70,14 @@ class Heldout:
             # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
             # the same documents compare, and stay counted per token of the students'.
             whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
-            measured = dataclasses.replace(measured, nats=whole.nats)
+            measured = dataclasses.replace(measured, nats=whole.nats, nats_words=whole.nats_words)
         return measured
 
 
 def bits_per_byte(measured: Measured) -> float:
-    return float(measured.nats.sum() / measured.n_bytes.sum() / math.log(2))
+    """Over the words alone; NaN where the documents have none."""
+    n_bytes = float(measured.n_bytes.sum())
+    return float(measured.nats_words.sum()) / n_bytes / math.log(2) if n_bytes else math.nan
 
 
 def _first(corpus: Corpus, evaluation: Evaluation) -> Corpus:
@@ -110,10 +113,21 @@ class Examiner:
         return self._examine(TEACHER, {"data": data_inputs(self.recipe, self.prepared.data), **self._taught_by()}, None)
 
     def examine(self, arm: Arm, member: str) -> Examined:
-        spec = PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
+        spec = self._spec(arm, member)
         # Of `alone` too, the distance to the teacher depends on the teacher.
         inputs = {**arm_inputs(self.recipe, arm, self.prepared), **self._taught_by()}
         return self._examine(f"{arm.name}-{member}", inputs, spec)
+
+    def load(self, arm: Arm | None, member: str) -> LanguageModel:
+        """A trained model of an arm, or without one the teacher."""
+        return self.teacher if arm is None else self._load(self._spec(arm, member))
+
+    def weights(self, arm: Arm | None, member: str) -> Path:
+        """The folder that ``load`` reads."""
+        return folder_of(self.prepared.teacher if arm is None else self._spec(arm, member))
+
+    def _spec(self, arm: Arm, member: str) -> PathModel:
+        return PathModel(path=str(arm.model(self.folder.path, member)), dtype="auto")
 
     def _taught_by(self) -> dict[str, Any]:
         return {"teacher": self.prepared.teacher_facts["fingerprint"]}
@@ -128,7 +142,7 @@ class Examiner:
         evaluation = self.recipe.evaluation
         stage = f"measure-{name}"
         home = self.folder.path / "measured" / name
-        inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap"}), **inputs}
+        inputs = {"evaluation": evaluation.model_dump(mode="json", exclude={"bootstrap", "speed_tokens"}), **inputs}
         facts = self.folder.done(stage, inputs, derived=True, made=[home])
         measured = read_measured(home) if facts is not None else None
         if facts is not None and measured is not None:
@@ -146,8 +160,6 @@ class Examiner:
                 )
             facts = {
                 "parameters": lm.parameters(),
-                "bytes": lm.bytes(),
-                "tokens_per_second": self._speed(lm),
                 "samples": self._samples(lm),
             }
             if spec is None and isinstance(lm, RestrictedModel):
@@ -175,13 +187,6 @@ class Examiner:
         answers = dict(generate(lm, prompts, sampling, batch_rows=len(prompts)))
         return [self.text(answers[i]) for i in range(len(prompts))]
 
-    def _speed(self, lm: LanguageModel) -> float | None:
-        tokens = self.recipe.evaluation.speed_tokens
-        prompts = self.prompts()
-        if not tokens or not prompts:
-            return None
-        return round(generation_speed(lm, prompts[0][0], tokens), 1)
-
 
 def _in_a_line(measured: Measured) -> str:
     said = f"{bits_per_byte(measured):.3f} bits/byte"
@@ -191,9 +196,10 @@ def _in_a_line(measured: Measured) -> str:
 
 
 def read_measured(home: Path) -> Measured | None:
-    """What was measured, None if the file is torn: it is then measured again."""
+    """What was measured, None if the file is torn or of an older version: it is then measured again."""
     try:
         with np.load(home / "documents.npz", allow_pickle=False) as arrays:
-            return Measured(**{name: arrays.get(name) for name in ("nats", "kl", "agreement", "tokens", "n_bytes")})
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            optional = {name: arrays.get(name) for name in ("kl", "agreement")}
+            return Measured(**{name: arrays[name] for name in REQUIRED}, **optional)
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None

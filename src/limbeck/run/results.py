@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from limbeck.run.measure import SAMPLE_TEMPERATURE, Examined, Examiner
 from limbeck.run.prepare import Prepared
 from limbeck.run.provenance import command, machine, versions
 from limbeck.run.teacher import correction_said, is_worse
+from limbeck.run.weights import Stored, stored, stored_teacher
 from limbeck.statistics import Interval
 from limbeck.training.meter import read_metrics
 from limbeck.training.techniques import TEACHER
@@ -26,7 +28,12 @@ FEW_DOCUMENTS = 30  # below, a bootstrap over documents is not to be trusted
 
 
 def build(
-    recipe: Recipe, prepared: Prepared, examiner: Examiner, arm_facts: dict[str, dict[str, Any]], run: Path
+    recipe: Recipe,
+    prepared: Prepared,
+    examiner: Examiner,
+    arm_facts: dict[str, dict[str, Any]],
+    timed: dict[str, Any] | None,
+    run: Path,
 ) -> ReportData:
     """Measure what is not measured yet, and put the report's data together."""
     teacher = examiner.examine_teacher()
@@ -36,7 +43,7 @@ def build(
         for arm in arms
         for member in arm_facts[arm.name]["learners"]
     }
-    rows = _rows(recipe, teacher, examined, arm_facts)
+    rows = _rows(recipe, examiner, teacher, examined, arm_facts, timed or {})
     samples = _samples(recipe, examiner, teacher, examined)
     return ReportData(
         title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
@@ -59,11 +66,35 @@ def row_name(recipe: Recipe, label: str, member: str) -> str:
     return label if recipe.student is not None else f"{label} / {member}"
 
 
+def _speed(timed: dict[str, Any], name: str) -> dict[str, Any]:
+    """The median and the range of a model's rounds, and what it shares with models of one shape."""
+    rates = timed.get("speeds", {}).get(name)
+    if not rates:
+        return {}
+    return {
+        "tokens_per_second": Estimate(statistics.median(rates), min(rates), max(rates)),
+        "shape": timed["shapes"][name],
+    }
+
+
+def _size(weights: Stored) -> dict[str, Any]:
+    return {"bytes": weights.bytes, "dtype": weights.dtype}
+
+
+def _entropies(measured: list[gap.Measured], resamples: int) -> dict[str, Any]:
+    return {
+        "cross_entropy": _estimate(gap.mean("cross_entropy", measured, resamples)),
+        "cross_entropy_words": _estimate(gap.mean("cross_entropy_words", measured, resamples)),
+    }
+
+
 def _rows(
     recipe: Recipe,
+    examiner: Examiner,
     teacher: Examined,
     examined: dict[tuple[str, str, int], Examined],
     arm_facts: dict[str, dict[str, Any]],
+    timed: dict[str, Any],
 ) -> list[Row]:
     resamples = recipe.evaluation.bootstrap
     rows = [
@@ -71,13 +102,16 @@ def _rows(
             TEACHER,
             "teacher",
             parameters=teacher.facts["parameters"],
-            bytes=teacher.facts["bytes"],
+            **_size(stored_teacher(recipe, examiner.prepared.teacher)),
             bits_per_byte=_estimate(gap.mean("bits_per_byte", [teacher.measured], resamples)),
-            tokens_per_second=teacher.facts["tokens_per_second"],
+            **_entropies([teacher.measured], resamples),
+            **_speed(timed, TEACHER),
         )
     ]
     control_label = next((t.label for t in recipe.techniques if isinstance(t, Alone)), None)
+    firsts = {arm.technique.label: arm for arm in arms_of(recipe) if arm.seed == recipe.seeds[0]}
     for technique in recipe.techniques:
+        first = firsts[technique.label]
         members = [*recipe.cohort, *([TEACHER] if isinstance(technique, Co) else [])]
         for member in members:
             runs = [examined[technique.label, member, seed] for seed in recipe.seeds]
@@ -85,14 +119,13 @@ def _rows(
             control = None
             if control_label and member != TEACHER and not isinstance(technique, Alone):
                 control = [examined[control_label, member, seed].measured for seed in recipe.seeds]
-            facts = [arm_facts[f"{technique.label}-seed{seed}"] for seed in recipe.seeds]
             role = "co-teacher" if member == TEACHER else "control" if isinstance(technique, Alone) else "student"
             rows.append(
                 Row(
                     row_name(recipe, technique.label, member),
                     role,  # type: ignore[arg-type]
                     parameters=runs[0].facts["parameters"],
-                    bytes=runs[0].facts["bytes"],
+                    **_size(stored(examiner.weights(first, member))),
                     bits_per_byte=_estimate(gap.mean("bits_per_byte", measured, resamples)),
                     kl=_estimate(gap.mean("kl", measured, resamples)),
                     agreement=_estimate(gap.mean("agreement", measured, resamples)),
@@ -102,9 +135,9 @@ def _rows(
                     versus_control=_estimate(gap.difference("bits_per_byte", measured, control, resamples))
                     if control
                     else None,
-                    tokens_per_second=runs[0].facts["tokens_per_second"],
-                    train_tokens=facts[0]["tokens"],
-                    train_seconds=sum(fact["seconds"] for fact in facts) / len(facts),
+                    **_entropies(measured, resamples),
+                    **_speed(timed, f"{first.name}-{member}"),
+                    train_tokens=arm_facts[first.name]["tokens"],
                     seeds=len(recipe.seeds),
                 )
             )
@@ -162,18 +195,23 @@ def _by_size(recipe: Recipe, rows: list[Row]) -> list[Chart]:
 
 
 def _charts(recipe: Recipe, run: Path) -> list[Chart]:
-    student = next(iter(recipe.cohort))
+    return [chart for student in recipe.cohort for chart in _charts_of(recipe, student, run)]
+
+
+def _charts_of(recipe: Recipe, student: str, run: Path) -> list[Chart]:
+    """What one student learned, by the parts of what is minimised."""
+    of = "" if recipe.student is not None else f": {student}"
     arms = arms_of(recipe)
     written = [arm for arm in arms if getattr(arm.technique, "writing", None) is not None]
     own = [arm for arm in arms if arm not in written]
     charts = [
-        _chart(run, own, f"loss/{student}<labels", "Learning the data", "cross-entropy (nats per token)",
+        _chart(run, own, f"loss/{student}<labels", f"Learning the data{of}", "cross-entropy (nats per token)",
                "On training text, as it is learned."),
-        _chart(run, arms, f"loss/{student}<{TEACHER}", "Learning the teacher's probabilities",
+        _chart(run, arms, f"loss/{student}<{TEACHER}", f"Learning the teacher's probabilities{of}",
                "divergence (nats per token)", "The divergence that is minimised, at its temperature."),
-        _chart(run, written, f"loss/{student}<labels", "Learning the teacher's text",
+        _chart(run, written, f"loss/{student}<labels", f"Learning the teacher's text{of}",
                "cross-entropy (nats per token)", "On text that the teacher wrote: not comparable with the data's."),
-        _chart(run, arms, f"agreement/{student}<{TEACHER}", "Agreement with the teacher", "share of tokens",
+        _chart(run, arms, f"agreement/{student}<{TEACHER}", f"Agreement with the teacher{of}", "share of tokens",
                "How often both find the same token most probable, on training text."),
     ]  # fmt: skip
     return [chart for chart in charts if chart.curves]

@@ -165,7 +165,10 @@ def test_an_empty_continuation_is_said_to_be_empty() -> None:
         ReportData("no control", [row for row in example.rows() if row.role != "control"]),
         ReportData("no teacher", [row for row in example.rows() if row.role != "teacher"]),
         ReportData("twice", [_bare(), _bare()], created="yesterday"),
-        ReportData("nothing", [Row("t", "teacher", 0, 0, tokens_per_second=0.0), _bare(tokens_per_second=0.0)]),
+        ReportData(
+            "nothing",
+            [Row("t", "teacher", 0, 0, tokens_per_second=Estimate(0.0)), _bare(tokens_per_second=Estimate(0.0))],
+        ),
     ],
     ids=lambda data: data.title,
 )

@@ -10,9 +10,9 @@ import yaml
 
 from limbeck.report.card import losses, model_card, plain
 from limbeck.report.model import Estimate, ReportData, Row, Sample
-from limbeck.report.numbers import compact, decimals_for, duration, number, percent, significant, size
+from limbeck.report.numbers import compact, decimals_for, number, percent, significant, size
 from limbeck.report.text import cells_wide, table
-from limbeck.report.verdict import best_student, verdict
+from limbeck.report.verdict import best_student, speed_up, verdict
 
 from . import example
 
@@ -43,7 +43,7 @@ def test_verdict_where_several_beat_the_control() -> None:
 
 def test_verdict_where_nothing_beats_the_control() -> None:
     words = verdict([_TEACHER, _ALONE, _student("soft", 1.39, -0.02, 0.01), _student("co", 1.5, 0.05, 0.15)])
-    assert words.startswith("No technique beats `alone`. `soft` is the best student")
+    assert words.startswith("No technique beats `alone`. `soft` has the fewest bits per byte of the students")
     assert "It cannot be told apart from `alone`: −0.010 bits per byte (−0.020 to 0.010)." in words
     assert "closes" not in words
     assert "`co` does not beat `alone`" in words
@@ -55,8 +55,9 @@ def test_verdict_where_the_interval_touches_zero_is_unclear() -> None:
 
 def test_verdict_where_only_a_worse_student_exists() -> None:
     words = verdict([_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15)])
-    assert "`soft` reaches 1.500 bits per byte" in words
-    assert "does not beat `alone`: it is worse by 0.100 bits per byte" in words
+    assert best_student([_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15)]) is None
+    assert "best" not in words
+    assert "`soft` does not beat `alone`: it is worse by 0.100 bits per byte" in words
 
 
 def test_verdict_without_a_control() -> None:
@@ -74,7 +75,33 @@ def test_verdict_without_an_interval_claims_nothing() -> None:
 def test_verdict_without_a_comparison_or_a_measurement() -> None:
     assert "was not compared with `alone`" in verdict([_TEACHER, _ALONE, _student("soft", 1.3)])
     assert "no verdict" in verdict([_TEACHER, _ALONE, _student("soft", None)])
-    assert "nothing to judge" in verdict([_TEACHER, _ALONE])
+    assert "nothing to judge" in verdict([_TEACHER])
+
+
+def test_verdict_of_controls_alone() -> None:
+    words = verdict([_TEACHER, _ALONE])
+    assert words.startswith("`alone` reaches 1.400 bits per byte, at 25% of the teacher's parameters.")
+    assert "No technique was run beside `alone`" in words
+    several = [dataclasses.replace(_ALONE, name=f"alone / {name}") for name in ("small", "large")]
+    words = verdict([_TEACHER, *several])
+    assert "`alone / small` reaches 1.400" in words
+    assert "beside the controls: they learned without a teacher" in words
+    assert "No student was trained" not in words
+
+
+def test_the_best_student_is_never_one_that_is_worse_than_its_control() -> None:
+    small, large = (dataclasses.replace(_ALONE, name=f"alone / {name}") for name in ("small", "large"))
+    rows = [_TEACHER, small, large, _student("soft / small", 1.3, -0.2, -0.1), _student("soft / large", 1.2, 0.05, 0.1)]
+    best = best_student(rows)
+    assert best is not None
+    assert best.name == "soft / small"
+    assert "`soft / large` does not beat `alone / large`" in verdict(rows)
+    worse = [_TEACHER, _ALONE, _student("soft", 1.5, 0.05, 0.15), _student("co", 1.6, 0.1, 0.3)]
+    assert verdict(worse).startswith("No technique beats `alone`. `soft` does not beat `alone`: it is worse by 0.100")
+    assert "best" not in verdict(worse)
+
+
+def test_verdict_of_nothing() -> None:
     assert verdict([]) == verdict([_TEACHER])
 
 
@@ -227,13 +254,6 @@ def test_numbers() -> None:
         "1.2B",
     ]
     assert [size(v) for v in (12, 1_677_696, 538_000_000)] == ["12 B", "1.68 MB", "538 MB"]
-    assert [duration(v) for v in (0.4, 49, 312, 3600, 90_061)] == [
-        "0.4 s",
-        "49 s",
-        "5 min 12 s",
-        "1 h",
-        "1 d 1 h",
-    ]
     assert [significant(v) for v in (0.1083, 41.7, 9.33, 0.0042, 123)] == [
         "0.11",
         "42",
@@ -243,3 +263,24 @@ def test_numbers() -> None:
     ]
     assert decimals_for([Estimate(1, 0.9995, 1.0005)]) == 4
     assert decimals_for([None, Estimate(1), Estimate(1, 1, 1)]) == 3
+
+
+def _timed(name: str, median: float, low: float, high: float, shape: str) -> Row:
+    role = "teacher" if name == "teacher" else "student"
+    return Row(name, role, 1, 1, tokens_per_second=Estimate(median, low, high), shape=shape)  # type: ignore[arg-type]
+
+
+def test_a_speed_up_is_given_only_where_it_can_be_told_from_noise() -> None:
+    teacher, soft, co = (
+        _timed("teacher", 100, 95, 105, "large"),
+        _timed("soft", 200, 190, 210, "small"),
+        _timed("co", 205, 195, 215, "small"),
+    )
+    assert speed_up(soft, [teacher, soft, co]) == (2.0, "")
+    noisy = dataclasses.replace(co, tokens_per_second=Estimate(480.0, 470.0, 490.0))
+    ratio, why = speed_up(soft, [teacher, soft, noisy])
+    assert ratio is None
+    assert "`soft` and `co` have one shape, and were timed at 200 and 480 tokens/s" in why
+    near = dataclasses.replace(soft, tokens_per_second=Estimate(110.0, 100.0, 120.0))
+    assert speed_up(near, [teacher, near])[0] is None
+    assert speed_up(dataclasses.replace(soft, tokens_per_second=Estimate(200.0)), [teacher, soft])[0] is None
