@@ -112,6 +112,29 @@ def _nan_teacher(raw: dict[str, Any], tmp: Path) -> None:
     raw["teacher"]["path"] = str(tmp / "nan")
 
 
+def _nan_at_one_token(raw: dict[str, Any], tmp: Path) -> None:
+    """A teacher that reads everything but the word ``zebra``, which only one document holds."""
+    import math
+
+    from safetensors.torch import load_file, save_file
+
+    from limbeck.models.load import load_model
+    from limbeck.models.tokenizer import load_tokenizer
+    from limbeck.recipe import ConfigModel
+    from limbeck.run.prepare import save_model
+    from tests.conftest import LLAMA
+
+    tokenizer = load_tokenizer(raw["teacher"]["path"], key="x")
+    config = {**LLAMA, "tie_word_embeddings": False, "max_position_embeddings": 512}
+    save_model(load_model(ConfigModel(config=config), tokenizer, key="x"), tmp / "one")
+    weights = load_file(tmp / "one" / "model.safetensors")
+    weights["model.embed_tokens.weight"][tokenizer.convert_tokens_to_ids("z")] = math.nan
+    save_file(weights, tmp / "one" / "model.safetensors", metadata={"format": "pt"})
+    raw["teacher"]["path"] = str(tmp / "one")
+    text = Path(raw["data"]["corpus"][0]["text"])
+    text.write_text(text.read_text() + "\n\n" + "\n\n".join(f"one zebra number {i} sat on a mat" for i in range(9)))
+
+
 def _rows(*rows: Any, **more: Any) -> Change:
     """A corpus of JSON lines, and changes of the recipe beside it."""
 
@@ -159,6 +182,14 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "torn teacher": (_torn_teacher, "teacher.path", "cannot be loaded"),
     "pickled teacher": (_pickled_teacher, "teacher.path", "pickled"),
     "teacher of NaN": (_nan_teacher, "teacher", "not finite"),
+    "teacher of NaN at one token": (_nan_at_one_token, "teacher: the logits of ", "('z'), number "),
+    "hidden layers that a student does not have": (
+        _set(techniques=[{"kind": "soft", "hidden": {"layers": [[2, 0]]}}]),
+        "techniques.0.hidden.layers",
+        "the student has 2 layers",
+    ),
+    "a run in nobody's home": (_set(run="~nosuchuser1/x"), "run", "Name a folder"),
+    "a run of no name": (_set(run="a\0b"), "run", "Name a folder"),
     "no such corpus": (_set(data__corpus=[{"text": "/no/such/file"}]), "data.corpus.0.text", "/no/such/file"),
     "empty corpus": (_text(b""), "data.corpus.0", "no document"),
     "blank corpus": (_text(b" \n \n"), "data.corpus.0", "no document"),
@@ -299,6 +330,47 @@ def test_each_is_one_line(
     assert key in lines[0]
     assert says in lines[0]
     assert len(lines[0]) < 420
+
+
+AT_CHECK = [
+    name
+    for name, (_, key, _) in BROKEN.items()
+    # The rest is known only once documents are read (and models of them trained).
+    if not key.startswith(("data.corpus: ", "data.corpus.0: "))
+    and name
+    not in {
+        *DIVERGES,
+        "empty corpus",
+        "blank corpus",
+        "one-document corpus",
+        "separator that never comes",
+        "not UTF-8",
+        "half a surrogate pair",
+        "half a surrogate pair, where tokens are counted",
+        "text that means a cut vocabulary's bucket",
+        "no document leaves room for an answer",
+        "teacher of NaN at one token",
+    }
+]
+
+
+@pytest.mark.parametrize("name", AT_CHECK)
+def test_check_refuses_what_run_does(
+    name: str,
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change, key, says = BROKEN[name]
+    change(raw_recipe, tmp_path)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe).replace("{tmp}", str(tmp_path)))
+    there = sorted(tmp_path.rglob("*"))
+    code, err = run(monkeypatch, capsys, "check", str(tmp_path / "r.yaml"))
+    assert code == 2
+    assert key in err
+    assert says in err
+    assert sorted(tmp_path.rglob("*")) == there  # and leaves nothing behind
 
 
 def test_usage_errors_are_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

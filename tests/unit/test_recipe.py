@@ -103,6 +103,7 @@ def test_there_are_shipped_recipes() -> None:
         (["techniques=[{kind: hard, writing: {seed: -1}}]"], "techniques.0.writing.seed", "greater than or equal to 0"),
         (["techniques=[{kind: soft, writing: {seed: 4294967296}}]"], "techniques.0.writing.seed", "less than"),
         (["techniques=[{kind: soft, soft_weight: yes}]"], "techniques.0.soft_weight", "a number belongs"),
+        (["training={tokens: 9, schedule: wsd, warmup: 0.9}"], "training", "lower one of them"),
         (["training.clip=yes"], "training.clip", "a number belongs"),
     ],
 )

@@ -25,7 +25,7 @@ from limbeck.report.html import render
 from limbeck.report.model import ReportData
 from limbeck.run.arms import arms_of, check_writing, finished_arm, train_arm
 from limbeck.run.check import check
-from limbeck.run.folder import RunFolder
+from limbeck.run.folder import RunFolder, run_path
 from limbeck.run.measure import Examiner, Heldout
 from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
@@ -51,7 +51,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
     """
     display = display or Display()
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    with RunFolder(Path(recipe.run).expanduser()) as folder, _naming(folder.path):
+    with RunFolder(run_path(recipe.run)) as folder, _naming(folder.path):
         origins = check(recipe)
         for note in origins.notes:
             display.note(note)

@@ -261,7 +261,10 @@ def _written(
             top_k=writing.top_k,
             seed=(writing.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more
         )
-        answers = dict(teacher.write(chosen, sampling))
+        try:
+            answers = dict(teacher.write(chosen, sampling))
+        except InputError as error:
+            raise InputError(error.what, key=TEACHER, fix=error.fix) from None
         yield [(chosen[i], answers[i]) for i in sorted(answers)]
 
 

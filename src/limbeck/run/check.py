@@ -34,6 +34,7 @@ from limbeck.recipe import (
     TrainedTokenizer,
     Vocabulary,
 )
+from limbeck.run.folder import run_path
 from limbeck.training.techniques import lessons_of
 
 
@@ -61,6 +62,7 @@ def check(recipe: Recipe) -> Origins:
         RecipeError: names the key and the fix.
     """
     quiet()
+    run_path(recipe.run)
     for i, technique in enumerate(recipe.techniques):
         lessons_of(technique, list(recipe.cohort), f"techniques.{i}")
         writing = technique.writing if isinstance(technique, Hard | Soft) else None
@@ -100,6 +102,7 @@ def check(recipe: Recipe) -> Origins:
         if not isinstance(spec, CutStudent):
             lm = load_model(spec, standin, key=key, seq_len=recipe.data.seq_len)
             check_packs(lm, recipe.data)
+            _check_own_layers(recipe, lm.n_layers)
             if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
                 with_lora(lm, student.lora, 0, key=f"{key}.lora")
     return origins
@@ -125,6 +128,19 @@ def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
                         key=f"techniques.{i}.hidden.layers",
                         fix="Layers count from 0",
                     )
+
+
+def _check_own_layers(recipe: Recipe, depth: int) -> None:
+    """Refuse lessons on hidden states of layers that a student which is not cut from its teacher does not have."""
+    for i, technique in enumerate(recipe.techniques):
+        hidden = technique.hidden if isinstance(technique, Soft) else None
+        for own, theirs in hidden.layers if hidden is not None and hidden.layers != "matched" else ():
+            if own >= depth:
+                raise RecipeError(
+                    f"got [{own}, {theirs}], but the student has {depth} layers",
+                    key=f"techniques.{i}.hidden.layers",
+                    fix="Layers count from 0",
+                )
 
 
 def _check_lora(lm: LanguageModel, lora: Lora, key: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,21 +16,27 @@ LOGITS_AT_A_TIME = 64  # positions
 
 
 def faulty_teacher(cohort: Cohort, batches: Sequence[Batch]) -> InputError | None:
-    """The error of a frozen model whose logits are NaN or infinite somewhere in these batches; None: all are finite.
+    """The error of a frozen model whose logits are NaN or infinite somewhere in these batches; None: all are finite."""
+    for name, member in cohort.members.items():
+        fault = None if member.learns else fault_of(member.lm, batches, name, cohort.precision)
+        if fault is not None:
+            return fault
+    return None
+
+
+def fault_of(lm: LanguageModel, batches: Iterable[Batch], key: str, precision: str = "fp32") -> InputError | None:
+    """The error of a model whose logits are NaN or infinite somewhere in these batches; None: all are finite.
 
     A NaN spreads from its token to every later one, and through masked attention to earlier ones too. The token
     that is named is the first at which the document fails when it is read alone.
     """
-    for name, member in cohort.members.items():
-        if member.learns:
-            continue
-        with member.lm.autocast(cohort.precision):
-            for batch in batches:
-                failed_BT = not_finite(member.lm, batch.ids_BT, batch.positions_BT) & (batch.segments_BT >= 0)
-                rows = failed_BT.any(1).nonzero().flatten().tolist()
-                if rows:
-                    ids_T, at = _first_failure(member.lm, batch, failed_BT, rows[0])
-                    return _error(name, member.lm, ids_T, at, cohort.precision)
+    with lm.autocast(precision):
+        for batch in batches:
+            failed_BT = not_finite(lm, batch.ids_BT, batch.positions_BT) & (batch.segments_BT >= 0)
+            rows = failed_BT.any(1).nonzero().flatten().tolist()
+            if rows:
+                ids_T, at = _first_failure(lm, batch, failed_BT, rows[0])
+                return _error(key, lm, ids_T, at, precision)
     return None
 
 
@@ -69,17 +75,17 @@ def _first_failure(lm: LanguageModel, batch: Batch, failed_BT: Tensor, row: int)
     return ids_T[segments_T == segments_T[at]], at - begins
 
 
-def _error(name: str, lm: LanguageModel, ids_T: Tensor, at: int, precision: str) -> InputError:
+def _error(key: str, lm: LanguageModel, ids_T: Tensor, at: int, precision: str) -> InputError:
     own_T = lm.own_ids(ids_T)
     token = int(own_T[at])
     begins = lm.own_tokenizer.decode(own_T[:20].tolist())[:60]
     called = str(getattr(lm.config, "_name_or_path", "") or "this model")
-    fix = "Remove that document, or use another teacher"
+    fix = "Remove that document, or use another model"
     if precision == "bf16":
         fix += ", or write `precision: fp32`"
     return InputError(
         f"the logits of {called} are not finite at token {token} ({lm.own_tokenizer.decode([token])!r}), "
         f"number {at + 1} of the text that begins {begins!r}",
-        key=name,
+        key=key,
         fix=fix,
     )
