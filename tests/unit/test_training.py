@@ -15,6 +15,7 @@ from limbeck.errors import DivergedError, InputError, RecipeError
 from limbeck.models.language_model import LanguageModel
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Co, Soft, Training, parse_recipe
+from limbeck.run.measure import Heldout
 from limbeck.training.batches import CorpusBatches
 from limbeck.training.checkpoint import Checkpoints
 from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member, Tally
@@ -529,6 +530,22 @@ def test_a_teacher_of_nan_is_blamed_with_its_token_and_text(
     assert f"number {at} of the text that begins {begins!r}" in caught.value.what
     assert "training.lr" not in caught.value.line()
     assert all(bool(torch.isfinite(p).all()) for p in student.model.parameters())
+
+
+def test_a_teacher_of_nan_is_blamed_where_it_is_measured(make_lm: Make) -> None:
+    documents = ragged_rows(12)
+    ids = [5, 6, 310, 7, 8]
+    documents[3] = (ids, [True] * 5)
+    corpus = corpus_of(documents)
+    teacher = make_lm(2, tie_word_embeddings=False)
+    text = Heldout(corpus, Rows(corpus, 12, pack=False), None)
+    assert np.isfinite(text.measure(teacher).nats).all()
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[310] = math.nan
+    with pytest.raises(InputError, match=r"teacher: the logits of .* are not finite at token 310 .* number 3 of the"):
+        text.measure(teacher)
+    with pytest.raises(InputError, match="alone-seed0-student: the logits"):
+        text.measure(teacher, make_lm(1), key="alone-seed0-student")
 
 
 def test_a_teacher_whose_head_alone_overflows_is_blamed(make_lm: Make) -> None:

@@ -99,7 +99,7 @@ def _template_of(tokenizer: Any, date: datetime.date) -> Template:
 def _rendered(document: Document, tokenizer: Any, date: datetime.date) -> Rendered:
     if document.text is not None:
         return Rendered(document.text, [])
-    if has_template(tokenizer):
+    if has_template(tokenizer) and document.template:
         try:
             return find_answers(document, _template_of(tokenizer, date))
         except InputError as error:
@@ -154,7 +154,7 @@ def _masked(document: Document, rendered: Rendered, ids: list[int], offsets: np.
         return before[high] > before[low]
 
     mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED)).tolist()
-    before, after = ([], []) if has_template(tokenizer) else _marks(tokenizer)
+    before, after = ([], []) if has_template(tokenizer) and document.template else _marks(tokenizer)
     return Encoded(
         [*before, *ids, *after],
         [MASKED] * len(before) + mask + [MARK] * len(after),

@@ -24,7 +24,7 @@ from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import ReportData
 from limbeck.run.arms import arms_of, check_writing, finished_arm, train_arm
-from limbeck.run.check import check
+from limbeck.run.check import check, check_ids
 from limbeck.run.folder import RunFolder, run_path
 from limbeck.run.measure import Examiner, Heldout
 from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
@@ -60,6 +60,8 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         train, heldout = open_corpus(home / "train"), open_corpus(home / "heldout")
         kept = kept_tokens(folder.path)
         check_writing(recipe, train)
+        if kept is None:  # a cut vocabulary has no token without a row
+            check_ids(origins, tokenizer, [train, heldout])
         own = open_corpus(home / OWN_HELDOUT) if kept is not None else None
         text = Heldout.of(recipe, heldout, own)
         teacher, facts = prepare_teacher(recipe, origins, folder, tokenizer, kept, train, text, data, display)

@@ -14,7 +14,8 @@ import torch
 from limbeck.data.chat import encode
 from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_corpus
 from limbeck.data.packing import Rows
-from limbeck.data.sources import LeftOut, Spool, documents, file_stamps
+from limbeck.data.rows import Seen
+from limbeck.data.sources import Spool, documents, file_stamps
 from limbeck.display import Display
 from limbeck.errors import InputError
 from limbeck.files import whole_folder
@@ -125,14 +126,19 @@ def make_batches(corpus: Corpus, data: Data, section: Training, *, seed: int) ->
     )
 
 
-def save_model(lm: LanguageModel, target: Path) -> None:
-    """A plain ``save_pretrained`` folder with its tokenizer; adapters are merged into the weights."""
+def save_model(lm: LanguageModel, target: Path, dtype: str | None = None) -> None:
+    """A plain ``save_pretrained`` folder with its tokenizer; adapters are merged into the weights.
+
+    ``dtype``: in which the weights are written; the model is left in it. None: as they are held.
+    """
     if hasattr(lm.model, PROJECTIONS):
         delattr(lm.model, PROJECTIONS)  # they belonged to the lesson, not to the student
     core = lm.model.merge_and_unload() if hasattr(lm.model, "peft_config") else lm.model
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if core.generation_config is not None and getattr(core.generation_config, name, None) is None:
             setattr(core.generation_config, name, getattr(lm.own_tokenizer, name, None))
+    if dtype is not None:
+        core.to(getattr(torch, dtype))
     with whole_folder(target) as scratch:
         core.save_pretrained(scratch)
         lm.own_tokenizer.save_pretrained(scratch)
@@ -168,10 +174,12 @@ def prepare_data(
             display.warn("the corpus has changed since this run read it; the run goes on with what it read")
         return load_tokenizer(str(home / "tokenizer"), key="tokenizer"), facts
     with display.stage("data", unit="documents") as bar, whole_folder(home) as scratch:
-        left_out: dict[str, LeftOut] = {}
-        spool = Spool(scratch / "documents.jsonl", documents(data.corpus, left_out))
-        for key, silent in left_out.items():
-            display.warn(f"{key}: {silent.line()}, and were left out")
+        seen: dict[str, Seen] = {}
+        spool = Spool(scratch / "documents.jsonl", documents(data.corpus, seen))
+        for key, found in seen.items():
+            display.note(f"{key}: {found.line()}")
+            if left_out := found.left_out():
+                display.warn(f"{key}: {left_out}, and were left out")
         if before is not None and before["fingerprint"] != _hash(spool.keys) and any(path.exists() for path in later):
             raise InputError(
                 f"{home} is torn, and the corpus has changed since it was read",
