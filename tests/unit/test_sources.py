@@ -163,9 +163,33 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
         ({"prompt": [U], "completion": [A]}, (U, A)),
         ({"prompt": [U], "response": "Yo"}, (U, A)),
         ({"prompt": [U, A, U], "completion": [A]}, (U, {**A, "learn": False}, U, A)),
+        ({"prompt": json.dumps([U]), "completion": json.dumps([A])}, (U, A)),
+        ({"prompt": "[{ Hi", "response": "Yo"}, ({**U, "content": "[{ Hi"}, A)),
+        ({"instruction": "Add", "context": "1", "response": "2"}, ({**U, "content": "Add\n\n1"},
+                                                                   {**A, "content": "2"})),
+        ({"instruction": "Add", "input": "1", "response": "2"}, ({**U, "content": "Add\n\n1"}, {**A, "content": "2"})),
+        ({"conversation": [{"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yo"}]}, (U, A)),
+        ({"conversations": [{"from": "User", "value": "Hi"}, {"from": "AI", "value": "Yo"}]}, (U, A)),
+        ({"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}, (U, A)),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, "i"]}, A]}, (U, A)),
         ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, "Yo"]}]},
          (U, {**A, "reasoning_content": "hm"})),
+        ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "thinking": "h"},
+                                                            {"type": "reasoning", "text": "m"}, "Yo"]}]},
+         (U, {**A, "reasoning_content": "hm"})),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": CALL}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL]})),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": "f", "arguments": {"a": None}}}]}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"a": None}}}]})),
+        ({"messages": [U, {"role": "assistant", "content": None, "function_call": CALL["function"]},
+                       {"role": "function", "name": "weather", "content": "4 C"}, A]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+          {"role": "tool", "name": "weather", "content": "4 C"}, A)),
+        ({"conversations": [{"from": "human", "value": "Hi"},
+                            {"from": "function_call", "value": json.dumps([CALL["function"], CALL["function"]])}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]})),
         ({"messages": [U, {**A, "tool_calls": None, "name": None}]}, (U, A)),
         ({"messages": [U, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
          (U, {"role": "assistant", "content": "", "tool_calls": [CALL]})),
@@ -210,7 +234,9 @@ def test_tools(tmp_path: Path, column: str, *, as_text: bool, bare: bool) -> Non
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("weight", 0), ("weight", 0.0), ("train", False), ("training", False), ("trainable", False), ("loss_mask", 0),
-     ("loss", False), ("learn", False), ("train", "false"), ("masked", True), ("ignore", 1)],
+     ("loss", False), ("learn", False), ("train", "false"), ("train", "0"), ("Train", False), ("is_trainable", False),
+     ("should_train", 0), ("loss_weight", 0), ("supervised", False), ("masked", True), ("ignore", 1),
+     ("no_loss", True), ("exclude_from_loss", 1)],
 )  # fmt: skip
 def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any) -> None:
     (document,) = rows(tmp_path, {"messages": [U, {**A, flag: value}, U, {**A, "weight": 1}]})
@@ -230,6 +256,29 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         ({"messages": [U, {**A, "loss_mask": [0, 1]}]}, r"message 2 has `loss_mask: \[0, 1\]`"),
         ({"messages": [U, {**A, "train_detail": [{"begin_offset": 0}]}]}, "message 2 has `train_detail`"),
         ({"messages": [{**U, "train": True}, A]}, "message 1 has `train: True` on a turn of `user`"),
+        ({"messages": [{**U, "masked": False}, A]}, "message 1 has `masked: False` on a turn of `user`"),
+        ({"messages": [U, {**A, "mask": 1}]}, "message 2 has `mask`, which may say what is learned"),
+        ({"messages": [U, {**A, "token_weights": [0, 1]}]}, "message 2 has `token_weights`, which may say"),
+        ({"messages": [U, {**A, "masked_spans": [[0, 1]]}]}, "message 2 has `masked_spans`, which may say"),
+        ({"messages": [{"role": "system", "content": "s", "functions": "[{}]"}, U, A]}, "message 1 has `functions`"),
+        ({"messages": [U, {**A, "function_calls": "f()"}]}, "message 2 has `function_calls`"),
+        ({"messages": [{**U, "images": ["x.png"]}, A]}, "message 1 has `images`"),
+        ({"messages": [{**U, "tool_calls": [CALL]}, A]}, "message 1 is a turn of `user` that calls tools"),
+        ({"messages": [U, {**A, "tool_calls": 3}]}, "message 2 has `tool_calls` that are a number"),
+        ({"messages": [U, {**A, "reasoning_content": ["x"]}]}, "message 2 has `reasoning_content` that is a list"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]},
+            "message 2 is by 'narrator', a role that is not known",
+        ),
+        ({"messages": [U, A], "tools": [3]}, "`tools` is no list of tools"),
+        ({"messages": [U, A], "train": False}, "has `train`, and limbeck learns every answer"),
+        ({"messages": [U, A], "loss_mask": [0, 1]}, "has `loss_mask`, and limbeck learns every answer"),
+        ({"messages": [U, A], "weight": "0"}, "has `weight: 0`"),
+        ({"prompt": "a", "completion": "b", "label": False}, "an answer that is not wanted"),
+        ({"question": "a", "answer": "b", "context": "c"}, "has a `context`, which would be left out"),
+        ({"prompt": [U], "completion": [U, A]}, "a `completion` that begins with a turn of `user`"),
+        ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "has tools beside a `completion`"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "has a `history` that is text"),
         ({"messages": [U, {**A, "train": True, "weight": 0}]}, "both that it is learned and that it is not"),
         ({"messages": [U, {"role": "assistant", "content": None}]}, r"message 2 \(`assistant`\) has no `content`"),
         ({"messages": [U, {"content": "x"}]}, "message 2 has no `role`"),
@@ -256,6 +305,28 @@ def test_what_is_not_read_is_refused_by_name_and_place(tmp_path: Path, row: Any,
         rows(tmp_path, row)
     assert "rows.jsonl, line 1" in caught.value.line()
     assert caught.value.line().startswith("data.corpus.0")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"instruction": "a", "output": "b"}, {"question": "a", "answer": "b"}, {"prompt": "a", "completion": "b"},
+     {"conversations": [U, A]}, {"tools": "{"}, {"train": False}],
+)  # fmt: skip
+def test_text_is_read_as_ever_beside_newer_shapes(tmp_path: Path, more: dict[str, Any]) -> None:
+    seen: dict[str, Seen] = {}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "whole", **more}))
+    (document,) = documents((JsonlSource(jsonl=str(tmp_path / "a.jsonl")),), seen)
+    assert document.text == "whole"
+    assert seen["data.corpus.0"].unread == set(more)
+
+
+def test_a_named_column_comes_before_any_other(tmp_path: Path) -> None:
+    row = {"messages": [U, A], "prompt": "a", "response": "b", "text": "t", "story": "once", "chosen": [U, A]}
+    assert rows(tmp_path, row, columns=Columns(text="story"))[0].text == "once"
+    assert rows(tmp_path, row, columns=Columns(prompt="text", response="story"))[0].messages[1]["content"] == "once"
+    assert rows(tmp_path, {**row, "rejected": [U]}, columns=Columns(messages="chosen"))[0].messages == (U, A)
+    with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
+        rows(tmp_path, row, columns=Columns(prompt="prompt", response="chosen"))
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Docum
 
 
 def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
-    reader = RowReader(key, source.named_columns(), seen)
+    reader = RowReader(key, source.columns, source.field, seen)
     for row, where in rows:
         document = reader.document(row, where)
         if document is not None:
