@@ -17,6 +17,7 @@ from limbeck.run.check import run_tokenizer
 
 STYLES = {WORDS: "bold green", MARK: "bold yellow"}
 READ = "dim"
+BRACKETS = ("⟦", "⟧")
 LONGEST = 1500  # tokens of a document that are shown
 
 
@@ -31,9 +32,12 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
     tokenizer = run_tokenizer(recipe)
     seen: dict[str, Seen] = {}
     found = list(first_documents(recipe.data.corpus, max(count, 1), seen))
+    plain = not console.is_terminal  # then labels stand in brackets
     legend = Text.assemble(("read", READ), " · ", ("learned", STYLES[WORDS]), " · ", ("learned: marks", STYLES[MARK]))
+    if plain:
+        legend = Text(f"what is learned stands in {BRACKETS[0]} {BRACKETS[1]}")
     for key, here in seen.items():
-        console.print(Text.assemble((key, "bold"), f": {here.line()} among the first"))
+        console.print(Text.assemble((key, "bold"), f", first documents: {here.line()}"))
         if left_out := here.left_out():
             console.print(Text(f"  left out: {left_out}", "yellow"))
     if tokenizer is None:
@@ -50,7 +54,7 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
     encoded = encode_batch([document for _, document in found], tokenizer, recipe.data.date)
     for (key, document), each in zip(found, encoded, strict=True):
         console.print(Text(f"\n{key}, document {document.key[:12]}: {_counts(each)}", "bold"))
-        console.print(_tokens(each, tokenizer))
+        console.print(_tokens(each, tokenizer, plain=plain))
         for remark in sorted(each.remarks):
             console.print(Text(f"! {remark}", "yellow"))
         if document.text is None and not _learned(document):
@@ -63,17 +67,20 @@ def _learned(document: Document) -> bool:
 
 def _counts(encoded: Encoded) -> str:
     words, marks = encoded.loss_mask.count(WORDS), encoded.loss_mask.count(MARK)
-    return f"{len(encoded.ids):,} tokens, {words + marks:,} labels ({marks:,} of them marks), {encoded.n_bytes:,} bytes of words"
+    labels = f"{words + marks:,} labels ({marks:,} of them marks)"
+    return f"{len(encoded.ids):,} tokens, {labels}, {encoded.n_bytes:,} bytes of words"
 
 
-def _tokens(encoded: Encoded, tokenizer: Any) -> Text:
+def _tokens(encoded: Encoded, tokenizer: Any, *, plain: bool) -> Text:
     """Runs of tokens of one kind, decoded together, so that a character of several tokens stays whole."""
     shown = Text()
     ids, mask = encoded.ids[:LONGEST], encoded.loss_mask[:LONGEST]
     start = 0
     for i in range(1, len(ids) + 1):
         if i == len(ids) or mask[i] != mask[start]:
-            shown.append_text(_visible(tokenizer.decode(ids[start:i]), STYLES.get(mask[start], READ)))
+            before, after = BRACKETS if plain and mask[start] in STYLES else ("", "")
+            text = _visible(tokenizer.decode(ids[start:i]), STYLES.get(mask[start], READ))
+            shown.append(before).append_text(text).append(after)
             start = i
     if len(encoded.ids) > LONGEST:
         shown.append(f" … {len(encoded.ids) - LONGEST:,} more tokens", READ)
