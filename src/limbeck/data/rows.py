@@ -92,6 +92,9 @@ class RowReader:
             InputError: no known shape, or something in it that limbeck does not do; names the place.
         """
         place = Place(self.key, where)
+        if isinstance(row, str):  # of a text file
+            self.seen.kinds["plain texts"] += 1
+            return Document(text=row)
         if not isinstance(row, dict):
             place.refuse("is no object", 'Write {"text": "..."}')
         row = {str(name): value for name, value in row.items() if value is not None}
