@@ -339,8 +339,9 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo", flag: value}, {"from": "gpt", "value": "Yo"}
     ]})  # fmt: skip
     assert document.messages == (U, {**A, "learn": False}, A)
-    with pytest.raises(InputError, match="no words of an `assistant`"):
+    with pytest.raises(InputError, match="no words of an `assistant` that are to be learned") as caught:
         rows(tmp_path, {"messages": [U, {**A, flag: value}]})
+    assert "Write" not in caught.value.line()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ OUTPUTS = ("output", "response")
 ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight")
 ROW_FLAGS = ("loss_mask", "train", "trainable", "mask", "train_mask", "completion_mask", "assistant_masks")
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
+UNLEARNED = "assistant marked as not to be learned"
 NAMED = 8  # unread columns that are named
 
 Found = tuple[str, Document, set[str]]
@@ -65,7 +66,8 @@ class Seen:
         parts = []
         if self.silent:
             roles = ", ".join(sorted(self.roles)[:5])
-            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` (roles: {roles})")
+            what = "that are to be learned " if UNLEARNED in self.roles else ""
+            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
         if self.empty:
             parts.append(f"{self.empty:,} of its rows hold no text or no answer")
         return ", and ".join(parts) or None
@@ -111,7 +113,7 @@ class RowReader:
             self._check_flags(row, used, place)
         if document.text is None and not said:
             self.seen.silent += 1
-            self.seen.roles.update(m["role"] for m in document.messages)
+            self.seen.roles.update(UNLEARNED if m["role"] == "assistant" else m["role"] for m in document.messages)
             return None
         return document
 

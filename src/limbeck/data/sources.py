@@ -17,7 +17,7 @@ from limbeck.data.containers import Container, files_of
 from limbeck.data.document import Document
 from limbeck.data.messages import without_nulls
 from limbeck.data.readers import Rows, read_rows, read_text
-from limbeck.data.rows import RowReader, Seen
+from limbeck.data.rows import UNLEARNED, RowReader, Seen
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
@@ -63,7 +63,8 @@ def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) 
             found = True
             yield document
         if not found and here.silent:
-            raise InputError(str(here.left_out()), key=key, fix='Write "role": "assistant" where the model speaks')
+            fix = 'Write "role": "assistant" where the model speaks'
+            raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
             raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
 
