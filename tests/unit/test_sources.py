@@ -415,6 +415,18 @@ def test_text_is_read_as_ever_beside_newer_shapes(tmp_path: Path, more: dict[str
     assert seen["data.corpus.0"].unread == set(more)
 
 
+def test_names_in_data_are_not_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    odd = "\x1b[31m\u202e"
+    with pytest.raises(InputError) as caught:
+        rows(tmp_path, {odd: 3})
+    seen: dict[str, Seen] = {}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", odd: 1}))
+    list(documents((files(tmp_path / "a.jsonl"),), seen))
+    for said in (caught.value.line(), seen["data.corpus.0"].line()):
+        assert "\\x1b[31m\\u202e" in said
+        assert said.isprintable()
+
+
 def test_a_named_column_comes_before_any_other(tmp_path: Path) -> None:
     row = {"messages": [U, A], "prompt": "a", "response": "b", "text": "t", "story": "once", "chosen": [U, A]}
     assert rows(tmp_path, row, columns=Columns(text="story"))[0].text == "once"

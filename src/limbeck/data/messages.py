@@ -50,7 +50,12 @@ class Place:
         return Place(self.key, f"{self.where}, {part}")
 
     def refuse(self, what: str, fix: str | None = None) -> NoReturn:
-        raise InputError(f"{self.where} {what}", key=self.key, fix=fix)
+        raise InputError(f"{self.where} {printable(what)}", key=self.key, fix=fix)
+
+
+def printable(text: str) -> str:
+    """What a data file says, for a terminal: no control character of it is obeyed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_list(value: Any) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from limbeck.data.document import Document
-from limbeck.data.messages import Message, Place, is_list, kind_of, messages_of, says_messages, tools_of
+from limbeck.data.messages import Message, Place, is_list, kind_of, messages_of, printable, says_messages, tools_of
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -59,7 +59,7 @@ class Seen:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
         unread = sorted(self.unread)
         more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        return kinds + (f"; not read: {', '.join(unread[:NAMED])}{more}" if unread else "")
+        return printable(kinds + (f"; not read: {', '.join(unread[:NAMED])}{more}" if unread else ""))
 
     def left_out(self) -> str | None:
         """What was left out, in a line; None: nothing."""
@@ -70,7 +70,7 @@ class Seen:
             parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
         if self.empty:
             parts.append(f"{self.empty:,} of its rows hold no text or no answer")
-        return ", and ".join(parts) or None
+        return printable(", and ".join(parts)) or None
 
 
 class RowReader:
