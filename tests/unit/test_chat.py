@@ -324,3 +324,16 @@ def test_a_batch_is_its_documents(tokenizer: Any) -> None:
     ]
     assert encode_batch(found, chatty) == [encode(document, chatty) for document in found]
     assert encode_batch([], chatty) == []
+
+
+@pytest.mark.parametrize("where", ["content", "arguments", "tools"])
+def test_half_a_surrogate_pair_is_found_wherever_it_stands(tokenizer: Any, where: str) -> None:
+    half = {"\ud800": "\ud800"}
+    call = {**CALL, "function": {"name": "weather", "arguments": half}}
+    document = {
+        "content": Document(messages=(user("\ud800"), said("a"))),
+        "arguments": Document(messages=(user("a"), said("", tool_calls=[call]), RESULT, said("b"))),
+        "tools": Document(messages=(user("a"), said("b")), tools=({**TOOL, "function": {"name": "a\ud800"}},)),
+    }[where]
+    with pytest.raises(InputError, match=f"document {document.key[:12]} holds text that is no Unicode"):
+        encode(document, with_template(tokenizer, CALLING))

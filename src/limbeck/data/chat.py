@@ -7,6 +7,7 @@ that ends its turn); the tokenizer's own chat template decides how it is written
 from __future__ import annotations
 
 import datetime
+import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -164,9 +165,8 @@ def _masked(document: Document, rendered: Rendered, ids: list[int], offsets: np.
 
 
 def _require_unicode(document: Document) -> None:
-    try:
-        for text in document.texts():
-            text.encode()
+    try:  # all of it: arguments of calls and definitions of tools are written too
+        json.dumps([document.text, document.messages, document.tools], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InputError(
             f"document {document.key[:12]} holds text that is no Unicode (half of a surrogate pair)",
