@@ -29,7 +29,7 @@ from limbeck.run.folder import RunFolder, run_path
 from limbeck.run.measure import Examiner, Heldout
 from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
 from limbeck.run.provenance import command, machine, versions
-from limbeck.run.results import build, row_name
+from limbeck.run.results import build
 from limbeck.run.teacher import correction_said, cut_students, is_worse, prepare_teacher
 from limbeck.run.timing import time_models, timed_models
 from limbeck.training.techniques import TEACHER
@@ -194,11 +194,10 @@ def _write_cards(
         )
     for arm in arms_of(recipe):
         for member in arm_facts[arm.name]["learners"]:
-            name = row_name(recipe, arm.technique.label, member)
             student = member != TEACHER
             card = model_card(
                 report,
-                name,
+                (arm.technique.label, member),
                 technique=arm.technique.kind if student else None,
                 use_notes=[*_origin(prepared, member), *notes] if student else (),
             )
