@@ -215,7 +215,8 @@ def test_the_standard_library_is_text() -> None:
         (b'{"body": "a"}\n', "body"),
         (b"[1]\n", "no object"),
         (b'{"messages": [{"role": "user"}]}\n', "content"),
-        (b"\xff\xfe\n", "not UTF-8"),
+        (b"\xff\xfe\n", "not UTF-16"),
+        (b'{"text": "\xe9"}\n', "not UTF-8"),
         (b"\n", "no document"),
     ],
 )
