@@ -262,7 +262,7 @@ def test_text_is_learned_whole(tokenizer: Any) -> None:
     encoded = encode(Document(text="the cat"), tokenizer)
     assert encoded.ids[0] == tokenizer.bos_token_id
     assert encoded.ids[-1] == tokenizer.eos_token_id
-    assert encoded.loss_mask == [MASKED] + [WORDS] * (len(encoded.ids) - 2) + [MARK]
+    assert list(encoded.loss_mask) == [MASKED] + [WORDS] * (len(encoded.ids) - 2) + [MARK]
     assert encoded.n_bytes == 7
 
 
