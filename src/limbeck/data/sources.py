@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,29 +17,6 @@ from typing import Any
 from limbeck.data.document import MESSAGE_FIELDS, Document
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
-
-
-class Spool:
-    """Different documents, read once from their sources and from a local file as often as needed.
-
-    A corpus never has to fit in memory, and a slow source (a hub, a parse) is asked once.
-    """
-
-    def __init__(self, path: Path, found: Iterable[Document]) -> None:
-        self.path = path
-        self.keys: set[str] = set()
-        with path.open("w", encoding="utf-8", errors="surrogatepass") as out:
-            for document in found:
-                if document.key not in self.keys:
-                    self.keys.add(document.key)
-                    row = [document.text, document.messages, document.chat, document.tools]
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def __iter__(self) -> Iterator[Document]:
-        with self.path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
-            for line in lines:
-                text, messages, chat, tools = json.loads(line)
-                yield Document(text, tuple(messages), chat, tuple(tools))
 
 
 @dataclass

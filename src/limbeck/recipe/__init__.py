@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from limbeck.errors import RecipeError
 from limbeck.recipe.base import Count, Section
 from limbeck.recipe.data import (
+    DATE,
     Data,
     HubSource,
     JsonlSource,
@@ -51,7 +52,7 @@ from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
 
 __all__ = [
-    "Alone", "AnyStudent", "Co", "ConfigModel", "ConfigStudent", "ConfigTeacher", "Correction", "CutStudent",
+    "DATE", "Alone", "AnyStudent", "Co", "ConfigModel", "ConfigStudent", "ConfigTeacher", "Correction", "CutStudent",
     "Data", "Divergence", "Evaluation", "Hard", "HubSource", "JsonlSource", "Lora", "Optimiser", "PackageModel",
     "PackageStudent", "ParquetSource", "PathModel", "PathStudent", "PathTokenizer", "Ramp", "Recipe", "Section",
     "Soft", "Source", "StdlibSource", "Student", "Teacher", "Technique", "TextSource", "Tokenizer",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from limbeck.recipe.base import Count, Section, by_key
+
+DATE = datetime.date(2024, 7, 26)
 
 
 class _Source(Section):
@@ -83,3 +86,8 @@ class Data(Section):
         "one after another with nothing but the beginning mark between them (llama2.c and its like).",
     )
     pack: bool = Field(True, description="Put several documents into a row; they do not see each other.")
+    date: datetime.date = Field(
+        DATE,
+        description="Today's date for chat templates that write one: the same conversations are the same tokens on "
+        "any day.",
+    )
