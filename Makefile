@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -55,6 +55,9 @@ test: $(VENV)/.test  ## The suite without the slow tests
 
 test-unit: $(VENV)/.test  ## The unit tests only
 	@$(BIN)/python -m pytest -m "not slow" tests/unit
+
+test-architectures: $(VENV)/.test  ## 70 tiny architectures; writes docs/architectures.md
+	@LIMBECK_WRITE_DOCS=1 $(BIN)/python -m pytest tests/architectures
 
 test-gpu: $(VENV)/.test  ## What needs a GPU, and the whole way on it
 	@LIMBECK_TEST_GPU=1 $(BIN)/python -m pytest -m "not slow" tests/e2e tests/unit/objectives/test_triton.py

@@ -76,7 +76,7 @@ def encode_batch(
     return [
         _text(document.text, next(plain), tokenizer)
         if document.text is not None
-        else _conversation(each, *next(spoken), tokenizer)
+        else _conversation(document, each, *next(spoken), tokenizer)
         for document, each in zip(documents, rendered, strict=True)
     ]
 
@@ -105,7 +105,7 @@ def _template_of(tokenizer: Any, date: datetime.date) -> Template:
 def _rendered(document: Document, tokenizer: Any, date: datetime.date) -> Rendered:
     if document.text is not None:
         return Rendered(document.text, [])
-    if has_template(tokenizer):
+    if has_template(tokenizer) and document.template:
         try:
             return find_answers(document, _template_of(tokenizer, date))
         except InputError as error:
@@ -137,7 +137,9 @@ def _text(text: str, ids: array[int], tokenizer: Any) -> Encoded:
     return Encoded(array("I", before) + ids + array("I", after), mask, _size(text))
 
 
-def _conversation(rendered: Rendered, ids: array[int], offsets: np.ndarray, tokenizer: Any) -> Encoded:
+def _conversation(
+    document: Document, rendered: Rendered, ids: array[int], offsets: np.ndarray, tokenizer: Any
+) -> Encoded:
     kinds = np.zeros(len(rendered.text) + 1, np.int64)
     n_bytes = 0
     for answer in rendered.answers:
@@ -152,7 +154,7 @@ def _conversation(rendered: Rendered, ids: array[int], offsets: np.ndarray, toke
         return before[high] > before[low]
 
     mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED)).tolist()
-    before, after = ([], []) if has_template(tokenizer) else _marks(tokenizer)
+    before, after = ([], []) if has_template(tokenizer) and document.template else _marks(tokenizer)
     return Encoded(
         [*before, *ids, *after],
         [MASKED] * len(before) + mask + [MARK] * len(after),

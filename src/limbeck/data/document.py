@@ -24,7 +24,8 @@ class Document:
         messages: dicts with ``role`` and ``content`` (a string), and what else of ``MESSAGE_FIELDS`` there is.
             ``tool_calls`` is a list of ``{"type": "function", "function": {"name": str, "arguments": dict}}``.
             ``learn: False`` on an assistant's message: it is read and not learned; absent otherwise.
-        chat: False for a ``prompt``/``response`` pair, which a tokenizer without a chat template can read too.
+        chat: False for a pair of a prompt and an answer, which a tokenizer without a chat template can read too.
+        template: False for a pair that no chat template is put around: the answer follows the prompt as it is.
         tools: definitions of the tools of the conversation, as the template's ``tools`` takes them.
         key: hash of all that; a document that stands twice has one key.
     """
@@ -32,6 +33,7 @@ class Document:
     text: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
     chat: bool = True
+    template: bool = True
     tools: tuple[dict[str, Any], ...] = ()
     key: str = field(default="", compare=False)
 
@@ -40,6 +42,8 @@ class Document:
             content = self.text
         else:
             said: Any = [self.messages, self.tools] if self.tools else self.messages
+            if not self.template:
+                said = {"continued": said}
             content = json.dumps(said, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         object.__setattr__(self, "key", digest)

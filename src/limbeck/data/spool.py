@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -46,10 +47,11 @@ class Spool:
             progress: is told of every document, and of the bytes that it takes.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        progress(0, 0)
         sizes = array("q")
         with (folder / "documents.jsonl").open("wb") as out, (folder / "digests.bin").open("wb") as digests:
             for document in found:
-                row = [document.text, document.messages, document.chat, document.tools]
+                row = [document.text, document.messages, document.chat, document.template, document.tools]
                 line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
                 out.write(line)
                 digests.write(bytes.fromhex(document.key))
@@ -58,16 +60,11 @@ class Spool:
         _index(folder, np.frombuffer(sizes, np.int64) if sizes else np.zeros(0, np.int64))
         return cls(folder)
 
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)
+
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __iter__(self) -> Iterator[Document]:
-        """All documents, by hash."""
-        position = 0
-        while position < len(self):
-            end = self.block_end(position, len(self))
-            yield from (document for _, document in sorted(self.read(position, end), key=lambda pair: pair[0]))
-            position = end
 
     def block_end(self, start: int, stop: int, size: int = 1 << 24) -> int:
         """Where a block of some ``size`` bytes ends that begins with document ``start``; a single document may be
@@ -84,25 +81,42 @@ class Spool:
             for number in numbers.tolist():
                 file.seek(self._starts[number])
                 line = file.read(self.sizes[number])
-                text, messages, chat, tools = json.loads(line.decode("utf-8", "surrogatepass"))
-                yield number, Document(text, tuple(messages), chat, tuple(tools))
+                text, messages, chat, template, tools = json.loads(line.decode("utf-8", "surrogatepass"))
+                yield number, Document(text, tuple(messages), chat, template, tuple(tools))
 
 
 def _index(folder: Path, sizes: np.ndarray) -> None:
     """Write where each different document stands, by hash, and last the marker that the spool is whole."""
     digests = np.fromfile(folder / "digests.bin", ">u8").reshape(-1, 4)
     first = digests[:, 0].astype(np.uint64)
-    order = np.argsort(first, kind="stable")
-    if (first[order][1:] == first[order][:-1]).any():  # equal documents, as good as always: then all bits are asked
-        order = np.lexsort(digests.T[::-1])
-        different = np.ones(len(order), bool)
-        different[1:] = (digests[order][1:] != digests[order][:-1]).any(axis=1)
-        order = order[different]
-    whole = hashlib.sha256()
-    for start in range(0, len(order), 1 << 16):
-        whole.update(digests[order[start : start + (1 << 16)]].tobytes().hex().encode())
+    order = _different(digests)
     np.save(folder / "keys.npy", first[order])
     np.save(folder / "starts.npy", (np.cumsum(sizes) - sizes)[order])
     np.save(folder / "sizes.npy", sizes[order])
     (folder / "digests.bin").unlink()
-    write_whole(folder / "done.json", json.dumps({"fingerprint": whole.hexdigest()[:16]}))
+    write_whole(folder / "done.json", json.dumps({"fingerprint": _fingerprint(digests, order)}))
+
+
+def fingerprint_of(found: Iterable[Document]) -> str:
+    """The fingerprint that a spool of these documents has."""
+    digests = np.frombuffer(b"".join(bytes.fromhex(document.key) for document in found), ">u8").reshape(-1, 4)
+    return _fingerprint(digests, _different(digests))
+
+
+def _different(digests: np.ndarray) -> np.ndarray:
+    """Indices of different digests (big-endian [D, 4]), ascending; of equal ones the first."""
+    order = np.argsort(digests[:, 0], kind="stable")
+    first = digests[order, 0]
+    if (first[1:] == first[:-1]).any():  # equal documents, as good as always: all bits tell
+        order = np.lexsort(digests.T[::-1])
+        different = np.ones(len(order), bool)
+        different[1:] = (digests[order][1:] != digests[order][:-1]).any(axis=1)
+        order = order[different]
+    return order
+
+
+def _fingerprint(digests: np.ndarray, order: np.ndarray) -> str:
+    whole = hashlib.sha256()
+    for start in range(0, len(order), 1 << 16):
+        whole.update(digests[order[start : start + (1 << 16)]].tobytes().hex().encode())
+    return whole.hexdigest()[:16]

@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from limbeck.errors import InputError
+from limbeck.recipe.data import TEMPLATE_DATE
 
 Messages = Sequence[dict[str, Any]]
 
-DATE = datetime.date(2024, 7, 26)
-"""What a template that writes today's date is told by default. It is the date that Llama 3.2's template falls back to;
-any other would do: a corpus must not depend on the day it was tokenised."""
+DATE = TEMPLATE_DATE
+"""What a template that writes today's date is told by default."""
 
 QUESTION, ANSWER, LATER = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ import torch
 from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.restricted import RestrictedModel
-from limbeck.objectives.fused import Outcome, Term, fused_divergence
+from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
 from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
 
@@ -56,32 +57,30 @@ def measure(
     """Measure a model, and its distance to ``teacher``, over unpacked rows of held-out documents."""
     documents = len(rows.corpus)
     sums = {name: np.zeros(documents) for name in ("nats", "kl", "agreement", "tokens", "nats_words", "tokens_words")}
-    lm.model.eval()
-    if teacher is not None:
-        teacher.model.eval()
     lengths = [sum(len(ids) for ids, _ in rows[r].pieces) for r in range(len(rows))]
     order = np.argsort(lengths, kind="stable").tolist()  # like lengths together: less padding
-    for start in range(0, len(order), batch_rows):
-        chosen = order[start : start + batch_rows]
-        batch = collate([rows[r] for r in chosen]).to(lm.device)
-        learned = batch.labels_BT != IGNORED
-        of_row = torch.tensor([rows.document_of(r) for r in chosen])[:, None].expand(learned.shape)
-        document_N = of_row[learned.cpu()].numpy()
-        targets: list[Target] = [Labels(lm.own_ids(batch.labels_BT[learned]))]
-        if teacher is not None:
-            theirs_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[learned]
-            # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
-            targets.append(teacher.as_target(theirs_ND, own=lm.own_tokenizer is not lm.tokenizer))
-        outcome = _against(lm, batch, learned, targets)
-        nats_N, words_N = _numpy(outcome.stats[0].divergence_N), batch.words_BT[learned].cpu().numpy()
-        np.add.at(sums["nats"], document_N, nats_N)
-        np.add.at(sums["tokens"], document_N, 1.0)
-        np.add.at(sums["nats_words"], document_N[words_N], nats_N[words_N])
-        np.add.at(sums["tokens_words"], document_N[words_N], 1.0)
-        if teacher is not None:
-            np.add.at(sums["kl"], document_N, _numpy(outcome.stats[1].divergence_N))
-            np.add.at(sums["agreement"], document_N, _numpy(outcome.stats[1].agreement_N))
-        progress(len(chosen))
+    with lm.evaluating(), teacher.evaluating() if teacher is not None else nullcontext():
+        for start in range(0, len(order), batch_rows):
+            chosen = order[start : start + batch_rows]
+            batch = collate([rows[r] for r in chosen]).to(lm.device)
+            learned = batch.labels_BT != IGNORED
+            of_row = torch.tensor([rows.document_of(r) for r in chosen])[:, None].expand(learned.shape)
+            document_N = of_row[learned.cpu()].numpy()
+            targets: list[Target] = [Labels(lm.own_ids(batch.labels_BT[learned]))]
+            if teacher is not None:
+                theirs_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[learned]
+                # A teacher that learned along has the teacher's whole vocabulary: it is compared over that.
+                targets.append(teacher.as_target(theirs_ND, own=lm.own_tokenizer is not lm.tokenizer))
+            outcome = _against(lm, batch, learned, targets)
+            nats_N, words_N = _numpy(outcome.stats[0].divergence_N), batch.words_BT[learned].cpu().numpy()
+            np.add.at(sums["nats"], document_N, nats_N)
+            np.add.at(sums["tokens"], document_N, 1.0)
+            np.add.at(sums["nats_words"], document_N[words_N], nats_N[words_N])
+            np.add.at(sums["tokens_words"], document_N[words_N], 1.0)
+            if teacher is not None:
+                np.add.at(sums["kl"], document_N, _numpy(outcome.stats[1].divergence_N))
+                np.add.at(sums["agreement"], document_N, _numpy(outcome.stats[1].agreement_N))
+            progress(len(chosen))
     with_teacher = teacher is not None
     return Measured(
         nats=sums["nats"],
@@ -98,31 +97,31 @@ def measure(
 def taught(teacher: LanguageModel, batches: Iterable[Batch]) -> list[tuple[Batch, Target]]:
     """A teacher's targets at all positions of ``batches``, for several models to be measured against: its last hidden
     states are kept, as many bytes as positions times its width."""
-    teacher.model.eval()
     found: list[tuple[Batch, Target]] = []
-    for batch in batches:
-        batch = batch.to(teacher.device)
-        hidden_BTE = teacher.hidden(batch.ids_BT, batch.positions_BT)
-        found.append((batch, teacher.as_target(hidden_BTE[batch.segments_BT >= 0])))
+    with teacher.evaluating():
+        for batch in batches:
+            batch = batch.to(teacher.device)
+            hidden_BTE = teacher.hidden(batch.ids_BT, batch.positions_BT)
+            found.append((batch, teacher.as_target(hidden_BTE[batch.segments_BT >= 0])))
     return found
 
 
 @torch.no_grad()
 def mean_kl(lm: LanguageModel, targets: list[tuple[Batch, Target]]) -> float:
     """KL(teacher ‖ model) in nats per token over what ``taught`` found, in the ids of both."""
-    lm.model.eval()
-    total = sum(float(_against(lm, batch, batch.segments_BT >= 0, [target]).loss_sum) for batch, target in targets)
+    with lm.evaluating():
+        total = sum(float(_against(lm, batch, batch.segments_BT >= 0, [target]).loss_sum) for batch, target in targets)
     return total / sum(len(target) for _, target in targets)
 
 
 @torch.no_grad()
 def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, chunk: int = 256) -> float:
     """The mean probability that a teacher gives to all tokens that its students do not have, over all labels."""
-    teacher.model.eval()
     restriction, head, total, positions = teacher.kept.restriction, teacher.head(), 0.0, 0
     for start in range(0, len(rows), batch_rows):
         batch = collate([rows[r] for r in range(start, min(start + batch_rows, len(rows)))]).to(teacher.device)
-        hidden_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED]
+        with teacher.evaluating():
+            hidden_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED]
         for part_nD in hidden_ND.split(chunk):
             restricted_nK = restriction.apply(head.logits(part_nD).float())
             total += float(restricted_nK.softmax(-1)[:, -1].double().sum())
@@ -133,14 +132,15 @@ def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, 
 def _against(lm: LanguageModel, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
     """What the objective says of a model at the positions ``read_BT``."""
     hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
+    terms = [Term(target) for target in targets]
     return fused_divergence(
         hidden_BTD[read_BT],
         head.weight_VD,
-        [Term(target) for target in targets],
+        terms,
         bias_V=head.bias_V,
         softcap=head.softcap,
         scale=head.scale,
-        vocab_size=lm.own_vocab_size,
+        vocab_size=shared_vocabulary(lm.own_vocab_size, terms),
     )
 
 

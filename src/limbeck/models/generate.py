@@ -54,7 +54,6 @@ def generate(
         suppress_tokens=lm.unwritten() or None,
     )
     prompts = [lm.own_ids(torch.tensor(prompt, dtype=torch.long)).tolist() for prompt in prompts]
-    lm.model.eval()
     room = getattr(lm.config, "max_position_embeddings", None) or 10**9
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
     for start in range(0, len(order), batch_rows):
@@ -65,7 +64,9 @@ def generate(
         written: dict[int, list[int]] = {i: [] for i in chosen}
         while chosen:
             settings.max_new_tokens = limit - len(written[chosen[0]])
-            for i, new in zip(chosen, _round(lm, [prompts[i] + written[i] for i in chosen], settings), strict=True):
+            with lm.evaluating():
+                gained = _round(lm, [prompts[i] + written[i] for i in chosen], settings)
+            for i, new in zip(chosen, gained, strict=True):
                 written[i] += new
             chosen = [i for i in chosen if len(written[i]) < limit and written[i][-1] not in ends]
         for i, new in written.items():

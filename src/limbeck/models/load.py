@@ -13,10 +13,9 @@ import torch
 
 from limbeck.errors import RecipeError
 from limbeck.files import cache_folder, whole_folder
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.language_model import LanguageModel, fill_zero_rows, unfreeze_padding
+from limbeck.models.saved import DTYPES, from_path, one_line
 from limbeck.recipe import ConfigModel, Lora, PackageModel, PathModel
-
-_DTYPES: dict[str, Any] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
 
 def load_model(
@@ -35,14 +34,15 @@ def load_model(
         RecipeError: it cannot be loaded, or its sizes are impossible.
     """
     quiet()
-    model = _from_path(spec, key) if isinstance(spec, PathModel) else _from_config(spec, tokenizer, key, seed, seq_len)
-    lm = LanguageModel(model.to(device()), tokenizer)
-    if lm.rows < lm.vocab_size:
+    model = from_path(spec, key) if isinstance(spec, PathModel) else _from_config(spec, tokenizer, key, seed, seq_len)
+    try:
+        lm = LanguageModel(model.to(device()), tokenizer)
+    except AttributeError as error:  # no output embeddings, no parameters, ...
         raise RecipeError(
-            f"the model has {lm.rows} token embeddings, the tokenizer {lm.vocab_size} tokens",
+            f"{type(model).__name__} has no language model head ({one_line(error)})",
             key=key,
-            fix="Use the tokenizer the model was trained with",
-        )
+            fix="Use a causal language model",
+        ) from None
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if seq_len and longest and longest < seq_len:
         raise RecipeError(
@@ -50,7 +50,16 @@ def load_model(
             key=key,
             fix=f"Write `seq_len: {longest}` or less",
         )
-    lm.prove(key)
+    try:
+        lm.prove(key, fresh=isinstance(spec, ConfigModel))
+    except RecipeError:
+        raise
+    except Exception as error:  # an encoder is missing, a kernel is not installed, ...
+        raise RecipeError(
+            f"{type(model).__name__} does not read plain rows of tokens ({one_line(error)})",
+            key=key,
+            fix="Use another architecture for this model",
+        ) from None
     return lm
 
 
@@ -64,7 +73,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
     Raises:
         RecipeError, InputError: the file is missing, torn, or of an architecture that is not proven.
     """
-    from limbeck.models.gguf import load_gguf, package_file
+    from limbeck.models.gguf import inspect_gguf, load_gguf, package_file
 
     if isinstance(spec, PackageModel):
         file = package_file(spec.package, key=f"{key}.package")
@@ -74,6 +83,7 @@ def localised(spec: PathModel | PackageModel, key: str) -> tuple[PathModel, str 
             raise RecipeError(f"there is no {spec.path}", key=f"{key}.path", fix="Check the path")
     else:
         return spec, None
+    inspect_gguf(file, key)  # also of a file that was read before: an older limbeck may have kept what lacks tensors
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()[:16]
     home = cache_folder() / "models" / f"{file.stem}-{digest}"
@@ -100,45 +110,6 @@ def quiet() -> None:
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*(generation flags|pad_token_id|lora_dropout).*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
-
-
-def _from_path(spec: PathModel, key: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    folder = Path(spec.path)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        held = "only pickled weights" if list(folder.glob("*.bin")) else "no weights"
-        raise RecipeError(
-            f"{spec.path} holds {held}",
-            key=f"{key}.path",
-            fix="Name a folder with *.safetensors (nothing else is loaded)",
-        )
-    if folder.is_file():
-        raise RecipeError(f"{spec.path} is a file", key=f"{key}.path", fix="Name the folder that holds config.json")
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.path,
-            revision=spec.revision,
-            dtype=_DTYPES[spec.dtype],
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-        )
-    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise RecipeError(
-            f"{spec.path} cannot be loaded ({reason})",
-            key=f"{key}.path",
-            fix="Name a folder that from_pretrained loads",
-        ) from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise RecipeError(
-            f"the weights of {spec.path} lack {missing[0]} and {len(missing) - 1} others",
-            key=f"{key}.path",
-            fix="The files do not fit the config.json beside them",
-        )
-    return model
 
 
 def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len: int | None) -> Any:
@@ -183,7 +154,10 @@ def _from_config(spec: ConfigModel, tokenizer: Any, key: str, seed: int, seq_len
     try:
         config = AutoConfig.for_model(kind, **sizes)
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=_DTYPES[spec.dtype] if spec.dtype != "auto" else None)
+        dtype = DTYPES[spec.dtype] if spec.dtype != "auto" else None
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        fill_zero_rows(model, seed)
+        return model
     except Exception as error:  # impossible sizes fail in many ways inside the architecture
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
         raise RecipeError(f"these sizes make no model ({reason})", key=f"{key}.config", fix="Check them") from None
@@ -204,16 +178,54 @@ def with_lora(lm: LanguageModel, lora: Lora, seed: int, key: str = "student.lora
     try:
         lm.model = get_peft_model(lm.model, config)
         return lm
-    except ValueError as error:
-        raise RecipeError(str(error).splitlines()[0][:200], key=f"{key}.targets", fix="Name linear modules") from None
+    except Exception as error:  # no such modules, or of a kind that peft does not adapt
+        raise RecipeError(one_line(error), key=f"{key}.targets", fix="Name linear modules") from None
+
+
+def prove_adapters(lm: LanguageModel, key: str) -> None:
+    """Check that adapters compute beside the weights what they do merged into them; some architectures read the
+    weights of a module past its adapter (Jamba).
+
+    The model's weights are changed: this is for one that is thrown away.
+
+    Raises:
+        RecipeError: they do not, or the model does not run with them.
+    """
+    ids_BT = torch.arange(24, device=lm.device)[None] % lm.vocab_size
+    positions_BT = torch.arange(24, device=lm.device)[None]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        lm.model.float()  # in low precision, merging rounds
+        with lm.evaluating(), torch.no_grad():
+            bare = lm.hidden(ids_BT, positions_BT)
+            for name, parameter in lm.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+            beside = lm.hidden(ids_BT, positions_BT)
+            lm.model.merge_adapter()
+            merged = lm.hidden(ids_BT, positions_BT)
+    except Exception as error:  # a router that returns a tuple, ...
+        raise RecipeError(
+            f"{type(lm.core).__name__} does not run with adapters on these modules ({one_line(error)})",
+            key=f"{key}.targets",
+            fix="Name other modules",
+        ) from None
+    moved, done = float((merged - beside).abs().max()), float((beside - bare).abs().max())
+    if not moved <= 1e-3 * done:
+        raise RecipeError(
+            f"{type(lm.core).__name__} reads weights past their adapters: merged, they would compute something else",
+            key=f"{key}.targets",
+            fix="Name other modules, for example those of the attention",
+        )
 
 
 def reinitialised(lm: LanguageModel, seed: int) -> LanguageModel:
     """The model with fresh weights of the same shape: it knows nothing yet."""
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(seed)
-    lm.model = AutoModelForCausalLM.from_config(lm.core.config, dtype=lm.core.dtype).to(lm.device)
+    fresh = type(lm.core)._from_config(lm.core.config, dtype=lm.core.dtype)
+    fill_zero_rows(fresh, seed)
+    unfreeze_padding(fresh)
+    lm.model = fresh.to(lm.device)
     return lm
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RecipeError
+from limbeck.models.saved import one_line, tokenizer_places
 
 END = "<|endoftext|>"
 OTHER = "<|other|>"
@@ -22,12 +23,18 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
     if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).exists():
         fix = "Write it out: ~ is not expanded here" if path.startswith("~") else "Check the path"
         raise RecipeError(f"there is no folder {path}", key=key, fix=fix)  # the hub need not be asked
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing
+    tokenizer: Any = None
+    failed: list[Exception] = []
+    for place, its_revision in tokenizer_places(path, revision):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=its_revision, trust_remote_code=False)
+            break
+        except Exception as error:  # OSError, ValueError, KeyError, ... depending on what is missing
+            failed.append(error)
+    if tokenizer is None:
         where = "the folder holds no tokenizer" if Path(path).is_dir() else f"there is no tokenizer at {path}"
         raise RecipeError(
-            f"{where} ({_first_line(error)})", key=key, fix="Name a folder with a tokenizer.json"
+            f"{where} ({one_line(failed[0])})", key=key, fix="Name a folder with a tokenizer.json"
         ) from None
     if not tokenizer.is_fast:
         raise RecipeError("a slow tokenizer has no offsets", key=key, fix="Convert it to a tokenizer.json")
@@ -84,8 +91,3 @@ def require_equal_maps(ours: Any, theirs: Any, *, key: str) -> None:
         key=key,
         fix="Use a student with the teacher's tokenizer, or a `config`",
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__

@@ -116,8 +116,9 @@ def choose_tokens(
     bpe = Bpe.of(tokenizer, key=key)
     if other:
         _refuse_other(bpe, key)
-    teacher_size = vocabulary_size(tokenizer)
-    known = set(bpe.vocab.values())
+    # Tokens beyond the embedding (Gemma 3's image token) have no row to keep.
+    teacher_size = min(vocabulary_size(tokenizer), model.get_input_embeddings().weight.shape[0])
+    known = {i for i in bpe.vocab.values() if i < teacher_size}
     strange = sorted(set(counts) - known)
     if strange:
         raise RecipeError(

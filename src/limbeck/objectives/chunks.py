@@ -60,7 +60,7 @@ class Totals:
 def run_job(job: Job, *, hidden: bool, head: bool, bias: bool) -> Totals:
     """Run the loop, making the gradients that are asked for."""
     gradient = job.hidden_ND.dtype if hidden or head or bias else None
-    backend = choose(job.hidden_ND.device, job.logits_dtype, gradient)
+    backend = choose(job.hidden_ND.device, job.logits_dtype, gradient, [term.divergence for term in job.terms])
     pieces = _pieces(job, job.chunk_tokens or choose_chunk(job, head=head))
     of_head = dtype_of_sum(job.head_VD.dtype, job.head_dtype, len(pieces), precise=job.precise)
     gradients = Gradients(job.hidden_ND, job.head_VD, of_head, hidden=hidden, head=head, bias=bias)

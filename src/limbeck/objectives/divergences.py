@@ -206,16 +206,17 @@ class AlphaBeta(Divergence):
         return {(1.0, 0.0): ForwardKL(), (0.0, 1.0): ReverseKL()}.get((self.alpha, self.beta), self)
 
     def pointwise(self, logp: Tensor, logq: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = self.alpha, self.beta
-        both = a + b
-        p_both, q_both = (both * logp).exp(), (both * logq).exp()
-        if b == 0.0:
-            return (p_both * (a * (logp - logq)) - p_both + q_both) / a**2, (q_both - p_both) / a
-        if a == 0.0:
-            ratio = q_both * (b * (logq - logp))
-            return (ratio - q_both + p_both) / b**2, q_both * (logq - logp)
-        cross = (a * logp + b * logq).exp()
-        return (a / both * p_both + b / both * q_both - cross) / (a * b), (q_both - cross) / a
+        # With d = log(p/q) and s = a + b, the share is q^s [(e^(sd) - 1)/s - (e^(ad) - 1)/a] / b. Written so, it
+        # has its limits at a = 0 and b = 0 inside; where a term is small it is summed as a series, for the
+        # differences would cancel.
+        a, b, both = self.alpha, self.beta, self.alpha + self.beta
+        d = logp - logq
+        p_both, q_both, cross = (both * logp).exp(), (both * logq).exp(), (a * logp + b * logq).exp()
+        growth = _growth(a, d, q_both, cross)
+        whole = (p_both - q_both) / both
+        far = (whole - growth) / b if a <= b else (-whole - _growth(b, -d, p_both, cross)) / a
+        near = q_both * d * d * _series(both * d, _alpha_beta_series(a / both))
+        return torch.where((both * d).abs() < _NEAR, near, far), -growth
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,34 @@ def resolve(spec: DivergenceLike) -> Divergence:
         takes = f"it takes {', '.join(known)}" if known else "it takes no settings"
         raise ValueError(f"{name} has no setting {', '.join(map(repr, unknown))}; {takes}")
     return kind(**{key: float(value) for key, value in settings.items()})
+
+
+_NEAR = 0.5
+"""Exponents below this are summed as series."""
+
+
+def _growth(t: float, d: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """``(high - low) / t`` where ``high = low * exp(t d)``; at t = 0 its limit, ``low * d``."""
+    near = low * d * _series(t * d, [1 / math.factorial(n + 1) for n in range(_TERMS)])
+    return near if t == 0.0 else torch.where((t * d).abs() < _NEAR, near, (high - low) / t)
+
+
+_TERMS = 14
+"""Of a series below ``_NEAR``, for the precision of float64."""
+
+
+def _alpha_beta_series(ratio: float) -> list[float]:
+    """Coefficients in sd of ``[(e^(sd) - 1)/s - (e^(ad) - 1)/a] / (b d^2)``; ``ratio`` is a/s."""
+    return [sum(ratio**i for i in range(n + 1)) / math.factorial(n + 2) for n in range(_TERMS)]
+
+
+def _series(x: Tensor, coefficients: list[float]) -> Tensor:
+    """A polynomial near zero; farther out, where nobody reads it, it stays finite for autograd."""
+    x = x.clamp(-_NEAR, _NEAR)
+    out = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        out = out * x + coefficient
+    return out
 
 
 def _log_mixture(logp: Tensor, logq: Tensor, share_of_p: float) -> Tensor:

@@ -263,6 +263,12 @@ class _Fused(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
+def shared_vocabulary(vocab_size: int, terms: Sequence[Term]) -> int:
+    """The tokens that a learner of ``vocab_size`` shares with its teachers: a tokenizer may have more tokens than a
+    teacher has rows."""
+    return min([vocab_size, *(term.target.vocab_size for term in terms if isinstance(term.target, Dense))])
+
+
 def _vocab_size(head_WD: Tensor, terms: Sequence[Term], vocab_size: int | None) -> int:
     rows = [len(head_WD)] + [term.target.vocab_size for term in terms if isinstance(term.target, Dense)]
     if vocab_size is None:

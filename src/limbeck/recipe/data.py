@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from limbeck.recipe.base import Count, Section, by_key
 
-DATE = datetime.date(2024, 7, 26)
+TEMPLATE_DATE = datetime.date(2024, 7, 26)
+"""The date that Llama 3.2's template falls back to. Any other would do: a corpus must not depend on the day."""
 
 
 class _Source(Section):
@@ -26,20 +27,50 @@ class TextSource(_Source):
     glob: str = Field("**/*.txt", description="Which files of a folder.")
 
 
+class Columns(Section):
+    """Names of columns, where they are not the usual ones."""
+
+    text: str | None = Field(None, description="Plain text.")
+    messages: str | None = Field(None, description="Conversations: lists of messages.")
+    prompt: str | None = Field(None, description="What is asked; with `response`.")
+    response: str | None = Field(None, description="What is answered; with `prompt`.")
+    tools: str | None = Field(None, description="Definitions of tools, handed to the chat template.")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Columns:
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("write both `prompt` and `response`, or neither")
+        return self
+
+
 class _TableSource(_Source):
-    field: str = Field("text", description="The column that holds plain text.")
+    field: str = Field("text", description="The column that holds plain text; the same as `columns: {text: ...}`.")
+    columns: Columns = Field(default_factory=Columns, description="Which column holds what.")
+
+    def named_columns(self) -> Columns:
+        """The columns by name, `field` among them."""
+        if self.field == "text" or self.columns.text is not None:
+            return self.columns
+        return self.columns.model_copy(update={"text": self.field})
+
+
+class FilesSource(_TableSource):
+    """Files of rows or of text, recognised by their content: JSON lines, JSON arrays, CSV, TSV, Parquet, Arrow, plain
+    text; plain or compressed (.gz, .zst, .bz2, .xz)."""
+
+    files: str | tuple[str, ...] = Field(description="A file, a folder, a pattern (`data/*.jsonl.gz`), or a list.")
 
 
 class JsonlSource(_TableSource):
-    """JSON lines with `text`, or `messages`, or `prompt` and `response`."""
+    """JSON lines, or any other file of rows."""
 
-    jsonl: str = Field(description="A .jsonl file.")
+    jsonl: str | tuple[str, ...] = Field(description="A .jsonl file, a pattern, or a list.")
 
 
 class ParquetSource(_TableSource):
-    """A Parquet file with `text`, or `messages`, or `prompt` and `response`."""
+    """Parquet files, or any other files of rows."""
 
-    parquet: str = Field(description="A .parquet file.")
+    parquet: str | tuple[str, ...] = Field(description="A .parquet file, a pattern, or a list.")
 
 
 class HubSource(_TableSource):
@@ -60,9 +91,10 @@ class StdlibSource(_Source):
     )
 
 
-_SOURCES = ("text", "jsonl", "parquet", "dataset", "stdlib")
+_SOURCES = ("files", "text", "jsonl", "parquet", "dataset", "stdlib")
 Source = Annotated[
-    Annotated[TextSource, Tag("text")]
+    Annotated[FilesSource, Tag("files")]
+    | Annotated[TextSource, Tag("text")]
     | Annotated[JsonlSource, Tag("jsonl")]
     | Annotated[ParquetSource, Tag("parquet")]
     | Annotated[HubSource, Tag("dataset")]
@@ -87,7 +119,6 @@ class Data(Section):
     )
     pack: bool = Field(True, description="Put several documents into a row; they do not see each other.")
     date: datetime.date = Field(
-        DATE,
-        description="Today's date for chat templates that write one: the same conversations are the same tokens on "
-        "any day.",
+        TEMPLATE_DATE,
+        description="What a chat template is told that writes today's date: the same on every day.",
     )

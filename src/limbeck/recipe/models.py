@@ -30,7 +30,9 @@ class Lora(Section):
 
 class _Model(Section):
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32", description="How the weights are held. `auto`: as the files say."
+        "float32",
+        description="How the weights are held. `auto`: as the files say. What is trained is held in float32: most "
+        "updates are too small for half precision.",
     )
 
 
@@ -102,7 +104,13 @@ class ConfigTeacher(ConfigModel):
     pretraining: Pretraining = Field(description="How it is trained before it teaches.")
 
 
-class _Adaptable(Section):
+class _Saved(Section):
+    save_dtype: Literal["teacher", "float32", "bfloat16", "float16"] = Field(
+        "teacher", description="How the trained weights are saved. `teacher`: as the teacher's files hold theirs."
+    )
+
+
+class _Adaptable(_Saved):
     lora: Lora | None = Field(None, description="Train adapters instead of all weights.")
 
 
@@ -114,7 +122,7 @@ class PackageStudent(PackageModel, _Adaptable):
     """A student that an installed package carries."""
 
 
-class ConfigStudent(ConfigModel):
+class ConfigStudent(ConfigModel, _Saved):
     """A student that starts from nothing."""
 
 

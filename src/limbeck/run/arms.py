@@ -133,11 +133,17 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
             on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
         )  # fmt: skip
         for name, lm in cohort.learners.items():
-            save_model(lm, arm.model(folder.path, name))
+            save_model(lm, arm.model(folder.path, name), _saved_dtype(recipe, name, prepared))
     facts = folder.finish(f"train-{arm.name}", {**result, "learners": sorted(cohort.learners)})
     # The result is saved and marked: the checkpoints are of no more use.
     shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return facts
+
+
+def _saved_dtype(recipe: Recipe, name: str, prepared: Prepared) -> str | None:
+    """In which dtype a learner is saved: the recipe's, else that in which its teacher was stored."""
+    asked = recipe.cohort[name].save_dtype if name in recipe.cohort else "teacher"
+    return prepared.teacher_facts.get("stored") if asked == "teacher" else asked
 
 
 def _hidden(recipe: Recipe, arm: Arm, prepared: Prepared, members: dict[str, Member]) -> list[HiddenLesson]:

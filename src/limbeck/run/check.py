@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from limbeck.data.sources import check_sources
+from limbeck.data.chat import encode_batch
+from limbeck.data.corpus import Corpus
+from limbeck.data.sources import first_documents
 from limbeck.errors import RecipeError
 from limbeck.models.architectures import architecture_of
 from limbeck.models.depth import choose_layers
 from limbeck.models.language_model import LanguageModel
-from limbeck.models.load import load_model, localised, quiet, with_lora
-from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer
+from limbeck.models.load import load_model, localised, prove_adapters, quiet, with_lora
+from limbeck.models.saved import one_line
+from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer, vocabulary_size
 from limbeck.models.vocabulary import KeptTokens, choose_tokens
 from limbeck.models.width import check_width
 from limbeck.recipe import (
+    Co,
     ConfigModel,
     ConfigTeacher,
     CutStudent,
@@ -32,6 +36,7 @@ from limbeck.recipe import (
     Recipe,
     Soft,
     TrainedTokenizer,
+    Training,
     Vocabulary,
 )
 from limbeck.training.techniques import lessons_of
@@ -45,13 +50,19 @@ class Origins:
         tokenizer: everybody's; None if it is still to be trained.
         teacher: its weights; None if it is still to be trained.
         students: by name; a student that is cut waits for its teacher.
+        rows: token embeddings of each model, by its place in the recipe.
         notes: what people should know of it, for example what a quantised file has lost.
     """
 
     tokenizer: Any
     teacher: PathModel | None
     students: dict[str, PathModel | ConfigModel | CutStudent]
+    rows: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+FIRST_DOCUMENTS = 20
+"""Of every source, how many documents are read and tokenised before anything is spent."""
 
 
 def check(recipe: Recipe) -> Origins:
@@ -70,12 +81,14 @@ def check(recipe: Recipe) -> Origins:
                 key=f"techniques.{i}.writing.prompt_tokens",
                 fix="Lower it, or raise data.seq_len",
             )
-    check_sources(recipe.data.corpus)
+    first = list(first_documents(recipe.data.corpus, FIRST_DOCUMENTS))
     notes: list[str] = []
     teacher = None
     if not isinstance(recipe.teacher, ConfigTeacher):
         teacher = _local(recipe.teacher, "teacher", notes)
-    origins = Origins(_tokenizer(recipe, teacher), teacher, {}, notes)
+    origins = Origins(_tokenizer(recipe, teacher), teacher, {}, notes=notes)
+    if origins.tokenizer is not None:
+        encode_batch([document for _, document in first], origins.tokenizer, recipe.data.date)
     # A tokenizer that is still to be trained has at least these tokens: enough to see that sizes make a model.
     standin = origins.tokenizer or train_tokenizer(["a"], 260)
     if isinstance(recipe.teacher, ConfigTeacher):
@@ -83,14 +96,21 @@ def check(recipe: Recipe) -> Origins:
         lm = load_model(bare, standin, key="teacher", seq_len=recipe.data.seq_len)
         check_packs(lm, recipe.data)
         _check_cuts(recipe, lm)
+        _check_checkpointing(lm, recipe.teacher.pretraining, "teacher.pretraining")
     elif teacher is not None:
         lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
         check_packs(lm, recipe.data)
         _check_cuts(recipe, lm)
+        origins.rows["teacher"] = lm.rows
+        _check_hidden(recipe, lm)
         if recipe.vocabulary is not None:
             student_tokens(recipe.vocabulary, {}, lm, origins.tokenizer)  # what has to be kept fits, whatever the data
-        if (correct := getattr(recipe.teacher, "correct", None)) is not None and correct.lora is not None:
-            _check_lora(lm, correct.lora, "teacher.correct.lora")
+        if (correct := getattr(recipe.teacher, "correct", None)) is not None:
+            _check_checkpointing(lm, correct, "teacher.correct")
+        if any(isinstance(technique, Co) for technique in recipe.techniques):
+            _check_checkpointing(lm, recipe.training, "training")
+        if correct is not None and correct.lora is not None:  # at the end: it changes the weights
+            prove_adapters(with_lora(lm, correct.lora, 0, key="teacher.correct.lora"), "teacher.correct.lora")
     for name, student in recipe.cohort.items():
         key = student_key(recipe, name)
         spec = _local(student, key, notes) if isinstance(student, PathModel | PackageModel) else student
@@ -100,9 +120,62 @@ def check(recipe: Recipe) -> Origins:
         if not isinstance(spec, CutStudent):
             lm = load_model(spec, standin, key=key, seq_len=recipe.data.seq_len)
             check_packs(lm, recipe.data)
+            _check_hidden(recipe, lm)
+            if isinstance(spec, PathModel):
+                origins.rows[key] = lm.rows
+            _check_checkpointing(lm, recipe.training, "training")
             if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
-                with_lora(lm, student.lora, 0, key=f"{key}.lora")
+                prove_adapters(with_lora(lm, student.lora, 0, key=f"{key}.lora"), f"{key}.lora")
     return origins
+
+
+def _check_checkpointing(lm: LanguageModel, section: Training, key: str) -> None:
+    if not section.gradient_checkpointing:
+        return
+    try:
+        lm.model.gradient_checkpointing_enable()
+    except Exception as error:  # ValueError today; another version, another class
+        raise RecipeError(
+            f"{type(lm.core).__name__} has no gradient checkpointing ({one_line(error)})",
+            key=f"{key}.gradient_checkpointing",
+            fix="Write `false`",
+        ) from None
+    lm.model.gradient_checkpointing_disable()
+
+
+def _check_hidden(recipe: Recipe, lm: LanguageModel) -> None:
+    """Refuse lessons on hidden states of a model whose layers do not give them."""
+    for i, technique in enumerate(recipe.techniques):
+        if isinstance(technique, Soft) and technique.hidden is not None:
+            positions_BT = torch.arange(4, device=lm.device)[None]
+            try:
+                with lm.evaluating(), torch.no_grad():
+                    lm.hidden_of_layers(positions_BT, positions_BT, [0, lm.n_layers - 1])
+            except RecipeError as error:
+                raise RecipeError(error.what, key=f"techniques.{i}.hidden", fix="Leave it out") from None
+
+
+def check_ids(origins: Origins, tokenizer: Any, corpora: Iterable[Corpus]) -> None:
+    """Refuse a corpus that uses a token which a model has no embedding for. Templates write such tokens too.
+
+    A tokenizer may have more tokens than its model has rows (Gemma 3 1B: an image token); most texts use none.
+
+    Args:
+        origins: of the run.
+        tokenizer: that of the corpora.
+        corpora: in the ids of ``tokenizer``.
+    """
+    fewest = min(origins.rows, key=origins.rows.__getitem__, default=None)
+    if fewest is None or vocabulary_size(tokenizer) <= origins.rows[fewest]:
+        return
+    greatest = max((int(corpus.ids.max()) for corpus in corpora if len(corpus.ids)), default=0)
+    if greatest >= origins.rows[fewest]:
+        raise RecipeError(
+            f"the data uses token {greatest} ({tokenizer.convert_ids_to_tokens(greatest)!r}), but the model has "
+            f"{origins.rows[fewest]} token embeddings",
+            key=fewest,
+            fix="Use the tokenizer that the model was trained with, or remove that token from the data",
+        )
 
 
 def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
@@ -129,10 +202,8 @@ def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
 
 def _check_lora(lm: LanguageModel, lora: Lora, key: str) -> None:
     """Refuse targets that a model does not have, on a copy without weights."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        with_lora(LanguageModel(AutoModelForCausalLM.from_config(lm.core.config), lm.tokenizer), lora, 0, key)
+        with_lora(LanguageModel(type(lm.core)._from_config(lm.core.config), lm.tokenizer), lora, 0, key)
 
 
 def _check_cut(teacher: LanguageModel, spec: CutStudent, key: str) -> None:

@@ -22,6 +22,7 @@ from limbeck.models.architectures import llama_cpp_reads_windows
 from limbeck.models.depth import Chooser, choose_layers, cut_depth, layer_cosines
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
+from limbeck.models.saved import stored_dtype
 from limbeck.models.vocabulary import KeptTokens, cut_vocabulary
 from limbeck.models.width import cut_width, measure_importance
 from limbeck.recipe import (
@@ -69,7 +70,7 @@ def prepare_teacher(
         return _from_nothing(recipe, recipe.teacher, folder, tokenizer, corpus, shape, display)
     assert origins.teacher is not None
     lm = load_teacher(origins.teacher, tokenizer, kept_ids, recipe.data.seq_len)
-    found = _facts(lm)
+    found = {**_facts(lm), "stored": stored_dtype(origins.teacher)}
     correct = recipe.teacher.correct
     if correct is None:
         inputs = {"teacher": {"weights": found["fingerprint"]}}
@@ -90,7 +91,7 @@ def prepare_teacher(
     result = _tune(lm, "teacher correction", recipe, correct, corpus, folder, display)
     lm = load_teacher(spec, tokenizer, kept_ids)
     known = {"before": before, "after": bits_per_byte(heldout.measure(lm))}
-    return spec, folder.finish("teacher", {**result, **known, **_facts(lm)})
+    return spec, folder.finish("teacher", {**result, **known, **_facts(lm), "stored": found["stored"]})
 
 
 def _bits_before(
@@ -255,7 +256,7 @@ def cut_students(recipe: Recipe, origins: Origins, folder: RunFolder, prepared: 
         target = folder.path / "cut" / name
         prepared.students[name] = PathModel(path=str(target), dtype=spec.dtype)
         inputs = {
-            key: spec.model_dump(mode="json", exclude={"lora"}),
+            key: spec.model_dump(mode="json", exclude={"lora", "save_dtype"}),
             "teacher": prepared.teacher_facts["fingerprint"],
             "data": data_inputs(recipe, prepared.data),
         }

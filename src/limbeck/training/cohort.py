@@ -13,7 +13,7 @@ import torch
 
 from limbeck.data.packing import IGNORED, Batch
 from limbeck.models.language_model import PROJECTIONS, Head, LanguageModel
-from limbeck.objectives.fused import Outcome, Term, fused_divergence
+from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
 from limbeck.objectives.hidden import HiddenDistance, hidden_distance
 from limbeck.objectives.schedules import Schedule
 from limbeck.objectives.targets import Labels, Target
@@ -99,6 +99,8 @@ class Cohort:
                 raise ValueError(f"lesson {lesson.name}: there is no {lesson.source}")
         for name, member in self.members.items():
             member.lm.model.train(member.learns)
+            if member.learns:
+                member.lm.hold_in_float32()
             if not member.learns:
                 member.lm.model.requires_grad_(False)
                 if precision == "bf16":
@@ -243,5 +245,5 @@ def compare(hidden_ND: torch.Tensor, head: Head, terms: list[Term], vocab_size: 
         bias_V=head.bias_V,
         softcap=head.softcap,
         scale=head.scale,
-        vocab_size=vocab_size,
+        vocab_size=shared_vocabulary(vocab_size, terms),
     )

@@ -19,6 +19,7 @@ DIVERGENCES: dict[str, Any] = {
     "skew_kl": {"name": "skew_kl", "alpha": 0.1},
     "skew_reverse_kl": {"name": "skew_reverse_kl", "alpha": 0.1},
     "alpha_beta": {"name": "alpha_beta", "alpha": 0.2, "beta": 0.7},
+    "alpha_beta_.001_.8": {"name": "alpha_beta", "alpha": 0.001, "beta": 0.8},
     "alpha_beta_.6_0": {"name": "alpha_beta", "alpha": 0.6, "beta": 0.0},
     "alpha_beta_0_.5": {"name": "alpha_beta", "alpha": 0.0, "beta": 0.5},
     "tvd": "tvd",

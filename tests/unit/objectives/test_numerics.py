@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import reference
 import torch
 from problems import CONDITIONS, DIVERGENCES, TARGETS, Problem, make, sparse
 
 from limbeck.objectives import Dense, Labels, Sparse, Term, fused_divergence
+from limbeck.objectives.divergences import ForwardKL
 
 
 def call(problem: Problem, **more):
@@ -257,3 +260,39 @@ def test_threshold_sampling_gives_an_unbiased_value_and_gradient(backend: str) -
     (got,) = torch.autograd.grad(drawn.loss_sum, many)
     (want,) = torch.autograd.grad(whole.loss_sum, hidden)
     torch.testing.assert_close(got.sum(0), want[0], rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1e-3, 1.0), (1e-4, 0.7), (1.0, 1e-3), (0.7, 1e-4), (1e-2, 1e-2)])
+def test_alpha_beta_near_its_limits_keeps_its_digits(backend: str, alpha: float, beta: float) -> None:
+    """In float32 the terms cancel in all but their last digits; in float64 they can be added up as written."""
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(16, 50), 3 * torch.randn(16, 50)
+    teacher[:8] = student[:8] + 0.05 * torch.randn(8, 50)  # rows that nearly agree, as after a training
+    hidden, head = student.clone().requires_grad_(), torch.eye(50)
+    term = Term(Dense.from_logits(teacher), {"name": "alpha_beta", "alpha": alpha, "beta": beta})
+    outcome = fused_divergence(hidden, head, [term])
+    (grad,) = torch.autograd.grad(outcome.loss_sum, hidden)
+
+    exact = student.double().requires_grad_()
+    logp, logq = torch.log_softmax(teacher.double(), -1), torch.log_softmax(exact, -1)
+    s = alpha + beta
+    terms = alpha / s * (s * logp).exp() + beta / s * (s * logq).exp() - (alpha * logp + beta * logq).exp()
+    right_N = terms.sum(-1) / (alpha * beta)
+    (right_grad,) = torch.autograd.grad(right_N.sum(), exact)
+    torch.testing.assert_close(outcome.stats[0].divergence_N.double(), right_N.detach(), rtol=2e-4, atol=1e-7)
+    torch.testing.assert_close(grad.double(), right_grad, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("target", ["logits", "top_k_tail"])
+def test_a_divergence_of_the_users_own_runs_on_every_backend(backend: str, target: str) -> None:
+    class HalfKL(ForwardKL):
+        name = "half_kl"
+
+        def pointwise(self, logp: torch.Tensor, logq: torch.Tensor, entropy: torch.Tensor) -> tuple:
+            share, weight = super().pointwise(logp, logq, entropy)
+            return share / 2, weight / 2
+
+    problem = make("forward_kl", target, "plain")
+    whole = call(problem).loss_sum.detach()
+    problem.terms = [dataclasses.replace(problem.terms[0], divergence=HalfKL())]
+    torch.testing.assert_close(call(problem).loss_sum.detach(), whole / 2)

@@ -20,7 +20,7 @@ INTEGERS = ("kind_ptr", "shared_ptr")
 NUMBERS = ("inverse", "a", "b")
 KERNELS: list[tuple[str, dict[str, int | bool]]] = [
     ("row_stats", {}),
-    *[("dense_value", {"KIND": kind, "OTHER": other}) for kind, other in ((0, 2), (3, 3), (6, 6), (60, 60), (7, 7))],
+    *[("dense_value", {"KIND": kind, "OTHER": other}) for kind, other in ((0, 2), (3, 3), (6, 6), (5, 5), (7, 7))],
     *[("dense_gradient", {"KIND": 3, "OTHER": 3, "ADD": add}) for add in (False, True)],
     ("rest_gradient", {"ADD": True}),
 ]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 
+from limbeck.objectives.divergences import Divergence
 from limbeck.objectives.kernels import cpu, eager
 from limbeck.objectives.kernels.rows import Backend
 
 
-def choose(device: torch.device, logits: torch.dtype, gradient: torch.dtype | None) -> Backend:
-    """The fastest backend that this device and these dtypes have."""
+def choose(
+    device: torch.device, logits: torch.dtype, gradient: torch.dtype | None, divergences: Sequence[Divergence]
+) -> Backend:
+    """The fastest backend that this device and these dtypes have, and that knows all ``divergences``: those of users
+    exist in torch only."""
+    if any(type(divergence) not in cpu.NUMBERS for divergence in divergences):
+        return eager.run
     if device.type == "cpu" and cpu.serves(logits, gradient):
         return cpu.run
     if device.type == "cuda" and logits != torch.float64 and _has_triton():

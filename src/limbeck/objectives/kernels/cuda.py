@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.objectives.divergences import AlphaBeta, Divergence, EntropySwitched
+from limbeck.objectives.divergences import Divergence, EntropySwitched
 from limbeck.objectives.kernels import cpu, entries
 from limbeck.objectives.kernels import triton_kernels as kernels
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
@@ -91,9 +91,6 @@ def _kind(divergence: Divergence) -> tuple[int, int, float, float]:
     number = cpu.NUMBERS[type(divergence)]
     settings = [float(getattr(divergence, field.name)) for field in dataclasses.fields(divergence)]
     first, second, *_ = [*settings, 0.0, 0.0]
-    if isinstance(divergence, AlphaBeta):
-        # Its limits are formulas of their own.
-        number = 60 if second == 0.0 else 61 if first == 0.0 else number
     return number, number, first, second
 
 

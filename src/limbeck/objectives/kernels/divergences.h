@@ -67,22 +67,45 @@ struct TVD {
   }
 };
 
+// With d = log(p/q), s = a + b: share = q^s [(e^(sd) - 1)/s - (e^(ad) - 1)/a] / b, weight = -q^s (e^(ad) - 1)/a.
+// Where an exponent is small, the differences would cancel: there they are summed as series.
 struct AlphaBeta {
-  float a, b;
-  void operator()(vf lp, vf lq, vf, vf, vf& share, vf& weight) const {
-    float both = a + b;
-    vf p_both = exp_(both * lp), q_both = exp_(both * lq);
-    if (b == 0) {
-      share = (p_both * (a * (lp - lq)) - p_both + q_both) / (a * a);
-      weight = (q_both - p_both) / a;
-    } else if (a == 0) {
-      weight = q_both * (lq - lp);
-      share = (weight * b - q_both + p_both) / (b * b);
-    } else {
-      vf cross = exp_(a * lp + b * lq);
-      share = (a / both * p_both + b / both * q_both - cross) / (a * b);
-      weight = (q_both - cross) / a;
+  static constexpr float NEAR = 0.5f;
+  static constexpr int TERMS = 8;
+  float a, b, series[TERMS];
+  AlphaBeta(float alpha, float beta) : a(alpha), b(beta) {
+    const float ratio = a / (a + b);
+    float powers = 0, factorial = 1;
+    for (int n = 0; n < TERMS; ++n) {
+      powers = powers * ratio + 1;
+      factorial *= n + 2;
+      series[n] = powers / factorial;
     }
+  }
+  // (high - low) / t, where high = low e^(td).
+  static vf growth(float t, vf d, vf low, vf high) {
+    vf x = t * d, sum = splat(1.0f / 40320);
+    sum = sum * x + 1.0f / 5040;
+    sum = sum * x + 1.0f / 720;
+    sum = sum * x + 1.0f / 120;
+    sum = sum * x + 1.0f / 24;
+    sum = sum * x + 1.0f / 6;
+    sum = sum * x + 0.5f;
+    vf near = low * d * (sum * x + 1.0f);
+    if (t == 0) return near;
+    return select(inside(x), near, (high - low) / t);
+  }
+  static vi inside(vf x) { return (x < NEAR) & (x > -NEAR); }
+  void operator()(vf lp, vf lq, vf, vf, vf& share, vf& weight) const {
+    const float both = a + b;
+    vf d = lp - lq, x = both * d;
+    vf p_both = exp_(both * lp), q_both = exp_(both * lq), cross = exp_(a * lp + b * lq);
+    vf grown = growth(a, d, q_both, cross), whole = (p_both - q_both) / both;
+    vf far = a <= b ? (whole - grown) / b : (-whole - growth(b, -d, p_both, cross)) / a;
+    vf sum = splat(series[TERMS - 1]);
+    for (int n = TERMS - 2; n >= 0; --n) sum = sum * x + series[n];
+    share = select(inside(x), q_both * d * d * sum, far);
+    weight = -grown;
   }
 };
 

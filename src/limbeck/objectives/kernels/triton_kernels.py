@@ -23,6 +23,44 @@ def log_softmax(x, maximum, inverse, log_z):
 
 
 @triton.jit
+def growth(t, d, low, high):
+    """(high - low) / t, where high = low * exp(t d): a series where it would cancel."""
+    x = t * d
+    series = 1.0 + x * (1 / 2 + x * (1 / 6 + x * (1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040 + x / 40320))))))
+    far = (high - low) / tl.maximum(t, TINY)
+    return tl.where(tl.abs(x) < 0.5, low * d * series, far)
+
+
+@triton.jit
+def alpha_beta(lp, lq, a, b):
+    """As ``AlphaBeta.pointwise``; eight terms of the series are enough for float32."""
+    both = a + b
+    d = lp - lq
+    x = both * d
+    p_both = tl.exp(both * lp)
+    q_both = tl.exp(both * lq)
+    cross = tl.exp(a * lp + b * lq)
+    grown = growth(a, d, q_both, cross)
+    whole = (p_both - q_both) / both
+    # Divided by the larger of the two, which is not near zero.
+    of_b = (whole - grown) / tl.maximum(b, TINY)
+    of_a = (-whole - growth(b, -d, p_both, cross)) / tl.maximum(a, TINY)
+    far = tl.where(a <= b, of_b, of_a)
+    r = a / both
+    c1 = 1.0 + r
+    c2 = 1.0 + r * c1
+    c3 = 1.0 + r * c2
+    c4 = 1.0 + r * c3
+    c5 = 1.0 + r * c4
+    c6 = 1.0 + r * c5
+    c7 = 1.0 + r * c6
+    series = c5 / 5040 + x * (c6 / 40320 + x * c7 / 362880)
+    series = 1 / 2 + x * (c1 / 6 + x * (c2 / 24 + x * (c3 / 120 + x * (c4 / 720 + x * series))))
+    share = tl.where(tl.abs(x) < 0.5, q_both * d * d * series, far)
+    return share, -grown
+
+
+@triton.jit
 def share_weight(lp, lq, a, b, KIND: tl.constexpr):
     """The share of each outcome in the divergence, and q times the derivative by q."""
     p = tl.exp(lp)
@@ -45,20 +83,8 @@ def share_weight(lp, lq, a, b, KIND: tl.constexpr):
         m = tl.maximum((1 - a) * p + a * q, TINY)
         share = q * (lq - tl.log(m))
         return share, share + q - a * q * (q / m)
-    elif KIND == 6:  # alpha-beta, both above 0
-        both = a + b
-        p_both = tl.exp(both * lp)
-        q_both = tl.exp(both * lq)
-        cross = tl.exp(a * lp + b * lq)
-        return (a / both * p_both + b / both * q_both - cross) / (a * b), (q_both - cross) / a
-    elif KIND == 60:  # alpha-beta, beta = 0
-        p_both = tl.exp(a * lp)
-        q_both = tl.exp(a * lq)
-        return (p_both * (a * (lp - lq)) - p_both + q_both) / (a * a), (q_both - p_both) / a
-    elif KIND == 61:  # alpha-beta, alpha = 0
-        q_both = tl.exp(b * lq)
-        weight = q_both * (lq - lp)
-        return (weight * b - q_both + tl.exp(b * lp)) / (b * b), weight
+    elif KIND == 6:  # alpha-beta
+        return alpha_beta(lp, lq, a, b)
     else:  # total variation
         half = 0.5 * (q - p)
         sign = tl.where(half > 0, 0.5, tl.where(half < 0, -0.5, 0.0))
