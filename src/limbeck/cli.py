@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,12 +12,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from limbeck.errors import LimbeckError, RecipeError
+from limbeck.errors import INTERRUPTED, LimbeckError, MachineError, RecipeError
 
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
-    epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done, 2 the recipe or input is wrong, "
-    "130 interrupted (run it again to go on).",
+    epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done; 1 a bug in limbeck, with its traceback; "
+    "2 the command, the recipe, its input or the run folder is wrong; 3 the training diverged; 4 memory or disk space "
+    "ran out; 130 interrupted (run it again to go on).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,13 +33,26 @@ _Overrides = Annotated[
     ),
 ]
 
+_debug = False  # set while the command line is parsed, read when an error is shown
+
+
+def _set_debug(value: bool) -> None:
+    global _debug
+    _debug = _debug or value
+
+
+_Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_set_debug, expose_value=False, help="Show the traceback of an error."),
+]
+
 
 @app.command()
 def run(
     recipe: _RecipeFile,
     overrides: _Overrides = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: _Debug = False,
 ) -> None:
     """Do what a recipe says: prepare, train, measure, report.
 
@@ -65,7 +81,7 @@ def run(
 
 
 @app.command()
-def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
+def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
     """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all."""
     import yaml
 
@@ -76,6 +92,26 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None) -> None:
 
     refuse(loaded)
     print(yaml.safe_dump(loaded.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
+
+
+@app.command()
+def data(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    show: Annotated[int, typer.Option(min=0, help="Of every source, print its first so many documents.")] = 3,
+    debug: _Debug = False,
+) -> None:
+    """Show what is made of the data: what every source is recognised as, and documents token by token.
+
+    What is only read is dim, what is learned bright; marks that a template writes around the words, and what ends a
+    turn, have a colour of their own. No weights are loaded.
+    """
+    from rich.console import Console
+
+    from limbeck.recipe import load_recipe
+    from limbeck.run.show_data import show_data
+
+    show_data(load_recipe(recipe, overrides or []), show, Console(highlight=False))
 
 
 @app.command()
@@ -90,6 +126,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most probable word.")] = 0.0,
     only: Annotated[str | None, typer.Option(help="Of a run: these rows, by comma (teacher,soft).")] = None,
+    debug: _Debug = False,
 ) -> None:
     """Talk to a run's teacher and students, or to any models, side by side.
 
@@ -131,7 +168,7 @@ def chat(
 
 
 @app.command()
-def schema() -> None:
+def schema(debug: _Debug = False) -> None:
     """Print the recipe's JSON Schema, for editors that complete and check YAML."""
     from limbeck.recipe import Recipe
 
@@ -151,6 +188,7 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: _Debug = False,
 ) -> None:
     pass
 
@@ -162,36 +200,51 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100))
 
 
-def _full(what: str) -> NoReturn:
-    print(f"limbeck: {what}. Free space or check permissions, then run again", file=sys.stderr)
-    sys.exit(2)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _of_the_machine(error: OSError) -> MachineError:
+    """What an operating system refused, and what helps against it."""
+    where = f" ({error.filename})" if error.filename else ""
+    fix = "Run it again; `--debug` shows where it was raised"
+    if error.errno in _NO_ROOM:
+        fix = "Free space, then run it again"
+    elif error.errno in _NO_PERMISSION:
+        fix = "Check permissions, then run it again"
+    return MachineError(f"{error.strerror or str(error) or type(error).__name__}{where}", fix=fix)
+
+
+def _leave(error: LimbeckError) -> NoReturn:
+    print(f"limbeck: {error.line()}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _interrupted() -> NoReturn:
     print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(INTERRUPTED)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line, and the exit code says whose it is."""
-    debug = "--debug" in sys.argv
+    """Run the command line; what the user can mend is one line, and the exit code says of what kind it is."""
+    global _debug
+    _debug = False
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is an interrupt
     try:
-        if app(standalone_mode=False) == 130:  # typer turns an interrupt into its exit code
+        if app(standalone_mode=False) == INTERRUPTED:  # typer turns an interrupt into its exit code
             _interrupted()
-    except LimbeckError as error:
-        if debug:
-            raise
-        print(f"limbeck: {error.line()}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
-    except OSError as error:
-        if debug:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        _full(f"{error.strerror or error}{where}")
+    except BrokenPipeError:  # the reader of our output has left (`limbeck schema | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if _debug:
+            raise
+        if isinstance(error, LimbeckError):
+            _leave(error)
+        if isinstance(error, OSError):
+            _leave(_of_the_machine(error))
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             print(f"limbeck: {error.format_message().rstrip('.')}. See limbeck --help", file=sys.stderr)
             sys.exit(2)

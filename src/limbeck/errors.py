@@ -1,13 +1,16 @@
 """Errors a user can act on: what is wrong, where in the recipe, and what to do about it.
 
-Everything else is a bug and keeps its traceback.
+Everything else is a bug and keeps its traceback (exit code 1).
 """
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM: 128 + SIGINT, as shells have it."""
+
 
 class LimbeckError(Exception):
-    """A problem the user can solve. Shown as one line; the exit code says whose problem it is.
+    """A problem the user can solve. Shown as one line; each kind has its exit code.
 
     Args:
         what: what is wrong, in a clause, with the offending value.
@@ -16,6 +19,7 @@ class LimbeckError(Exception):
     """
 
     exit_code = 2
+    """2: the command, the recipe, its input or the run folder; to be changed before it is run again."""
 
     def __init__(self, what: str, *, key: str | None = None, fix: str | None = None) -> None:
         self.what, self.key, self.fix = what, key, fix
@@ -41,4 +45,12 @@ class RunFolderError(LimbeckError):
 
 
 class DivergedError(LimbeckError):
-    """A gradient became NaN or infinite."""
+    """Gradients stayed NaN or infinite."""
+
+    exit_code = 3
+
+
+class MachineError(LimbeckError):
+    """Memory or disk space ran out, or a file could not be written: the recipe may be right."""
+
+    exit_code = 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from limbeck import cli
+from limbeck.errors import DivergedError, InputError, MachineError, RecipeError, RunFolderError
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -38,7 +41,8 @@ def _text(content: bytes, **more: Any) -> Change:
 
 
 def _folder_for_file(raw: dict[str, Any], tmp: Path) -> None:
-    raw["data"]["corpus"] = [{"jsonl": str(tmp)}]
+    (tmp / "empty").mkdir()
+    raw["data"]["corpus"] = [{"jsonl": str(tmp / "empty")}]
 
 
 def _other_vocabulary(raw: dict[str, Any], tmp: Path) -> None:
@@ -109,6 +113,27 @@ def _nan_teacher(raw: dict[str, Any], tmp: Path) -> None:
     raw["teacher"]["path"] = str(tmp / "nan")
 
 
+def _nan_at_one_token(raw: dict[str, Any], tmp: Path) -> None:
+    """A teacher that reads everything but the letter z, which no document holds."""
+    import math
+
+    from safetensors.torch import load_file, save_file
+
+    from limbeck.models.load import load_model
+    from limbeck.models.tokenizer import load_tokenizer
+    from limbeck.recipe import ConfigModel
+    from limbeck.run.prepare import save_model
+    from tests.conftest import LLAMA
+
+    tokenizer = load_tokenizer(raw["teacher"]["path"], key="x")
+    config = {**LLAMA, "tie_word_embeddings": False, "max_position_embeddings": 512}
+    save_model(load_model(ConfigModel(config=config), tokenizer, key="x"), tmp / "one")
+    weights = load_file(tmp / "one" / "model.safetensors")
+    weights["model.embed_tokens.weight"][tokenizer.convert_tokens_to_ids("z")] = math.nan
+    save_file(weights, tmp / "one" / "model.safetensors", metadata={"format": "pt"})
+    raw["teacher"]["path"] = str(tmp / "one")
+
+
 def _rows(*rows: Any, **more: Any) -> Change:
     """A corpus of JSON lines, and changes of the recipe beside it."""
 
@@ -155,14 +180,22 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "no such teacher": (_set(teacher__path="/no/such/model"), "teacher.path", "/no/such/model"),
     "torn teacher": (_torn_teacher, "teacher.path", "cannot be loaded"),
     "pickled teacher": (_pickled_teacher, "teacher.path", "pickled"),
-    "teacher of NaN": (_nan_teacher, "teacher", "not finite"),
+    "teacher of NaN": (_nan_teacher, "teacher", "NaN or infinity in model.norm.weight"),
+    "teacher of NaN at one token": (_nan_at_one_token, "teacher: the weights hold NaN", ", 'z')"),
+    "hidden layers that a student does not have": (
+        _set(techniques=[{"kind": "soft", "hidden": {"layers": [[2, 0]]}}]),
+        "techniques.0.hidden.layers",
+        "the student has 2 layers",
+    ),
+    "a run in nobody's home": (_set(run="~nosuchuser1/x"), "run", "Name a folder"),
+    "a run of no name": (_set(run="a\0b"), "run", "Name a folder"),
     "no such corpus": (_set(data__corpus=[{"text": "/no/such/file"}]), "data.corpus.0.text", "/no/such/file"),
     "empty corpus": (_text(b""), "data.corpus.0", "no document"),
     "blank corpus": (_text(b" \n \n"), "data.corpus.0", "no document"),
     "one-document corpus": (_text(b"a single document"), "data.corpus", "separator"),
     "separator that never comes": (_text(b"one two three", separator="@@"), "data.corpus", "single document"),
     "not UTF-8": (_text("caf\xe9\n\nth\xe9".encode("latin1"), separator="\n\n"), "data.corpus.0.text", "not UTF-8"),
-    "a folder where a file is due": (_folder_for_file, "data.corpus.0.jsonl", "is a folder"),
+    "a folder without files of rows": (_folder_for_file, "data.corpus.0.jsonl", "is a folder without files"),
     "a file where the run folder is due": (_file_for_run, "run", "is a file"),
     "a folder of other things": (_foreign_folder, "run", "other things"),
     "no write permission": (_run_under_a_file, "run", "folder"),
@@ -267,6 +300,9 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
 }  # fmt: skip
 
 
+DIVERGES = ("a correction that blows up", "a learning rate that blows up")
+
+
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
     monkeypatch.setattr("sys.argv", ["limbeck", *args])
     with pytest.raises(SystemExit) as caught:
@@ -286,13 +322,53 @@ def test_each_is_one_line(
     change(raw_recipe, tmp_path)
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe).replace("{tmp}", str(tmp_path)))
     code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
-    assert code == 2
+    assert code == (3 if name in DIVERGES else 2)
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1
     assert lines[0].startswith("limbeck: ")
     assert key in lines[0]
     assert says in lines[0]
     assert len(lines[0]) < 420
+
+
+AT_CHECK = [
+    name
+    for name, (_, key, _) in BROKEN.items()
+    # The rest is known only once documents are read (and models of them trained).
+    if not key.startswith(("data.corpus: ", "data.corpus.0: "))
+    and name
+    not in {
+        *DIVERGES,
+        "empty corpus",
+        "blank corpus",
+        "one-document corpus",
+        "separator that never comes",
+        "not UTF-8",
+        "half a surrogate pair",
+        "half a surrogate pair, where tokens are counted",
+        "text that means a cut vocabulary's bucket",
+        "no document leaves room for an answer",
+    }
+]
+
+
+@pytest.mark.parametrize("name", AT_CHECK)
+def test_check_refuses_what_run_does(
+    name: str,
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change, key, says = BROKEN[name]
+    change(raw_recipe, tmp_path)
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe).replace("{tmp}", str(tmp_path)))
+    there = sorted(tmp_path.rglob("*"))
+    code, err = run(monkeypatch, capsys, "check", str(tmp_path / "r.yaml"))
+    assert code == 2
+    assert key in err
+    assert says in err
+    assert sorted(tmp_path.rglob("*")) == there  # and leaves nothing behind
 
 
 def test_usage_errors_are_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +399,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
-    assert code == 2
+    assert code == 4
     assert "No space left on device" in err
     assert "Free space" in err
     assert len(err.strip().splitlines()) == 1
@@ -334,9 +410,88 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert (tmp_path / "run/report.html").exists()
 
 
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.errors import RecipeError
-
-    monkeypatch.setattr("sys.argv", ["limbeck", "run", "/no/such.yaml", "--debug"])
-    with pytest.raises(RecipeError):
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "/no/such.yaml", "--debug"],
+        ["--debug", "run", "/no/such.yaml"],
+        ["run", "--debug", "/no/such.yaml", "training.lr=1"],
+        ["check", "/no/such.yaml", "--debug"],
+        ["chat", "/no/such", "--debug", "--ask", "a"],
+    ],
+    ids=" ".join,
+)
+def test_debug_shows_where(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["limbeck", *args])
+    with pytest.raises(RecipeError, match="/no/such"):
         cli.main()
+
+
+def test_debug_as_a_value_is_a_value(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = run(monkeypatch, capsys, "chat", "/no/such", "--ask=--debug")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_every_kind_of_end_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[tuple[BaseException, int, str]] = [
+        (RecipeError("x"), 2, "x"),
+        (InputError("x"), 2, "x"),
+        (RunFolderError("x"), 2, "x"),
+        (DivergedError("x"), 3, "x"),
+        (MachineError("x"), 4, "x"),
+        (OSError(errno.ENOSPC, "full", "/disk"), 4, "full (/disk). Free space"),
+        (PermissionError(errno.EACCES, "denied", "/disk"), 4, "denied (/disk). Check permissions"),
+        (ConnectionError("the hub does not answer"), 4, "the hub does not answer. Run it again"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ]
+    for error, code, says in ends:
+
+        def fails(*_: Any, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("limbeck.recipe.load_recipe", fails)
+        found, err = run(monkeypatch, capsys, "check", "r.yaml")
+        assert found == code, error
+        assert says in err
+        assert len(err.strip().splitlines()) == 1
+    epilog = cli.app.info.epilog or ""
+    assert all(f"{code} " in epilog for code in {0, 1, *(code for _, code, _ in ends)})
+
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("limbeck.recipe.load_recipe", bug)
+    with pytest.raises(ZeroDivisionError):  # keeps its traceback; Python exits with 1
+        cli.main()
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m limbeck schema | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+def test_a_lack_of_memory_is_one_line(
+    tmp_path: Path,
+    raw_recipe: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    import limbeck.run.arms as arms
+
+    def too_much(*_: Any, **__: Any) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(arms, "train", too_much)
+    raw_recipe["techniques"] = ["alone"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
+    code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
+    assert code == 4
+    assert "training.batch_rows: there is not enough memory" in err
+    assert len(err.strip().splitlines()) == 1

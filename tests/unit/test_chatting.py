@@ -67,8 +67,9 @@ def test_models_by_folder_and_side_by_side(
     out = capsys.readouterr().out
     assert "you the [red]cat" in out  # words are never markup
     monkeypatch.setattr("sys.argv", [*args, "--only", "nobody"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         cli.main()
+    assert caught.value.code == 2
     assert "--only: there is no nobody. There are teacher" in capsys.readouterr().err
     assert "teacher " in out
 
@@ -96,6 +97,7 @@ def test_the_first_held_out_questions_of_a_run(
     report = run(parse_recipe(raw_recipe), Display(quiet=True))
     questions = held_out_questions(raw_recipe["run"], 2)
     assert [question.words for question in questions] == [sample.prompt for sample in report.samples]
+    assert len(questions) == 2
     assert all(question.prompt.endswith(question.words) and question.answer for question in questions)
     monkeypatch.setattr("sys.argv", ["limbeck", "chat", raw_recipe["run"], "--held-out", "2", "--max-new-tokens", "4"])
     cli.main()

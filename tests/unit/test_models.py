@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.errors import RecipeError
+from limbeck.errors import InputError, RecipeError
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
@@ -194,3 +194,14 @@ def test_no_text_grows_beyond_what_the_model_reads(make_lm: Callable[..., Langua
     lm = make_lm(max_position_embeddings=16)
     answers = dict(generate(lm, [[5] * 10], Sampling(50, temperature=0), 1))
     assert len(answers[0]) <= 6
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_of_nan_writes_nothing(make_lm: Callable[..., LanguageModel], temperature: float) -> None:
+    """Sampling would be a traceback of torch, the most probable token of NaN is the first."""
+    lm = make_lm(tie_word_embeddings=False)
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[7] = float("nan")
+    assert dict(generate(lm, [[5, 6]], Sampling(3, temperature=0.0), 1)).keys() == {0}
+    with pytest.raises(InputError, match="not finite while it writes"):
+        list(generate(lm, [[5, 7]], Sampling(3, temperature=temperature), 1))

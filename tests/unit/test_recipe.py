@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck.errors import RecipeError
-from limbeck.recipe import Ramp, Recipe, Soft, fingerprint, load_recipe, parse_recipe
+from limbeck.recipe import Co, Ramp, Recipe, Soft, fingerprint, load_recipe, parse_recipe
 from limbeck.recipe.yaml_file import apply_overrides, parse_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -22,6 +22,9 @@ MINIMAL: dict[str, Any] = {
     "techniques": ["alone", "soft"],
     "training": {"tokens": 10},
 }
+
+
+UNDESCRIBED = {"kind", "start", "end", "shape"}  # the names say it
 
 
 def refused(*overrides: str) -> str:
@@ -74,12 +77,48 @@ def test_there_are_shipped_recipes() -> None:
         (["tokenizer={train: {vocab_size: 400}}"], "tokenizer", "leave `tokenizer` out"),
         (["seeds=[1, 1]"], "seeds", "twice"),
         (["students={a b: {path: x}}", "student=null"], "students", "plain name"),
+        (["students={Teacher: {path: x}}", "student=null"], "students", "another name"),
+        (["students={a: {path: x}, A: {path: x}}", "student=null"], "students", "capitals aside"),
+        ([f"students={{{'a' * 61}: {{path: x}}}}", "student=null"], "students", "longer than 60"),
+        (["techniques=[{kind: soft, name: teacher}]"], "techniques.0.name", "the teacher"),
+        (["techniques=[alone, {kind: co, name: Teacher}]"], "techniques.1.name", "the teacher"),
+        (["techniques=[{kind: soft, name: labels}]"], "techniques.0.name", "a source"),
+        (
+            ["techniques=[{kind: soft, name: small}]", "students={small: {path: x}}", "student=null"],
+            "techniques.0.name",
+            "a student",
+        ),
+        (["techniques=[{kind: soft, name: alone}]"], "techniques.0.name", "another kind"),
+        (["techniques=[{kind: alone, name: Soft}]"], "techniques.0.name", "another kind"),
+        (["techniques=[soft, {kind: soft, name: SOFT}]"], "techniques", "stands twice"),
+        (["techniques=[{kind: soft, name: soft-seed1}]"], "techniques.0.name", "-seed"),
+        (["techniques=[{kind: soft, name: ../up}]"], "techniques.0.name", "pattern"),
+        (["techniques=[{kind: soft, name: a/b}]"], "techniques.0.name", "pattern"),
+        (["techniques=[{kind: soft, name: .hidden}]"], "techniques.0.name", "pattern"),
+        (["techniques=[{kind: soft, name: 'co: teacher'}]"], "techniques.0.name", "pattern"),
+        (['techniques=[{kind: soft, name: "a\\n"}]'], "techniques.0.name", "pattern"),
+        ([f"techniques=[{{kind: soft, name: {'a' * 61}}}]"], "techniques.0.name", "at most 60"),
+        (["seeds=[4294967296]"], "seeds.0", "less than 4294967296"),
+        (["seeds=[true]"], "seeds.0", "a number belongs"),
+        (["techniques=[{kind: hard, writing: {seed: -1}}]"], "techniques.0.writing.seed", "greater than or equal to 0"),
+        (["techniques=[{kind: soft, writing: {seed: 4294967296}}]"], "techniques.0.writing.seed", "less than"),
+        (["techniques=[{kind: soft, soft_weight: yes}]"], "techniques.0.soft_weight", "a number belongs"),
+        (["training={tokens: 9, schedule: wsd, warmup: 0.9}"], "training", "lower one of them"),
+        (["training.clip=yes"], "training.clip", "a number belongs"),
     ],
 )
 def test_an_error_names_the_key_and_what_to_write(overrides: list[str], key: str, says: str) -> None:
     line = refused(*overrides)
     assert key in line
     assert says in line
+
+
+@pytest.mark.parametrize(("start", "lr"), [("trained", 2e-4), ("scratch", 2e-3)])
+def test_a_co_teachers_rate_is_what_its_help_says(start: Any, lr: float) -> None:
+    assert Co(teacher_start=start).peak_lr(2e-3) == pytest.approx(lr)
+    assert Co(teacher_start=start, teacher_lr=5e-4).peak_lr(2e-3) == 5e-4
+    said = Co.model_fields["teacher_lr"].description or ""
+    assert "a tenth of `training.lr` where it is `trained`, `training.lr` where it starts from `scratch`" in said
 
 
 def test_an_override_that_is_none_is_refused() -> None:
@@ -149,12 +188,36 @@ def test_a_missing_file_suggests_its_neighbour(tmp_path: Path) -> None:
 def test_the_schema_describes_every_key() -> None:
     schema = Recipe.model_json_schema()
     assert schema["additionalProperties"] is False
-    json.dumps(schema)
-    for name in ("tokens", "batch_rows", "lr"):
-        assert schema["$defs"]["Training"]["properties"][name]["description"]
+    assert json.loads(json.dumps(schema)) == schema  # plain data, for `limbeck schema`
+    for name, section in schema["$defs"].items():
+        for key, described in section.get("properties", {}).items():
+            assert described.get("description") or key in UNDESCRIBED, f"{name}.{key}"
+    assert set(schema["$defs"]["Training"]["properties"]) >= {"tokens", "batch_rows", "lr"}
 
 
 def test_help_and_recipe_load_no_torch() -> None:
     code = "import sys, limbeck.cli, limbeck.recipe; print('torch' in sys.modules or 'transformers' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_every_seed_that_a_recipe_may_name_can_write(seed: int) -> None:
+    """Of a seed are made those of batches, and of those the generator's, which holds 64 bits."""
+    from limbeck.models.generate import Sampling
+    from limbeck.recipe import Writing
+    from limbeck.run.arms import _written
+    from tests.unit.test_data import corpus_of
+
+    asked: list[int] = []
+
+    class Recorder:
+        def write(self, prompts: list[list[int]], sampling: Sampling) -> list[tuple[int, list[int]]]:
+            asked.append(sampling.seed)
+            return [(i, [1]) for i in range(len(prompts))]
+
+    corpus = corpus_of([(list(range(1, 40)), [True] * 39)])
+    batches = _written(Recorder(), Writing(seed=seed, batch_rows=2), corpus, 32, 0)  # type: ignore[arg-type]
+    assert [len(next(batches)) for _ in range(3)] == [2, 2, 2]
+    assert len(set(asked)) == 3
+    assert all(0 <= each * 1_000_003 + 1_000_000 < 2**63 for each in asked)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from limbeck.data.packing import IGNORED, Row, Rows, collate
-from limbeck.errors import DivergedError, RecipeError
+from limbeck.data.packing import IGNORED, Batch, Row, Rows, collate
+from limbeck.errors import DivergedError, InputError, RecipeError
 from limbeck.models.language_model import LanguageModel
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Co, Soft, Training, parse_recipe
+from limbeck.run.measure import Heldout
 from limbeck.training.batches import CorpusBatches
 from limbeck.training.checkpoint import Checkpoints
-from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member
+from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member, Tally
+from limbeck.training.diagnosis import faulty_teacher
 from limbeck.training.loop import train
-from limbeck.training.meter import read_metrics
+from limbeck.training.meter import loss_said, read_metrics
 from limbeck.training.optim import LearnerOptimiser
 from limbeck.training.techniques import lessons_of, matched_layers
 from tests.unit.test_data import corpus_of
@@ -54,7 +55,20 @@ def naive(student: LanguageModel, teacher: LanguageModel | None, batch: Any, sof
 
 
 def grads(lm: LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in lm.model.named_parameters() if p.grad is not None}
+    """The gradient of every parameter that has one; at least one has, and it is not zero."""
+    found = {name: p.grad.clone() for name, p in lm.model.named_parameters() if p.grad is not None}
+    assert any(bool(grad.any()) for grad in found.values())
+    return found
+
+
+def assert_same_grads(
+    got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float = 0, atol: float = 0
+) -> None:
+    assert got.keys() == expected.keys()
+    for name, grad in got.items():
+        torch.testing.assert_close(
+            grad, expected[name], rtol=rtol, atol=atol, msg=lambda why, name=name: f"{name}: {why}"
+        )
 
 
 def test_a_cohorts_gradient_is_the_naive_formulas(make_lm: Make) -> None:
@@ -65,10 +79,7 @@ def test_a_cohorts_gradient_is_the_naive_formulas(make_lm: Make) -> None:
     cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
     tallies = cohort.forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.5)
     (naive(twin, teacher, batch, 0.7, 0.3) / count).backward()
-    expected = grads(twin)
-    assert grads(student).keys() == expected.keys()
-    for name, grad in grads(student).items():
-        torch.testing.assert_close(grad, expected[name], rtol=2e-4, atol=2e-6)
+    assert_same_grads(grads(student), grads(twin), rtol=2e-4, atol=2e-6)
     assert all(p.grad is None for p in teacher.model.parameters())
     kl = naive(twin, teacher, batch, 1.0, 0.0)
     assert float(tallies["student<teacher"].loss) == pytest.approx(float(kl.detach()), rel=1e-4)
@@ -89,8 +100,7 @@ def test_temperature_enters_with_its_square(make_lm: Make) -> None:
     logits = [m.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT).logits[keep] for m in (student, teacher)]
     logq, logp = (F.log_softmax(x / 3.0, -1) for x in (logits[0], logits[1].detach()))
     (9 * (logp.exp() * (logp - logq)).sum()).backward()
-    for name, grad in grads(student).items():
-        torch.testing.assert_close(got[name], grad, rtol=1e-3, atol=1e-5)
+    assert_same_grads(got, grads(student), rtol=1e-3, atol=1e-5)
 
 
 def test_in_co_both_learn_and_nothing_flows_back_into_the_teacher(make_lm: Make) -> None:
@@ -101,8 +111,7 @@ def test_in_co_both_learn_and_nothing_flows_back_into_the_teacher(make_lm: Make)
     members = {"a": Member(make_lm(1), True), "b": Member(make_lm(3), True), "teacher": Member(teacher, True)}
     Cohort(members, lessons).forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.0)
     (naive(twin, None, batch, 0.0, 1.0) / count).backward()
-    for name, grad in grads(teacher).items():
-        torch.testing.assert_close(grad, grads(twin)[name], rtol=2e-4, atol=2e-6)
+    assert_same_grads(grads(teacher), grads(twin), rtol=2e-4, atol=2e-6)
     assert grads(members["a"].lm)
     assert grads(members["b"].lm)
 
@@ -123,8 +132,7 @@ def test_a_frozen_teacher_is_rounded_once_to_what_autocast_rounds_it_to(
         found.append(grads(student))
         assert _a_linear(teacher).weight.dtype == (torch.bfloat16 if rounded else torch.float32)
         assert teacher.head().weight_VD.dtype == torch.float32
-    for name, grad in found[0].items():
-        assert torch.equal(grad, found[1][name])
+    assert_same_grads(*found)
 
 
 def _a_linear(lm: LanguageModel) -> torch.nn.Linear:
@@ -199,8 +207,7 @@ def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance:
         total = total + d.sum() / 2
     assert float(tallies["student<teacher.hidden"].loss) == pytest.approx(float(total.detach()), rel=1e-4)
     (0.5 * total / count + naive(student, None, batch, 0.0, 1.0) / count).backward()
-    for name, grad in grads(student).items():
-        torch.testing.assert_close(got[name], grad, rtol=1e-3, atol=1e-5)
+    assert_same_grads(got, grads(student), rtol=1e-3, atol=1e-5)
 
 
 def test_every_student_is_asked_for_its_own_layers_only(make_lm: Make) -> None:
@@ -358,7 +365,7 @@ def stopped_training(make_lm: Make, folder: Path, after: int) -> None:
     batches = CorpusBatches(rows, tokens=600, batch_rows=4, accumulation=1, seed=2)
     cohort = Cohort({"student": Member(make_lm(1, attention_dropout=0.1), True)}, [Lesson("student")])
 
-    def stop(step: int, steps: int, tokens: int, loss: float) -> None:
+    def stop(step: int, *_: Any) -> None:
         if step == after:
             raise Stop
 
@@ -403,10 +410,204 @@ def test_checkpoints_hold_nothing_that_can_run(tmp_path: Path, make_lm: Make) ->
     assert Checkpoints(tmp_path / "absent", {}, {}).restore() is None
 
 
-def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path: Path, make_lm: Make) -> None:
-    with pytest.raises(DivergedError, match=r"training\.lr.*not finite|gradient of student is"):
+class Accidents(Cohort):
+    """Infinite gradients at given steps of a training whose seed is 3; they follow the step, as real ones do."""
+
+    def __init__(self, *args: Any, at: set[int]) -> None:
+        super().__init__(*args)
+        self.at = at
+
+    def forward_backward(self, batch: Batch, denominators: Any, progress: float) -> dict[str, Tally]:
+        step = torch.initial_seed() - 3 * 1_000_003
+        tallies = super().forward_backward(batch, denominators, progress)
+        if step in self.at:
+            gradient = next(p.grad for p in self.learners["student"].model.parameters() if p.grad is not None)
+            gradient.view(-1)[0] = math.inf
+        return tallies
+
+
+def accidental(make_lm: Make, folder: Path, at: set[int], stop: int | None = None) -> tuple[LanguageModel, Any]:
+    rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
+    section = Training(tokens=600, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
+    batches = CorpusBatches(rows, tokens=600, batch_rows=4, accumulation=1, seed=2)
+    lm = make_lm(1, attention_dropout=0.1)
+    cohort = Accidents({"student": Member(lm, True)}, [Lesson("student")], at=at)
+
+    def on_step(step: int, *_: Any) -> None:
+        if step == stop:
+            raise Stop
+
+    return lm, train(cohort, batches, section, folder, seed=3, on_step=on_step)
+
+
+def test_an_infinite_gradient_costs_one_update(tmp_path: Path, make_lm: Make) -> None:
+    quiet, facts = accidental(make_lm, tmp_path / "quiet", set())
+    assert "skipped" not in facts
+    skipped, facts = accidental(make_lm, tmp_path / "accidents", {1, 5, 8, 9})
+    assert facts["skipped"] == {"student": 4}
+    assert not same(quiet, skipped)
+    assert all(bool(torch.isfinite(p).all()) for p in skipped.model.parameters())
+    lines = records(tmp_path / "accidents")
+    assert [line.get("skipped/student") for line in lines[:5]] == [1, 1, 2, 3, 4]  # at steps 3, 4, 6, 8 and 9
+    assert "NaN" not in (tmp_path / "accidents" / "metrics.jsonl").read_text()
+    assert "Infinity" not in (tmp_path / "accidents" / "metrics.jsonl").read_text()
+    rates = [[line["lr/student"] for line in records(tmp_path / name)] for name in ("quiet", "accidents")]
+    assert rates[0] == rates[1]  # of the step's number
+
+
+@pytest.mark.parametrize("stop", [5, 6, 9, 10])
+def test_skips_are_resumed_to_the_same_bytes(tmp_path: Path, make_lm: Make, stop: int) -> None:
+    at = {1, 5, 8, 9}  # a checkpoint is due at 8, in a series: it is not written
+    whole, facts = accidental(make_lm, tmp_path / "whole", at)
+    with pytest.raises(Stop):
+        accidental(make_lm, tmp_path / "cut", at, stop)
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000004"]
+    resumed, found = accidental(make_lm, tmp_path / "cut", at)
+    assert same(whole, resumed)
+    assert found["skipped"] == facts["skipped"]
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+
+
+def test_a_training_that_diverges_keeps_and_names_its_last_good_checkpoint(tmp_path: Path, make_lm: Make) -> None:
+    kept = tmp_path / "checkpoints"
+    with pytest.raises(DivergedError) as caught:
+        accidental(make_lm, tmp_path, set(range(9, 99)))  # made at 8: nobody knows yet whether it is good
+    assert caught.value.key == "training.lr"
+    assert "the gradient of student was not finite in the 5 steps to step 13" in caught.value.what
+    assert caught.value.what.endswith(f"the last good checkpoint is {kept / 'step-00000004'}")
+    assert "another `run:` folder" in caught.value.line()
+    assert sorted(path.name for path in kept.iterdir()) == ["step-00000004", "step-00000008"]
+    with pytest.raises(DivergedError, match="step-00000004"):  # again the same
+        accidental(make_lm, tmp_path, set(range(9, 99)))
+
+
+def test_a_learning_rate_that_blows_up_is_named(tmp_path: Path, make_lm: Make) -> None:
+    with pytest.raises(DivergedError, match=r"training\.lr: the gradient of student was not finite in the 5 steps"):
         toy_training(make_lm, tmp_path, lr=1e30, clip=0.0)
-    assert all(math.isfinite(r["loss/student<labels"]) for r in records(tmp_path)[:1])
+    lines = records(tmp_path)
+    assert lines
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
+@pytest.mark.parametrize("tokens", [40, 100])
+def test_too_few_steps_for_a_series_do_not_hide_a_divergence(tmp_path: Path, make_lm: Make, tokens: int) -> None:
+    with pytest.raises(
+        DivergedError, match=r"training\.lr: the gradient of student was not finite (after|in the \d steps? to) step"
+    ):
+        toy_training(make_lm, tmp_path, tokens=tokens, lr=1e30, clip=0.0)
+
+
+def test_an_accident_in_the_last_step_is_only_counted(tmp_path: Path, make_lm: Make) -> None:
+    _, facts = accidental(make_lm, tmp_path / "whole", set())
+    lm, facts = accidental(make_lm, tmp_path / "cut", {int(facts["steps"])})
+    assert facts["skipped"] == {"student": 1}
+    assert all(bool(torch.isfinite(p).all()) for p in lm.model.parameters())
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "tvd"])
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_teacher_of_nan_is_blamed_with_its_token_and_text(
+    tmp_path: Path, make_lm: Make, divergence: str, pack: bool
+) -> None:
+    student, teacher = make_lm(1), make_lm(2, tie_word_embeddings=False)
+    documents = ragged_rows(40)
+    ids = [*documents[7][0][:4], 310, *documents[7][0][4:]]
+    documents[7] = (ids, [True] * len(ids))
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[310] = math.nan
+    assert not any(310 in other for i, (other, _) in enumerate(documents) if i != 7)
+    rows = Rows(corpus_of(documents), 64, pack=pack)
+    section = Training(tokens=2000, batch_rows=4)
+    batches = CorpusBatches(rows, tokens=2000, batch_rows=4, accumulation=1, seed=2)
+    lessons = lessons_of(Soft(divergence=divergence), ["student"], "techniques.0")
+    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
+    with pytest.raises(InputError) as caught:
+        train(cohort, batches, section, tmp_path, seed=0)
+    assert caught.value.key == "teacher"
+    assert "are not finite at token 310 (" in caught.value.what
+    at = ids.index(310) + 1
+    begins = teacher.tokenizer.decode(ids[:-1][:20])[:60]  # the last token is never read
+    assert f"number {at} of the text that begins {begins!r}" in caught.value.what
+    assert "training.lr" not in caught.value.line()
+    assert all(bool(torch.isfinite(p).all()) for p in student.model.parameters())
+
+
+def test_a_teacher_of_nan_is_blamed_where_it_is_measured(make_lm: Make) -> None:
+    documents = ragged_rows(12)
+    ids = [5, 6, 310, 7, 8]
+    documents[3] = (ids, [True] * 5)
+    corpus = corpus_of(documents)
+    teacher = make_lm(2, tie_word_embeddings=False)
+    text = Heldout(corpus, Rows(corpus, 12, pack=False), None)
+    assert np.isfinite(text.measure(teacher).nats).all()
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[310] = math.nan
+    with pytest.raises(InputError, match=r"teacher: the logits of .* are not finite at token 310 .* number 3 of the"):
+        text.measure(teacher)
+    with pytest.raises(InputError, match="alone-seed0-student: the logits"):
+        text.measure(teacher, make_lm(1), key="alone-seed0-student")
+
+
+def test_a_teacher_whose_head_alone_overflows_is_blamed(make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
+    student, teacher = make_lm(1), make_lm(2)
+    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)},
+                    [Lesson("student", "teacher")])  # fmt: skip
+    assert faulty_teacher(cohort, [batch]) is None
+    with torch.no_grad():
+        teacher.model.get_output_embeddings().weight[5] = math.inf
+    fault = faulty_teacher(cohort, [batch])
+    assert fault is not None
+    assert fault.key == "teacher"
+
+
+def test_the_loss_shown_is_what_is_minimised(tmp_path: Path, make_lm: Make) -> None:
+    batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(3)])
+    count = batch.count()
+    student, twin, teacher = make_lm(1), make_lm(1), make_lm(2, hidden_size=48)
+    ramp = {"start": 0.2, "end": 0.8}
+    lessons: list[Lesson | HiddenLesson] = [
+        *lessons_of(Soft(temperature=2.0, soft_weight=ramp, hard_weight=0.3), ["student"], "techniques.0"),
+        HiddenLesson("student", "teacher", ((0, 1),), weight=Schedule.constant(0.4)),
+    ]
+    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
+    denominators = {lesson.name: count for lesson in lessons}
+    tallies = cohort.forward_backward(batch, denominators, 0.5)
+    found = float(cohort.objectives(tallies, denominators, 0.5)["student"])
+    means = {name: float(tally.loss) / count for name, tally in tallies.items()}
+    keep = batch.labels_BT != IGNORED
+    ids, positions = batch.ids_BT, batch.positions_BT
+    logits = [m.model(input_ids=ids, position_ids=positions, use_cache=False).logits[keep] for m in (twin, teacher)]
+    logq, logp = (F.log_softmax(x.double() / 2.0, -1) for x in logits)
+    kl = float((logp.exp() * (logp - logq)).sum().detach()) / count
+    labels = float(naive(twin, None, batch, 0.0, 1.0).detach()) / count
+    assert means["student<teacher"] == pytest.approx(kl, rel=1e-4)
+    assert found == pytest.approx(4 * 0.5 * kl + 0.3 * labels + 0.4 * means["student<teacher.hidden"], rel=1e-4)
+    assert loss_said({**means, "student": found}) == (
+        f"loss {found:.3f} (teacher {kl:.3f}, labels {labels:.3f}, teacher.hidden "
+        f"{means['student<teacher.hidden']:.3f})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ({"student<labels": 2.0, "student": 2.0}, "loss 2.000"),
+        ({"a<teacher": 1.0, "a<labels": 2.0, "a": 1.1, "teacher<labels": 3.0, "teacher": 3.0},
+         "loss a 1.100, teacher 3.000"),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_losses_are_said_by_name(losses: dict[str, float], said: str) -> None:
+    assert loss_said(losses) == said
+
+
+def test_a_training_logs_what_each_learner_minimises(tmp_path: Path, make_lm: Make) -> None:
+    toy_training(make_lm, tmp_path)
+    lines = records(tmp_path)
+    assert lines
+    for line in lines:
+        assert line["loss/student"] == pytest.approx(line["loss/student<labels"], rel=1e-6)
 
 
 def test_metrics_are_means_over_tokens_and_reach_tensorboard(tmp_path: Path, make_lm: Make) -> None:
@@ -419,7 +620,6 @@ def test_metrics_are_means_over_tokens_and_reach_tensorboard(tmp_path: Path, mak
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "to')
     assert records(tmp_path) == lines
-    json.dumps(lines)
 
 
 def test_techniques_of_a_recipe_have_lessons(raw_recipe: dict[str, Any]) -> None:

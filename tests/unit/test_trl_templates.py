@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 
 from limbeck.data.answers import Rendered, find_answers
+from limbeck.data.chat import encode, template_facts
 from limbeck.data.document import Document
+from limbeck.data.rows import RowReader, Seen
 from limbeck.data.templates import Template, in_parts
 from limbeck.errors import InputError
+from limbeck.recipe import Columns
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +140,9 @@ def tokenizer(real_data: Path) -> Any:
 
     found = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "qwen2")
     found.add_special_tokens({"bos_token": "<bos>"})
+    # Of models whose tokenizers are not at hand: without them, a mark would be cut into letters and run into the next.
+    marks = ["<|user|>", "<|assistant|>", "<|observation|>", "<|eot_id|>", "<|start_header_id|>"]
+    found.add_tokens(marks, special_tokens=True)
     return found
 
 
@@ -265,3 +271,140 @@ def test_random_conversations(name: str, tokenizer: Any) -> None:
         asked = re.findall(r"Z\d+z", str(document.messages))
         assert set(asked) <= set(re.findall(r"Z\d+z", words)), (document, words)
     assert read >= 5
+
+
+# ------------------------------------------------------------------------- reported by people, with what is right
+
+ASKED = user("Weather in Oslo?")
+OSLO = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+AS_TEXT = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+FOUR = {"role": "tool", "tool_call_id": "c1", "content": "4 C"}
+QWEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>'
+LLAMA_CALL = '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>'
+UNTHINKING = "<think>\n\n</think>\n\n"
+CALLED = {"messages": [ASKED, said("", tool_calls=[OSLO]), FOUR, said("It is 4 C.")], "tools": [TOOL]}
+NULL = {
+    "messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [AS_TEXT]}, FOUR, said("It is 4 C.")],
+    "tools": [TOOL],
+}
+CASES: dict[str, tuple[str, dict[str, Any], list[str] | str]] = {
+    "a call beside text that is not the last turn": (
+        "qwen3",
+        {"messages": [ASKED, said("Let me look.", tool_calls=[OSLO]), FOUR, said("It is 4 C.")]},
+        [f"Let me look.\n{QWEN_CALL}", f"{UNTHINKING}It is 4 C.<|im_end|>"],
+    ),
+    "a call without text": ("qwen3", CALLED, [QWEN_CALL, f"{UNTHINKING}It is 4 C.<|im_end|>"]),
+    "content that is null, arguments that are text": ("qwen3", NULL, [QWEN_CALL, f"{UNTHINKING}It is 4 C.<|im_end|>"]),
+    "tools in the row, Qwen2.5": ("qwen2_5", CALLED, [QWEN_CALL, "It is 4 C.<|im_end|>"]),
+    "tools in the row, Llama 3.1": ("llama3_1", CALLED, [LLAMA_CALL, "It is 4 C.<|eot_id|>"]),
+    "a call for a template without calls": (
+        "llama3",
+        {"messages": CALLED["messages"]},
+        "writes nothing of a tool call",
+    ),
+    "tools for a template without tools": ("llama3", CALLED, "writes nothing of the conversation's `tools`"),
+    "weight: 0": (
+        "qwen2_5",
+        {"messages": [user("2+2?"), said("5", weight=0), user("Wrong, again"), said("4", weight=1)]},
+        ["4<|im_end|>"],
+    ),
+    "train: false": (
+        "qwen2_5",
+        {"messages": [user("2+2?"), said("5", train=False), user("Wrong"), said("4")]},
+        ["4<|im_end|>"],
+    ),
+    "a turn that ends with the next role's marker": (
+        "glm4moe",
+        {"messages": [user("hi"), said("yo"), user("more"), said("ok")]},
+        ["\n<think></think>\nyo<|user|>", "\n<think></think>\nok<|user|>"],
+    ),
+    "thoughts in several turns": (
+        "qwen3",
+        {
+            "messages": [
+                user("2+2?"), said("<think>\nadd\n</think>\n\nfour"),
+                user("3+3?"), said("<think>\nadd more\n</think>\n\nsix"),
+            ]
+        },
+        ["four<|im_end|>", "<think>\nadd more\n</think>\n\nsix<|im_end|>"],
+    ),
+    "parts of text": (
+        "qwen2_5",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                      {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}]},
+        ["Hello<|im_end|>"],
+    ),
+    "ShareGPT": (
+        "qwen2_5",
+        {"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello friend"}]},
+        ["Hello friend<|im_end|>"],
+    ),
+    "Alpaca": ("qwen2_5", {"instruction": "Name a colour", "input": "", "output": "Blue"}, ["Blue<|im_end|>"]),
+    "messages in a string": (
+        "qwen2_5",
+        {"messages": '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]'},
+        ["Hello<|im_end|>"],
+    ),
+    "a completion of messages": ("qwen2_5", {"prompt": [user("Hi")], "completion": [said("Yo")]}, ["Yo<|im_end|>"]),
+    "a completion of text": ("qwen2_5", {"prompt": "The sky is", "completion": " blue."}, [" blue.<|im_end|>"]),
+}  # fmt: skip
+
+
+def of_row(row: dict[str, Any]) -> Document:
+    document = RowReader("data.corpus.0", Columns(), Seen()).document(row, "a row")
+    assert document is not None
+    return document
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_people_reported(case: str, tokenizer: Any) -> None:
+    if FOLDER is None:
+        pytest.skip("trl is not installed")
+    name, row, expected = CASES[case]
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    document = of_row(row)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            encode(document, tokenizer)
+        return
+    encoded = encode(document, tokenizer)
+    runs: list[list[int]] = [[]]
+    for i, kind in zip(encoded.ids, encoded.loss_mask, strict=True):
+        if kind:
+            runs[-1].append(i)
+        elif runs[-1]:
+            runs.append([])
+    assert [tokenizer.decode(run) for run in runs if run] == expected
+    if "tools" in row:
+        assert "How it is outside" in tokenizer.decode(encoded.ids)
+
+
+@pytest.mark.parametrize(("answer", "n_bytes"), [("A", 1), ("d", 1), ("im", 2), ("end", 3), ("m", 1)])
+def test_bytes_of_short_answers(answer: str, n_bytes: int, real_data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    qwen2 = AutoTokenizer.from_pretrained(real_data / "tokenizers" / "qwen2")
+    assert encode(of_row({"messages": [user("pick"), said(answer)]}), qwen2).n_bytes == n_bytes
+
+
+def test_the_date_of_llama_3_2(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if FOLDER is None:
+        pytest.skip("trl is not installed")
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    class Tomorrow(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime.datetime:
+            return datetime.datetime(2033, 1, 2)
+
+    tokenizer.chat_template = (FOLDER / "llama3_2.jinja").read_text()
+    document = of_row({"messages": [user("hi"), said("yo")]})
+    today, facts = encode(document, tokenizer), template_facts(tokenizer)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert "02 Jan 2033" in tokenizer.apply_chat_template(document.messages, tokenize=False)
+    assert encode(document, tokenizer) == today
+    assert template_facts(tokenizer) == facts
+    assert facts["date"] == "2024-07-26"
+    assert "26 Jul 2024" in tokenizer.decode(today.ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from limbeck.errors import InputError
 from limbeck.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def generate(
 
     Every batch is seeded by its own number, so it comes out the same whoever asks for it alone. No text
     grows beyond the positions that the model reads.
+
+    Raises:
+        InputError: the model's logits are NaN or infinite: sampling from them is a traceback, and the most probable
+            token is any.
     """
     from transformers import GenerationConfig
 
@@ -75,7 +80,7 @@ def generate(
 
 def _round(lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
     """What each row gains until half of them have ended: those are not carried along to the end of the longest."""
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     ends: list[int] = settings.eos_token_id or []
     marks = torch.tensor(ends, dtype=torch.long, device=lm.device)
@@ -90,6 +95,11 @@ def _round(lm: LanguageModel, prompts: list[list[int]], settings: GenerationConf
         ended = torch.isin(so_far[:, width:], marks).any(dim=1)
         return (2 * ended.sum() >= len(ended)).expand(len(ended))
 
+    def finite(_so_far: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        if bool((scores_BV.isnan() | (scores_BV == float("inf"))).any()):
+            raise InputError("its logits are not finite while it writes", fix="Use another model, or precision fp32")
+        return scores_BV
+
     # What settings leave open, transformers fills from the model's own file; that file is not asked.
     own, lm.core.generation_config = lm.core.generation_config, GenerationConfig()
     try:
@@ -97,6 +107,7 @@ def _round(lm: LanguageModel, prompts: list[list[int]], settings: GenerationConf
             ids.to(lm.device),
             attention_mask=mask.to(lm.device),
             generation_config=settings,
+            logits_processor=LogitsProcessorList([finite]),
             stopping_criteria=StoppingCriteriaList([half_ended]) if ends else None,
         )
     finally:

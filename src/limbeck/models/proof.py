@@ -45,9 +45,10 @@ def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
         fresh: its weights were just initialised. They are small, and some are zero, so that they hide leaks.
 
     Raises:
-        RecipeError: its logits are not finite, it is not causal, or its head does not make its logits.
+        RecipeError: its weights or logits are not finite, it is not causal, or its head does not make its logits.
     """
     with lm.evaluating():
+        _prove_finite(lm, key)
         _prove_causal(lm, key)
         _prove_head(lm, key)
         with _short_windows(lm.config) as shortened:
@@ -59,6 +60,18 @@ def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
             with _enlarged(lm.model), _short_windows(lm.config):
                 found = _stays_apart(lm)
         return found
+
+
+def _prove_finite(lm: LanguageModel, key: str) -> None:
+    """Refuse weights with NaN or infinity. One token's may be all that is wrong: no other text would show it."""
+    for name, p in lm.model.named_parameters():
+        if not p.is_floating_point() or bool(torch.linalg.vector_norm(p, float("inf")).isfinite()):
+            continue
+        row = int((~p.isfinite()).flatten(1).any(1).nonzero()[0]) if p.dim() > 1 else None
+        where = f" (row {row})" if row is not None else ""
+        if p is lm.core.get_input_embeddings().weight:
+            where = f" (token {row}, {lm.own_tokenizer.convert_ids_to_tokens(row)!r})"
+        raise RecipeError(f"the weights hold NaN or infinity in {name}{where}", key=key, fix="Use whole weights")
 
 
 def _prove_causal(lm: LanguageModel, key: str) -> None:

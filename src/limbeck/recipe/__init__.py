@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from limbeck.errors import RecipeError
-from limbeck.recipe.base import Count, Section
+from limbeck.recipe.base import LONGEST_NAME, Count, Section, Seed
 from limbeck.recipe.data import (
     Columns,
     Data,
@@ -99,6 +100,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+KINDS = ("alone", "soft", "hard", "co")
+TAKEN = ("labels", "teacher")
+"""What a lesson may have as its source: no student and no technique is called so."""
+
+
 class Evaluation(Section):
     """How the gap between student and teacher is measured on the held-out documents."""
 
@@ -120,7 +126,7 @@ def _sections(techniques: Any) -> Any:
 
 def _or_their_names(schema: dict[str, Any]) -> None:
     """In the schema as in the recipe, a technique may be just its name."""
-    schema["items"] = {"anyOf": [{"enum": ["alone", "soft", "hard", "co"]}, schema["items"]]}
+    schema["items"] = {"anyOf": [{"enum": list(KINDS)}, schema["items"]]}
 
 
 class Recipe(Section):
@@ -133,9 +139,7 @@ class Recipe(Section):
     threads: Count | None = Field(
         None, description="CPU threads; default: one for each core. Results follow it to the last bit."
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
-        (0,), min_length=1, description="Every technique is run once for each seed."
-    )
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Every technique is run once for each seed.")
     teacher: Teacher = Field(description="Who teaches: `path`, `package`, or `config` with `pretraining`.")
     student: Student | None = Field(None, description="Who learns: `path`, `config`, or `from: teacher`.")
     students: dict[str, Student] | None = Field(
@@ -162,21 +166,14 @@ class Recipe(Section):
             raise ValueError("write either `student:` or `students:`, one of them")
         if self.students is not None and not self.students:
             raise ValueError("students is empty; write at least one")
-        for name in self.students or {}:
-            if name in ("labels", "teacher"):
-                raise ValueError(f"students: {name!r} means something else here; choose another name")
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"students: {name!r} is no plain name; use letters, digits, - and _")
+        self._check_students_names()
+        self._check_techniques_names()
         if len({self._vocabulary_of(student) for student in (self.students or {}).values()}) > 1:
             raise ValueError("students: all of a run share one vocabulary; write the same `vocabulary` for each")
         if self.vocabulary is not None and isinstance(self.teacher, ConfigTeacher):
             raise ValueError(
                 "student.vocabulary: a teacher that is trained here has its data's; leave `vocabulary` out"
             )
-        labels = [technique.label for technique in self.techniques]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"techniques: {twice[0]!r} stands twice; give one of them another `name`")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: the same seed stands twice")
         if isinstance(self.teacher, ConfigTeacher) and self.tokenizer is None:
@@ -186,6 +183,39 @@ class Recipe(Section):
         if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher):
             raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")
         return self
+
+    def _check_students_names(self) -> None:
+        """Names become folders, rows and sources of lessons. Some file systems do not tell a from A."""
+        seen: set[str] = set()
+        for name in self.students or {}:
+            folded = name.casefold()
+            if folded in TAKEN:
+                raise ValueError(f"students: {name!r} means something else here; choose another name")
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"students: {name!r} is no plain name; use letters, digits, - and _")
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"students: {name!r} is longer than {LONGEST_NAME} characters; choose a shorter name")
+            if folded in seen:
+                raise ValueError(f"students: {name!r} stands twice, capitals aside; choose another name")
+            seen.add(folded)
+
+    def _check_techniques_names(self) -> None:
+        """A technique's name is its row in the table and its folder: it may not read as anything else."""
+        students = {name.casefold() for name in self.students or {}}
+        seen: set[str] = set()
+        for i, technique in enumerate(self.techniques):
+            label, key = technique.label, f"techniques.{i}.name"
+            folded = label.casefold()
+            if folded in TAKEN or folded in students:
+                what = "a student" if folded in students else f"the {folded}" if folded == "teacher" else "a source"
+                raise ValueError(f"{key}: {label!r} is the name of {what}; choose another name")
+            if folded in KINDS and folded != technique.kind:
+                raise ValueError(f"{key}: {label!r} is another kind of technique than {technique.kind!r}; rename it")
+            if re.search(r"-seed\d+", folded):
+                raise ValueError(f"{key}: {label!r} reads as the folder of a seed; leave `-seed` and its number out")
+            if folded in seen:
+                raise ValueError(f"techniques: {label!r} stands twice; give one of them another `name`")
+            seen.add(folded)
 
     @staticmethod
     def _vocabulary_of(student: AnyStudent | None) -> Vocabulary | None:

@@ -19,7 +19,13 @@ _Number = BeforeValidator(_no_truth)
 Share = Annotated[float, _Number, Field(ge=0, le=1)]
 PartOf = Annotated[float, _Number, Field(ge=0, lt=1)]
 Positive = Annotated[float, _Number, Field(gt=0)]
+NonNegative = Annotated[float, _Number, Field(ge=0)]
 Count = Annotated[int, _Number, Field(ge=1)]
+Seed = Annotated[int, _Number, Field(ge=0, lt=2**32)]
+
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+"""What a name may be that becomes part of a file's name and a row of a table."""
+LONGEST_NAME = 60
 
 
 class Section(BaseModel):

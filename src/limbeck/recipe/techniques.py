@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from limbeck.recipe.base import Count, Positive, Section, Share
+from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, Count, NonNegative, Positive, Section, Seed, Share
 
 
 class Divergence(Section):
@@ -19,8 +19,8 @@ class Divergence(Section):
 class Ramp(Section):
     """A weight that moves from `start` to `end` between two points of the training."""
 
-    start: Annotated[float, Field(ge=0)]
-    end: Annotated[float, Field(ge=0)]
+    start: NonNegative
+    end: NonNegative
     begin: Share = Field(0.0, description="Share of the training at which it begins to move.")
     until: Share = Field(1.0, description="Share of the training at which it has arrived.")
     shape: Literal["linear", "cosine"] = "linear"
@@ -34,13 +34,14 @@ class Ramp(Section):
         return self
 
 
-Weight = Annotated[float, Field(ge=0)] | Ramp
+Weight = NonNegative | Ramp
 
 
 class _Technique(Section):
     name: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+        pattern=PLAIN_NAME,
+        max_length=LONGEST_NAME,
         description="What this run of the technique is called in the table; default: its kind.",
     )
 
@@ -65,11 +66,11 @@ class Writing(Section):
         8, description="Plain text: the teacher continues the first so many tokens of training documents."
     )
     max_new_tokens: Count | None = Field(None, description="Length of an answer; default: the rest of a row.")
-    temperature: Annotated[float, Field(ge=0)] = Field(1.0, description="Sampling temperature; 0: greedy.")
+    temperature: NonNegative = Field(1.0, description="Sampling temperature; 0: greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
     batch_rows: Count = Field(64, description="Answers written at a time.")
-    seed: int = Field(0, description="Seed of the sampling.")
+    seed: Seed = Field(0, description="Seed of the sampling.")
 
 
 class _SoftTerms(_Technique):
@@ -130,7 +131,15 @@ class Co(_SoftTerms):
     teacher_start: Literal["trained", "scratch"] = Field(
         "trained", description="The teacher goes on from its weights, or starts from nothing beside its students."
     )
-    teacher_lr: Positive | None = Field(None, description="The teacher's peak learning rate; default: a tenth of `lr`.")
+    teacher_lr: Positive | None = Field(
+        None,
+        description="The teacher's peak learning rate. Default: a tenth of `training.lr` where it is `trained`, "
+        "`training.lr` where it starts from `scratch`.",
+    )
+
+    def peak_lr(self, lr: float) -> float:
+        """The teacher's peak learning rate beside students that use ``lr``."""
+        return self.teacher_lr or (lr if self.teacher_start == "scratch" else lr / 10)
 
 
 Technique = Annotated[Alone | Soft | Hard | Co, Field(discriminator="kind")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from limbeck.recipe.base import Count, PartOf, Positive, Section, Share
+from limbeck.recipe.base import Count, NonNegative, PartOf, Positive, Section, Share
 
 
 class Optimiser(Section):
@@ -18,10 +18,16 @@ class Optimiser(Section):
     )
     warmup: Share = Field(0.03, description="Share of the steps spent warming up.")
     decay: Share = Field(0.2, description="wsd: share of the steps spent decaying at the end.")
-    min_lr_ratio: Share = Field(0.1, description="The schedule ends at this share of `lr`.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="On matrices only, not on norms.")
+    min_lr_ratio: Share = Field(0.1, description="cosine and wsd end at this share of `lr`; linear ends at 0.")
+    weight_decay: NonNegative = Field(0.1, description="On matrices only, not on norms.")
     betas: tuple[PartOf, PartOf] = Field((0.9, 0.95), description="AdamW's betas.")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Clip the gradient's norm; 0: never.")
+    clip: NonNegative = Field(1.0, description="Clip the gradient's norm; 0: never.")
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Optimiser:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"wsd: warmup and decay are {self.warmup + self.decay:g} of the steps; lower one of them")
+        return self
 
 
 class Training(Optimiser):

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
+from limbeck.errors import MachineError
 from limbeck.files import write_whole
 from limbeck.models.tokenizer import OTHER
 from limbeck.recipe import Recipe
@@ -25,7 +26,7 @@ from limbeck.report.model import ReportData
 from limbeck.run.arms import arms_of, check_writing, finished_arm, train_arm
 from limbeck.run.check import check, check_ids
 from limbeck.run.data import prepare_data
-from limbeck.run.folder import RunFolder
+from limbeck.run.folder import RunFolder, run_path
 from limbeck.run.measure import Examiner, Heldout
 from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens
 from limbeck.run.provenance import command, machine, versions
@@ -51,7 +52,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
     """
     display = display or Display()
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
-    with RunFolder(Path(recipe.run).expanduser()) as folder, _naming(folder.path):
+    with RunFolder(run_path(recipe.run)) as folder, _naming(folder.path):
         origins = check(recipe)
         for note in origins.notes:
             display.note(note)
@@ -68,6 +69,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         prepared = Prepared(tokenizer, train, heldout, data, teacher, facts, {}, {}, origins.notes, kept, own)
         _say_what_the_cut_costs(prepared, display)
         _say_what_the_correction_did(prepared, display)
+        _say_what_was_skipped("teacher", prepared.teacher_facts, prepared, display)
         cut_students(recipe, origins, folder, prepared, display)
         for arm in arms_of(recipe):  # what cannot go on is refused before anything is spent
             finished_arm(recipe, arm, prepared, folder)
@@ -78,6 +80,7 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
         for arm in arms_of(recipe):  # each is measured as soon as it is trained: a long run shows what it has
             examiner.forget_teacher()
             arm_facts[arm.name] = train_arm(recipe, arm, prepared, folder, display)
+            _say_what_was_skipped(arm.name, arm_facts[arm.name], prepared, display)
             for member in arm_facts[arm.name]["learners"]:
                 examiner.examine(arm, member)
         learners = {name: facts["learners"] for name, facts in arm_facts.items()}
@@ -90,9 +93,18 @@ def run(recipe: Recipe, display: Display | None = None) -> ReportData:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """Say of a disk that is full where it is: numpy and safetensors do not."""
+    """Say of a disk that is full where it is (numpy and safetensors do not), and of memory what needs less."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise MachineError(
+            "there is not enough memory",
+            key="training.batch_rows",
+            fix="Lower it and raise training.accumulation, or set training.gradient_checkpointing, or take a "
+            "smaller model",
+        ) from error
     except OSError as error:
         if error.errno is None and "written" in str(error):  # numpy counts what it could not write
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -103,6 +115,11 @@ def _naming(folder: Path) -> Iterator[None]:
         if "I/O error" in str(error):
             raise OSError(errno.EIO, str(error), str(folder)) from error
         raise
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """On the CPU torch has no class of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
@@ -131,6 +148,14 @@ def _say_what_the_correction_did(prepared: Prepared, display: Display) -> None:
         prepared.note(said, display)
         if is_worse(prepared.teacher_facts):
             display.warn("it is worse for it: lower teacher.correct.lr, or leave `correct` out")
+
+
+def _say_what_was_skipped(name: str, facts: dict[str, Any], prepared: Prepared, display: Display) -> None:
+    for learner, n in facts.get("skipped", {}).items():
+        of = f" of {learner}" if learner != name else ""
+        prepared.note(
+            f"{name}: {n:,} of {facts['steps']:,} updates{of} were skipped, their gradients were not finite", display
+        )
 
 
 def _write_provenance(recipe: Recipe, folder: RunFolder) -> None:

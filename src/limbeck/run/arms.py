@@ -27,7 +27,8 @@ from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, data_inputs, make_batches, recipe_keys, save_model, settings
 from limbeck.teachers.local import LocalTeacher
 from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member
-from limbeck.training.loop import train
+from limbeck.training.loop import Peak, train
+from limbeck.training.meter import loss_said
 from limbeck.training.techniques import TEACHER, hidden_lessons, lessons_of, matched_layers, needs_teacher
 
 
@@ -100,23 +101,22 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     corpus = prepared.train
     if isinstance(arm.technique, Hard | Soft) and arm.technique.writing is not None:
         corpus = write_text(recipe, arm.technique.writing, prepared, folder, display)
-    section = recipe.training
+    section, key = recipe.training, f"techniques.{arm.index}"
     members = {name: Member(_learner(recipe, name, prepared, arm.seed), learns=True) for name in recipe.cohort}
-    lrs: dict[str, float | None] = {}
+    lrs: dict[str, Peak] = {}
     if needs_teacher(arm.technique):
         learns = isinstance(arm.technique, Co)
         teacher = prepared.load_teacher(recipe.data.seq_len)
         if isinstance(arm.technique, Co):
-            scratch = arm.technique.teacher_start == "scratch"
-            if scratch:
+            if arm.technique.teacher_start == "scratch":
                 teacher = reinitialised(teacher, arm.seed)
-            lrs[TEACHER] = arm.technique.teacher_lr or (section.lr if scratch else section.lr / 10)
+            named = arm.technique.teacher_lr is not None
+            lrs[TEACHER] = Peak(arm.technique.peak_lr(section.lr), f"{key}.teacher_lr" if named else "training.lr")
         members[TEACHER] = Member(teacher, learns)
     if section.gradient_checkpointing:
         for member in members.values():
             if member.learns:
                 member.lm.model.gradient_checkpointing_enable()
-    key = f"techniques.{arm.index}"
     lessons: list[Lesson | HiddenLesson] = [
         *lessons_of(arm.technique, list(recipe.cohort), key),
         *_hidden(recipe, arm, prepared, members),
@@ -130,7 +130,7 @@ def train_arm(recipe: Recipe, arm: Arm, prepared: Prepared, folder: RunFolder, d
     with display.stage(arm.name, section.tokens, "tokens") as bar:
         result = train(
             cohort, batches, section, home, seed=arm.seed, lrs=lrs,
-            on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
+            on_step=lambda step, steps, tokens, losses: bar.update(tokens, loss_said(losses)),
         )  # fmt: skip
         for name, lm in cohort.learners.items():
             save_model(lm, arm.model(folder.path, name), _saved_dtype(recipe, name, prepared))
@@ -265,9 +265,12 @@ def _written(
             temperature=writing.temperature,
             top_p=writing.top_p,
             top_k=writing.top_k,
-            seed=writing.seed * 1_000_003 + number,
+            seed=(writing.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more
         )
-        answers = dict(teacher.write(chosen, sampling))
+        try:
+            answers = dict(teacher.write(chosen, sampling))
+        except InputError as error:
+            raise InputError(error.what, key=TEACHER, fix=error.fix) from None
         yield [(chosen[i], answers[i]) for i in sorted(answers)]
 
 

@@ -39,6 +39,7 @@ from limbeck.recipe import (
     Training,
     Vocabulary,
 )
+from limbeck.run.folder import run_path
 from limbeck.training.techniques import lessons_of
 
 
@@ -72,6 +73,7 @@ def check(recipe: Recipe) -> Origins:
         RecipeError: names the key and the fix.
     """
     quiet()
+    run_path(recipe.run)
     for i, technique in enumerate(recipe.techniques):
         lessons_of(technique, list(recipe.cohort), f"techniques.{i}")
         writing = technique.writing if isinstance(technique, Hard | Soft) else None
@@ -97,6 +99,8 @@ def check(recipe: Recipe) -> Origins:
         check_packs(lm, recipe.data)
         _check_cuts(recipe, lm)
         _check_checkpointing(lm, recipe.teacher.pretraining, "teacher.pretraining")
+        if _trains_the_teachers_class(recipe):
+            _check_checkpointing(lm, recipe.training, "training")
     elif teacher is not None:
         lm = load_model(teacher, origins.tokenizer, key="teacher", seq_len=recipe.data.seq_len)
         check_packs(lm, recipe.data)
@@ -107,7 +111,7 @@ def check(recipe: Recipe) -> Origins:
             student_tokens(recipe.vocabulary, {}, lm, origins.tokenizer)  # what has to be kept fits, whatever the data
         if (correct := getattr(recipe.teacher, "correct", None)) is not None:
             _check_checkpointing(lm, correct, "teacher.correct")
-        if any(isinstance(technique, Co) for technique in recipe.techniques):
+        if _trains_the_teachers_class(recipe):
             _check_checkpointing(lm, recipe.training, "training")
         if correct is not None and correct.lora is not None:  # at the end: it changes the weights
             prove_adapters(with_lora(lm, correct.lora, 0, key="teacher.correct.lora"), "teacher.correct.lora")
@@ -120,6 +124,7 @@ def check(recipe: Recipe) -> Origins:
         if not isinstance(spec, CutStudent):
             lm = load_model(spec, standin, key=key, seq_len=recipe.data.seq_len)
             check_packs(lm, recipe.data)
+            _check_own_layers(recipe, lm.n_layers)
             _check_hidden(recipe, lm)
             if isinstance(spec, PathModel):
                 origins.rows[key] = lm.rows
@@ -127,6 +132,13 @@ def check(recipe: Recipe) -> Origins:
             if isinstance(student, PathStudent | PackageStudent) and student.lora is not None:
                 prove_adapters(with_lora(lm, student.lora, 0, key=f"{key}.lora"), f"{key}.lora")
     return origins
+
+
+def _trains_the_teachers_class(recipe: Recipe) -> bool:
+    """Whether an arm trains the teacher, or a student that is cut from it and is of its architecture."""
+    return any(isinstance(technique, Co) for technique in recipe.techniques) or any(
+        isinstance(student, CutStudent) for student in recipe.cohort.values()
+    )
 
 
 def _check_checkpointing(lm: LanguageModel, section: Training, key: str) -> None:
@@ -200,6 +212,19 @@ def _check_cuts(recipe: Recipe, teacher: LanguageModel) -> None:
                     )
 
 
+def _check_own_layers(recipe: Recipe, depth: int) -> None:
+    """Refuse lessons on hidden states of layers that a student which is not cut from its teacher does not have."""
+    for i, technique in enumerate(recipe.techniques):
+        hidden = technique.hidden if isinstance(technique, Soft) else None
+        for own, theirs in hidden.layers if hidden is not None and hidden.layers != "matched" else ():
+            if own >= depth:
+                raise RecipeError(
+                    f"got [{own}, {theirs}], but the student has {depth} layers",
+                    key=f"techniques.{i}.hidden.layers",
+                    fix="Layers count from 0",
+                )
+
+
 def _check_lora(lm: LanguageModel, lora: Lora, key: str) -> None:
     """Refuse targets that a model does not have, on a copy without weights."""
     with torch.device("meta"):
@@ -267,6 +292,12 @@ def _local(spec: PathModel | PackageModel, key: str, notes: list[str]) -> PathMo
     if note:
         notes.append(f"{key}: {note}")
     return found
+
+
+def run_tokenizer(recipe: Recipe) -> Any:
+    """A run's tokenizer before anything is cut; None for one that is still to be trained. No weights are loaded."""
+    teacher = None if isinstance(recipe.teacher, ConfigTeacher) else _local(recipe.teacher, "teacher", [])
+    return _tokenizer(recipe, teacher)
 
 
 def _tokenizer(recipe: Recipe, teacher: PathModel | None) -> Any:

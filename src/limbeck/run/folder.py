@@ -24,6 +24,30 @@ KEPT_BY = ("config.json", "manifest.json", "train/manifest.json", "documents.npz
 """Of a folder whose marker holds no sizes (of before they were kept), the last file written says that it is whole."""
 
 
+def run_path(run: str) -> Path:
+    """Where a recipe's run folder is.
+
+    Raises:
+        RunFolderError: there can be no such folder, or it holds other things. Nothing is made.
+    """
+    if "\0" in run:
+        raise RunFolderError(f"{run!r} is no path", key="run", fix="Name a folder")
+    try:
+        path = Path(run).expanduser()
+        if path.is_dir() and any(path.iterdir()) and not any((path / own).exists() for own in OWN):
+            raise RunFolderError(f"{path} is a folder with other things in it", key="run", fix="Name a new one")
+        file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+    except OSError as error:
+        raise RunFolderError(
+            f"{run} cannot be read ({error.strerror})", key="run", fix="Name a folder you may write to"
+        ) from None
+    except RuntimeError as error:  # a home that is nobody's
+        raise RunFolderError(f"{run!r} is no path ({error})", key="run", fix="Name a folder") from None
+    if file is not None:
+        raise RunFolderError(f"{file} is a file, not a folder", key="run", fix="Name a folder")
+    return path
+
+
 class RunFolder:
     """A run folder that this process owns until it is closed.
 
@@ -34,12 +58,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if path.is_dir() and any(path.iterdir()) and not any((path / own).exists() for own in OWN):
-                raise RunFolderError(f"{path} is a folder with other things in it", key="run", fix="Name a new one")
+            run_path(str(path))
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".limbeck").open("a+")
-        except (FileExistsError, NotADirectoryError):
-            raise RunFolderError(f"{path} is a file, not a folder", key="run", fix="Name a folder") from None
         except OSError as error:
             raise RunFolderError(
                 f"{path} cannot be written ({error.strerror})", key="run", fix="Name a folder you may write to"

@@ -13,9 +13,10 @@ import numpy as np
 
 from limbeck.data.chat import words_asked
 from limbeck.data.corpus import Corpus
-from limbeck.data.packing import Rows
+from limbeck.data.packing import Rows, collate
 from limbeck.data.prompts import first_prompts
 from limbeck.display import Display
+from limbeck.errors import InputError
 from limbeck.evaluation.gap import Measured, dropped_share, measure
 from limbeck.files import whole_folder
 from limbeck.models.generate import Sampling, generate
@@ -27,6 +28,7 @@ from limbeck.run.arms import Arm, arm_inputs
 from limbeck.run.folder import RunFolder
 from limbeck.run.prepare import Prepared, data_inputs, load_teacher
 from limbeck.run.weights import folder_of
+from limbeck.training.diagnosis import fault_of
 from limbeck.training.techniques import TEACHER
 
 SAMPLE_TEMPERATURE = 0.7
@@ -62,16 +64,33 @@ class Heldout:
         return cls(corpus, Rows(corpus, seq_len, pack=False), own_rows)
 
     def measure(
-        self, lm: LanguageModel, against: LanguageModel | None = None, progress: Callable[[int], None] = lambda n: None
+        self,
+        lm: LanguageModel,
+        against: LanguageModel | None = None,
+        progress: Callable[[int], None] = lambda n: None,
+        key: str = TEACHER,
     ) -> Measured:
-        """A model, and its distance to a teacher."""
+        """A model, and its distance to a teacher.
+
+        Raises:
+            InputError: the model's logits are not finite on a document; names ``key``.
+        """
         measured = measure(lm, self.rows, against, progress=progress)
         if self.own_rows is not None and lm.own_tokenizer is not lm.tokenizer:
             # A teacher knows the text in its own tokens, not in the pieces that its students read; nats over
             # the same documents compare, and stay counted per token of the students'.
             whole = measure(LanguageModel(lm.model, lm.own_tokenizer), self.own_rows)
             measured = dataclasses.replace(measured, nats=whole.nats, nats_words=whole.nats_words)
+        failed = np.flatnonzero(~np.isfinite(measured.nats))
+        if len(failed):
+            batches = (collate([self.rows[r]]).to(lm.device) for r in self._rows_of(int(failed[0])))
+            raise fault_of(lm, batches, key) or InputError(
+                f"its loss is not finite on {len(failed)} held-out documents", key=key, fix="Use another model"
+            )
         return measured
+
+    def _rows_of(self, document: int) -> list[int]:
+        return [r for r in range(len(self.rows)) if self.rows.document_of(r) == document]
 
 
 def bits_per_byte(measured: Measured) -> float:
@@ -150,7 +169,7 @@ class Examiner:
         with self.display.stage(f"measure {name}", len(self.text_measured.rows), "rows") as bar:
             lm = self.teacher if spec is None else self._load(spec)
             against = None if spec is None else self.teacher
-            measured = self.text_measured.measure(lm, against, bar.advance)
+            measured = self.text_measured.measure(lm, against, bar.advance, TEACHER if spec is None else name)
             bar.note = _in_a_line(measured)
             with whole_folder(home) as scratch:
                 np.savez(

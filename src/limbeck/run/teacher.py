@@ -49,6 +49,7 @@ from limbeck.run.prepare import (
 )
 from limbeck.training.cohort import Cohort, Lesson, Member
 from limbeck.training.loop import train
+from limbeck.training.meter import loss_said
 from limbeck.training.techniques import TEACHER
 
 
@@ -215,7 +216,7 @@ def _tune(
             home,
             seed=0,
             key="teacher.correct" if isinstance(section, Correction) else "teacher.pretraining",
-            on_step=lambda step, steps, tokens, loss: bar.update(tokens, f"loss {loss:.3f}"),
+            on_step=lambda step, steps, tokens, losses: bar.update(tokens, loss_said(losses)),
         )
         save_model(lm, folder.path / "teacher")
     shutil.rmtree(home / "checkpoints", ignore_errors=True)

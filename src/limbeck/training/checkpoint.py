@@ -61,12 +61,20 @@ class Checkpoints:
             return state
         return None
 
-    def clear(self) -> None:
-        """Remove all: they are of no more use."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def newest_before(self, step: int) -> Path | None:
+        """The newest whole checkpoint of a step before ``step``."""
+        good = [folder for folder in self._found() if _step_of(folder) < step and _verified(folder) is not None]
+        return good[-1] if good else None
+
+    def any(self) -> bool:
+        return bool(self._found())
 
     def _found(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _trainable(lm: LanguageModel) -> dict[str, torch.Tensor]:

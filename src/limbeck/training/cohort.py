@@ -76,6 +76,14 @@ class Tally:
     count: torch.Tensor
     agreement: torch.Tensor | None = None
 
+    def __add__(self, other: Tally) -> Tally:
+        both = self.agreement is not None and other.agreement is not None
+        return Tally(
+            self.loss.double() + other.loss.double(),
+            self.count + other.count,
+            self.agreement + other.agreement if both else None,  # type: ignore[operator]
+        )
+
 
 @dataclass
 class Member:
@@ -161,8 +169,7 @@ class Cohort:
                 for hidden in self.lessons:
                     if hidden.learner == name and isinstance(hidden, HiddenLesson):
                         distance = _distance(member.lm, inside[name], inside[hidden.source], hidden)
-                        scale = hidden.weight.at(progress) / max(denominators[hidden.name], 1)
-                        loss = loss + distance.sum() * scale
+                        loss = loss + distance.sum() * _weight(hidden, denominators, progress)
                         tallies[hidden.name] = Tally(distance.sum().detach(), torch.tensor(len(labels_N)))
             loss.backward()
         return tallies
@@ -184,14 +191,35 @@ class Cohort:
     def _term(
         self, lesson: Lesson, taught: Mapping[str, Target], denominators: Mapping[str, int], progress: float
     ) -> Term:
-        scale = lesson.temperature**2 if lesson.source != LABELS else 1.0
         return Term(
             taught[lesson.source],
             divergence=lesson.divergence,
             temperature=lesson.temperature if lesson.source != LABELS else 1.0,
-            weight=lesson.weight.at(progress) * scale / max(denominators[lesson.name], 1),
+            weight=_weight(lesson, denominators, progress),
             name=lesson.name,
         )
+
+    def objectives(
+        self, tallies: Mapping[str, Tally], denominators: Mapping[str, int], progress: float
+    ) -> dict[str, torch.Tensor]:
+        """What each learner minimises in a step: the weighted sum of its lessons, a float64 scalar.
+
+        Args:
+            tallies: per lesson name, sums over the whole step.
+            denominators, progress: as in :meth:`forward_backward`.
+        """
+        found = {name: torch.zeros((), dtype=torch.float64, device=lm.device) for name, lm in self.learners.items()}
+        for lesson in self.lessons:
+            weight = _weight(lesson, denominators, progress)
+            found[lesson.learner] = found[lesson.learner] + tallies[lesson.name].loss.double() * weight
+        return found
+
+
+def _weight(lesson: Lesson | HiddenLesson, denominators: Mapping[str, int], progress: float) -> float:
+    """What the sum over a lesson's tokens is multiplied by in the learner's loss."""
+    softened = isinstance(lesson, Lesson) and lesson.source != LABELS
+    scale = lesson.temperature**2 if softened else 1.0  # type: ignore[union-attr]
+    return lesson.weight.at(progress) * scale / max(denominators[lesson.name], 1)
 
 
 def _projection_name(lesson: HiddenLesson, i: int) -> str:

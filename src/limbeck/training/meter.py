@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ class Meter:
         self.window_tokens += tokens
 
     def means(self) -> dict[str, float]:
+        """Per lesson, its mean over the tokens of the window; per learner, what it minimises: their weighted sum."""
         return {name: float(loss / max(float(count), 1.0)) for name, (loss, count, _) in self.sums.items()}
 
     def line(self, step: int, tokens: int, extra: dict[str, float]) -> None:
-        """Write one line, for the window that ends with this step."""
+        """Write one line, for the window that ends with this step; numbers that are not finite are left out."""
         elapsed = max(time.monotonic() - self.window_start, 1e-9)
         record: dict[str, Any] = {"step": step, "tokens": tokens, **extra}
         for name, (loss, count, agreement) in self.sums.items():
@@ -60,10 +62,11 @@ class Meter:
                 record[f"agreement/{name}"] = float(agreement / max(float(count), 1.0))
         record["tokens_per_second"] = round(self.window_tokens / elapsed, 1)
         record["seconds"] = round(self.seconds(), 3)
+        record = {key: value for key, value in record.items() if math.isfinite(value)}
         self.file.write((json.dumps(record) + "\n").encode())
         self.file.flush()
         for key, value in record.items():
-            if key not in ("step", "seconds") and math.isfinite(value):
+            if key not in ("step", "seconds"):
                 self.board.add_scalar(key, value, step)
         self._reset()
 
@@ -78,6 +81,21 @@ class Meter:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+def loss_said(losses: Mapping[str, float]) -> str:
+    """What is minimised and what it is made of, in words: ``loss 2.871 (teacher 0.410, labels 3.120)``.
+
+    Args:
+        losses: from :meth:`Meter.means`. Parts are without their weights; of several learners, no parts are said.
+    """
+    learners = {name: loss for name, loss in losses.items() if "<" not in name}
+    if len(learners) != 1:
+        return f"loss {', '.join(f'{name} {loss:.3f}' for name, loss in learners.items())}" if learners else ""
+    loss = next(iter(learners.values()))
+    parts = {part.split("<", 1)[1]: value for part, value in losses.items() if "<" in part}
+    said = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
+    return f"loss {loss:.3f} ({said})" if len(parts) > 1 else f"loss {loss:.3f}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

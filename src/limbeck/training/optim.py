@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -32,13 +33,19 @@ class LearnerOptimiser:
         )
         self.schedule = make_schedule(self.adamw, section, total_steps)
 
-    def step(self) -> float:
-        """Clip, update, and forget the gradients. Returns the gradient's norm before clipping."""
+    def step(self, *, update: bool = True) -> float:
+        """Clip, update, and forget the gradients. Returns the gradient's norm before clipping.
+
+        Gradients that are not finite are forgotten without an update, as all are without ``update``; the
+        schedule goes on: the learning rate is a function of the step's number.
+        """
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if torch.isfinite(norm):
+        if update and bool(torch.isfinite(norm)):
             if self.clip:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.adamw.step()
+        with warnings.catch_warnings():  # torch takes a first update that is skipped for a mistake in the order
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
         self.adamw.zero_grad(set_to_none=True)
         return float(norm)

@@ -1,0 +1,82 @@
+"""`limbeck data`: what is recognised and learned, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from limbeck import cli
+from limbeck.models.load import load_model
+from limbeck.models.tokenizer import train_tokenizer
+from limbeck.recipe import ConfigModel
+from limbeck.run.prepare import save_model
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ANSWER = "a [bold]dog\x1b[0m"
+SIZES = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["limbeck", *arguments])
+    cli.main()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> dict[str, Any]:
+    tokenizer = train_tokenizer(["what is a cat. a dog. [bold]"], 300)
+    tokenizer.chat_template = CHATML
+    save_model(load_model(ConfigModel(config=SIZES), tokenizer, key="teacher"), tmp_path / "teacher")
+    rows = [
+        {
+            "conversations": [{"from": "human", "value": "cat?"}, {"from": "gpt", "value": "a [bold]dog\x1b[0m"}],
+            "id": 1,
+        },
+        {"messages": [{"role": "user", "content": "so"}]},
+    ]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "teacher": {"path": str(tmp_path / "teacher")},
+        "student": {"config": SIZES},
+        "data": {"corpus": [{"files": str(tmp_path / "d.jsonl")}]},
+        "techniques": ["alone"],
+        "training": {"tokens": 10},
+    }
+
+
+def test_it_shows_what_is_learned(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    _main(monkeypatch, "data", str(tmp_path / "r.yaml"), "--show", "2")
+    out = capsys.readouterr().out
+    assert "data.corpus.0, first documents: 1 ShareGPT conversations (`conversations`)" in out
+    assert "not read: id" in out
+    assert "1 of its conversations hold no words of an `assistant` (roles: user)" in out.replace("\n", " ")
+    assert "<|im_start|>assistant⏎\n⟦a [bold]dog\\x1b[0m⟧⟦<|im_end|>⟧⏎" in out
+    assert "cat?⟧" not in out
+    assert f"{len('a [bold]dog') + 4} bytes of words" in out.replace("\n", " ")
+
+
+def test_a_tokenizer_that_is_still_to_be_trained(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["teacher"] = {"config": SIZES, "pretraining": {"tokens": 10}}
+    recipe["tokenizer"] = {"train": {"vocab_size": 300}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    _main(monkeypatch, "data", str(tmp_path / "r.yaml"), "--show", "1")
+    out = capsys.readouterr().out
+    assert "still to be trained" in out
+    assert "a [bold]dog\\x1b[0m" in out
