@@ -99,8 +99,10 @@ def same_ids(ours: Path, theirs: Path, text: Path) -> int:
     ends = np.cumsum(lengths)
     with text.open(encoding="utf-8") as lines:
         for line, end, length in zip(lines, ends, lengths, strict=True):
-            document = Document(text=json.loads(line)["text"].strip("\n"))
-            d = int(np.searchsorted(corpus.keys, np.uint64(int(document.key[:16], 16))))
+            document = Document(text=json.loads(line)["text"])
+            key = np.uint64(int(document.key[:16], 16))
+            d = int(np.searchsorted(corpus.keys, key))
+            assert corpus.keys[d] == key
             found, mask = corpus.document(d)
             wanted = ids[end - length : end]
             assert np.array_equal(found[mask == 1], wanted), document.beginning()

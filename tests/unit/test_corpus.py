@@ -69,10 +69,10 @@ def test_blocks_cover_a_spool_and_a_large_document_is_one(tmp_path: Path) -> Non
     spool = spool_of(tmp_path / "spool", [f"document {i}" for i in range(50)] + ["long " * 1_000])
     borders = [0]
     while borders[-1] < len(spool):
-        borders.append(spool.block_end(borders[-1], len(spool), 300))
+        borders.append(spool.block_end(borders[-1], len(spool), 100))
     sizes = [int(spool.sizes[a:b].sum()) for a, b in itertools.pairwise(borders)]
     assert sum(sizes) == int(spool.sizes.sum())
-    assert sum(size > 300 for size in sizes) == 1
+    assert sum(size > 100 for size in sizes) == 1
     assert len(sizes) > 5
 
 

@@ -49,14 +49,13 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         progress(0, 0)
         sizes = array("q")
-        with (folder / "documents.jsonl").open("wb") as out, (folder / "digests.bin").open("wb") as digests:
+        with (folder / "documents.bin").open("wb") as out, (folder / "digests.bin").open("wb") as digests:
             for document in found:
-                row = [document.text, document.messages, document.chat, document.template, document.tools]
-                line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-                out.write(line)
+                row = _packed(document)
+                out.write(row)
                 digests.write(bytes.fromhex(document.key))
-                sizes.append(len(line))
-                progress(1, len(line))
+                sizes.append(len(row))
+                progress(1, len(row))
         _index(folder, np.frombuffer(sizes, np.int64) if sizes else np.zeros(0, np.int64))
         return cls(folder)
 
@@ -69,7 +68,7 @@ class Spool:
     def block_end(self, start: int, stop: int, size: int = 1 << 24) -> int:
         """Where a block of some ``size`` bytes ends that begins with document ``start``; a single document may be
         larger."""
-        near = min(stop, start + size // 16)  # no document takes less
+        near = min(stop, start + size)  # a document takes a byte or more
         after = int(np.searchsorted(np.cumsum(self.sizes[start:near]), size, side="right"))
         return min(start + max(after, 1), stop)
 
@@ -77,12 +76,26 @@ class Spool:
         """(number, document) of the documents ``start`` to ``stop`` by hash, in the order of the file: a disk is
         slow at anything else."""
         numbers = np.arange(start, stop)[np.argsort(self._starts[start:stop], kind="stable")]
-        with (self.folder / "documents.jsonl").open("rb") as file:
+        with (self.folder / "documents.bin").open("rb") as file:
             for number in numbers.tolist():
                 file.seek(self._starts[number])
-                line = file.read(self.sizes[number])
-                text, messages, chat, template, tools = json.loads(line.decode("utf-8", "surrogatepass"))
-                yield number, Document(text, tuple(messages), chat, template, tuple(tools))
+                yield number, _unpacked(file.read(self.sizes[number]))
+
+
+def _packed(document: Document) -> bytes:
+    """``t`` and the text, or ``c`` and a conversation in JSON."""
+    if document.text is not None:
+        return b"t" + document.text.encode("utf-8", "surrogatepass")
+    said = [document.messages, document.chat, document.template, document.tools]
+    return b"c" + json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _unpacked(row: bytes) -> Document:
+    content = row[1:].decode("utf-8", "surrogatepass")
+    if row[:1] == b"t":
+        return Document(content)
+    messages, chat, template, tools = json.loads(content)
+    return Document(None, tuple(messages), chat, template, tuple(tools))
 
 
 def _index(folder: Path, sizes: np.ndarray) -> None:
