@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("tokenizer", help="a folder with a tokenizer.json")
     parser.add_argument("--mb", type=int, default=200)
     parser.add_argument("--alone", action="store_true", help="limbeck only")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/data_stage-DATE.md")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/data_stage-MBmb-DATE.md")
     parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     parser.add_argument("--text", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
@@ -192,7 +192,7 @@ def compare(arguments: argparse.Namespace) -> None:
         lines.append(f"| {name} | {wall:.1f} | {rates[0]} | {rates[1]} | {peak:,.0f} |")
     print("\n".join(lines))
     if arguments.save:
-        path = ROOT / "benchmarks" / "results" / f"data_stage-{date.today()}.md"
+        path = ROOT / "benchmarks" / "results" / f"data_stage-{arguments.mb}mb-{date.today()}.md"
         path.write_text("\n".join(lines) + "\n")
 
 
