@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 
@@ -80,10 +81,10 @@ class Display:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no fault."""
-        self.console.print(f"  [dim]· {text}[/]", highlight=False)
+        self.console.print(f"  [dim]· {escape(text)}[/]", highlight=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"  [yellow]![/] {text}")
+        self.console.print(f"  [yellow]![/] {escape(text)}")
 
     def say(self, text: str = "") -> None:
         self.console.print(text)

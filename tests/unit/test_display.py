@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from limbeck.display import Display
 
@@ -25,3 +28,13 @@ def test_the_speed_of_a_single_step(monkeypatch: pytest.MonkeyPatch) -> None:
         now = 2.0
         bar.update(40)
         assert bar.note == "20 rows/s"
+
+
+def test_what_is_said_of_data_is_no_markup() -> None:
+    """A column may be called anything."""
+    out = io.StringIO()
+    display = Display(Console(file=out, width=200))
+    display.note("not read: [/x], [bold]")
+    display.warn("roles: [/red]")
+    assert "not read: [/x], [bold]" in out.getvalue()
+    assert "roles: [/red]" in out.getvalue()

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from limbeck.data import readers
 from limbeck.data.document import Document
 from limbeck.data.rows import Seen
 from limbeck.data.sources import documents
@@ -78,6 +82,17 @@ CONTAINERS = {
     "stream.arrow": _arrow(pyarrow.ipc.new_stream),
     "named.wrongly": _parquet(),
     "without_a_name": LINES.encode(),
+    "lines.txt": LINES.encode(),
+    "utf16.csv": _delimited(",").decode().encode("utf-16"),
+    "semicolons.csv": _delimited(";")
+    .replace(b"text", b"text;n", 1)
+    .replace(b"\r\n", b";1\r\n")
+    .replace(b";n;1", b";n"),
+    "old_mac.jsonl": LINES.replace("\n", "\r").encode(),
+    "under_in_a_line.json": json.dumps({"data": TEXTS}).encode(),
+    "under_beside.json": json.dumps({"version": "1", "data": TEXTS, "n": [1, 2], "empty": []}, indent=1).encode(),
+    "one_after_another.json": "\n".join(json.dumps(row, indent=1) for row in TEXTS).encode(),
+    "pretty.jsonl": "\n".join(json.dumps(row, indent=1) for row in TEXTS).encode(),
 }
 
 
@@ -104,7 +119,7 @@ def test_containers(tmp_path: Path, name: str) -> None:
         ("", gzip.compress),
     ],
 )
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow", "stream.arrow"])
 def test_compressed_containers(tmp_path: Path, name: str, ending: str, compress: Any) -> None:
     path = tmp_path / f"{name}{ending}"
     path.write_bytes(compress(CONTAINERS[name]))
@@ -132,10 +147,89 @@ def test_folders_patterns_and_lists(tmp_path: Path) -> None:
         read(files(tmp_path / "*.csv"))
 
 
-def test_a_large_array_is_read_piece_by_piece(tmp_path: Path) -> None:
-    found = [{"text": f"{n} " + "x" * (n % 7000)} for n in range(1500)]
-    (tmp_path / "a.json").write_text(json.dumps(found, indent=2))
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("form", ["array", "under", "lines"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_large_file_is_read_piece_by_piece(tmp_path: Path, indent: int | None, form: str, compress: Any) -> None:
+    found = [{"text": f"{n} " + "x" * (7000 - n % 7000)} for n in range(700)]
+    whole = {"array": found, "under": {"n": 12345678901234567890, "data": found}}.get(form)
+    text = json.dumps(whole, indent=indent) if whole else "\n".join(json.dumps(row, indent=indent) for row in found)
+    (tmp_path / "a.json").write_bytes(compress(text.encode()))
     assert [d.text for d in read(files(tmp_path / "a.json"))] == [row["text"] for row in found]
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"text": st.text(min_size=1, max_size=9), "more": _json}), min_size=1, max_size=6
+    ),
+    indent=st.sampled_from([None, 0, 3]),
+    chunk=st.integers(1, 40),
+    under=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_json_in_pieces_is_the_same_json(rows: list[Any], indent: int | None, chunk: int, *, under: bool) -> None:
+    """Whatever the pieces: numbers, escapes and letters of several bytes are cut anywhere."""
+    text = json.dumps({"data": rows, "n": 1} if under else rows, indent=indent, ensure_ascii=bool(chunk % 2))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_CHUNK", chunk)
+        path = Path(folder) / "a.json"
+        path.write_text(text, encoding="utf-8", newline="")
+        assert [row for row, _ in readers.read_rows(path, "key")] == json.loads(json.dumps(rows))
+
+
+@given(
+    text=st.text(alphabet="ab\n\r\u4e16", max_size=60),
+    separator=st.sampled_from(["\n\n", "a", "ab", "aa", "\u4e16"]),
+    chunk=st.integers(1, 9),
+)
+@settings(max_examples=200, deadline=None)
+def test_text_in_pieces_is_split_as_a_whole(text: str, separator: str, chunk: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_CHUNK", chunk)
+        path = Path(folder) / "a.txt"
+        path.write_bytes(text.encode())
+        pieces = [piece.strip("\n") for piece in path.read_text().split(separator) if piece.strip()]
+        assert list(readers.read_text(path, "key", separator)) == pieces
+
+
+def test_what_lies_beside_data_is_not_read(tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    (hub / ".cache").mkdir()
+    (hub / "README.md").write_text("# A data set")
+    (hub / "dataset_infos.json").write_text("{}")
+    (hub / ".cache" / "a.jsonl").write_text('{"text": "hidden"}')
+    (hub / "data" / "train.parquet").write_bytes(_parquet())
+    assert [d.text for d in read(files(hub))] == [row["text"] for row in TEXTS]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "README.md").write_text("how to")
+    with pytest.raises(RecipeError, match="without files that limbeck reads"):
+        read(files(tmp_path / "texts"))
+    (tmp_path / "texts" / "a.md").write_text("a text")
+    assert [d.text for d in read(files(tmp_path / "texts"))] == ["a text"]
+
+
+def test_folders_of_the_datasets_library(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    Dataset.from_list(TEXTS).save_to_disk(str(tmp_path / "one"))
+    assert [d.text for d in read(files(tmp_path / "one"))] == [row["text"] for row in TEXTS]
+    DatasetDict({"train": Dataset.from_list(TEXTS), "test": Dataset.from_list(TEXTS)}).save_to_disk(tmp_path / "both")
+    with pytest.raises(RecipeError, match=r"several splits \(test, train\)"):
+        read(files(tmp_path / "both"))
+    assert len(read(files(tmp_path / "both" / "train"))) == 3
+
+
+def test_a_url_is_no_file() -> None:
+    with pytest.raises(RecipeError, match=r"is a URL.*`dataset:`"):
+        read(files("https://example.org/a.jsonl"))
 
 
 U, A = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
@@ -163,9 +257,33 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
         ({"prompt": [U], "completion": [A]}, (U, A)),
         ({"prompt": [U], "response": "Yo"}, (U, A)),
         ({"prompt": [U, A, U], "completion": [A]}, (U, {**A, "learn": False}, U, A)),
+        ({"prompt": json.dumps([U]), "completion": json.dumps([A])}, (U, A)),
+        ({"prompt": "[{ Hi", "response": "Yo"}, ({**U, "content": "[{ Hi"}, A)),
+        ({"instruction": "Add", "context": "1", "response": "2"}, ({**U, "content": "Add\n\n1"},
+                                                                   {**A, "content": "2"})),
+        ({"instruction": "Add", "input": "1", "response": "2"}, ({**U, "content": "Add\n\n1"}, {**A, "content": "2"})),
+        ({"conversation": [{"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yo"}]}, (U, A)),
+        ({"conversations": [{"from": "User", "value": "Hi"}, {"from": "AI", "value": "Yo"}]}, (U, A)),
+        ({"messages": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}, (U, A)),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "H"}, "i"]}, A]}, (U, A)),
         ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, "Yo"]}]},
          (U, {**A, "reasoning_content": "hm"})),
+        ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "thinking": "h"},
+                                                            {"type": "reasoning", "text": "m"}, "Yo"]}]},
+         (U, {**A, "reasoning_content": "hm"})),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": CALL}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL]})),
+        ({"messages": [U, {"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": "f", "arguments": {"a": None}}}]}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"a": None}}}]})),
+        ({"messages": [U, {"role": "assistant", "content": None, "function_call": CALL["function"]},
+                       {"role": "function", "name": "weather", "content": "4 C"}, A]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+          {"role": "tool", "name": "weather", "content": "4 C"}, A)),
+        ({"conversations": [{"from": "human", "value": "Hi"},
+                            {"from": "function_call", "value": json.dumps([CALL["function"], CALL["function"]])}]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]})),
         ({"messages": [U, {**A, "tool_calls": None, "name": None}]}, (U, A)),
         ({"messages": [U, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
          (U, {"role": "assistant", "content": "", "tool_calls": [CALL]})),
@@ -210,7 +328,9 @@ def test_tools(tmp_path: Path, column: str, *, as_text: bool, bare: bool) -> Non
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("weight", 0), ("weight", 0.0), ("train", False), ("training", False), ("trainable", False), ("loss_mask", 0),
-     ("loss", False), ("learn", False), ("train", "false"), ("masked", True), ("ignore", 1)],
+     ("loss", False), ("learn", False), ("train", "false"), ("train", "0"), ("Train", False), ("is_trainable", False),
+     ("should_train", 0), ("loss_weight", 0), ("supervised", False), ("masked", True), ("ignore", 1),
+     ("no_loss", True), ("exclude_from_loss", 1)],
 )  # fmt: skip
 def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any) -> None:
     (document,) = rows(tmp_path, {"messages": [U, {**A, flag: value}, U, {**A, "weight": 1}]})
@@ -219,8 +339,9 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo", flag: value}, {"from": "gpt", "value": "Yo"}
     ]})  # fmt: skip
     assert document.messages == (U, {**A, "learn": False}, A)
-    with pytest.raises(InputError, match="no words of an `assistant`"):
+    with pytest.raises(InputError, match="no words of an `assistant` that are to be learned") as caught:
         rows(tmp_path, {"messages": [U, {**A, flag: value}]})
+    assert "Write" not in caught.value.line()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +351,29 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         ({"messages": [U, {**A, "loss_mask": [0, 1]}]}, r"message 2 has `loss_mask: \[0, 1\]`"),
         ({"messages": [U, {**A, "train_detail": [{"begin_offset": 0}]}]}, "message 2 has `train_detail`"),
         ({"messages": [{**U, "train": True}, A]}, "message 1 has `train: True` on a turn of `user`"),
+        ({"messages": [{**U, "masked": False}, A]}, "message 1 has `masked: False` on a turn of `user`"),
+        ({"messages": [U, {**A, "mask": 1}]}, "message 2 has `mask`, which may say what is learned"),
+        ({"messages": [U, {**A, "token_weights": [0, 1]}]}, "message 2 has `token_weights`, which may say"),
+        ({"messages": [U, {**A, "masked_spans": [[0, 1]]}]}, "message 2 has `masked_spans`, which may say"),
+        ({"messages": [{"role": "system", "content": "s", "functions": "[{}]"}, U, A]}, "message 1 has `functions`"),
+        ({"messages": [U, {**A, "function_calls": "f()"}]}, "message 2 has `function_calls`"),
+        ({"messages": [{**U, "images": ["x.png"]}, A]}, "message 1 has `images`"),
+        ({"messages": [{**U, "tool_calls": [CALL]}, A]}, "message 1 is a turn of `user` that calls tools"),
+        ({"messages": [U, {**A, "tool_calls": 3}]}, "message 2 has `tool_calls` that are a number"),
+        ({"messages": [U, {**A, "reasoning_content": ["x"]}]}, "message 2 has `reasoning_content` that is a list"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]},
+            "message 2 is by 'narrator', a role that is not known",
+        ),
+        ({"messages": [U, A], "tools": [3]}, "`tools` is no list of tools"),
+        ({"messages": [U, A], "train": False}, "has `train`, and limbeck learns every answer"),
+        ({"messages": [U, A], "loss_mask": [0, 1]}, "has `loss_mask`, and limbeck learns every answer"),
+        ({"messages": [U, A], "weight": "0"}, "has `weight: 0`"),
+        ({"prompt": "a", "completion": "b", "label": False}, "an answer that is not wanted"),
+        ({"question": "a", "answer": "b", "context": "c"}, "has a `context`, which would be left out"),
+        ({"prompt": [U], "completion": [U, A]}, "a `completion` that begins with a turn of `user`"),
+        ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "has tools beside a `completion`"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "has a `history` that is text"),
         ({"messages": [U, {**A, "train": True, "weight": 0}]}, "both that it is learned and that it is not"),
         ({"messages": [U, {"role": "assistant", "content": None}]}, r"message 2 \(`assistant`\) has no `content`"),
         ({"messages": [U, {"content": "x"}]}, "message 2 has no `role`"),
@@ -256,6 +400,40 @@ def test_what_is_not_read_is_refused_by_name_and_place(tmp_path: Path, row: Any,
         rows(tmp_path, row)
     assert "rows.jsonl, line 1" in caught.value.line()
     assert caught.value.line().startswith("data.corpus.0")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"instruction": "a", "output": "b"}, {"question": "a", "answer": "b"}, {"prompt": "a", "completion": "b"},
+     {"conversations": [U, A]}, {"tools": "{"}, {"train": False}],
+)  # fmt: skip
+def test_text_is_read_as_ever_beside_newer_shapes(tmp_path: Path, more: dict[str, Any]) -> None:
+    seen: dict[str, Seen] = {}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "whole", **more}))
+    (document,) = documents((JsonlSource(jsonl=str(tmp_path / "a.jsonl")),), seen)
+    assert document.text == "whole"
+    assert seen["data.corpus.0"].unread == set(more)
+
+
+def test_names_in_data_are_not_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    odd = "\x1b[31m\u202e"
+    with pytest.raises(InputError) as caught:
+        rows(tmp_path, {odd: 3})
+    seen: dict[str, Seen] = {}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", odd: 1}))
+    list(documents((files(tmp_path / "a.jsonl"),), seen))
+    for said in (caught.value.line(), seen["data.corpus.0"].line()):
+        assert "\\x1b[31m\\u202e" in said
+        assert said.isprintable()
+
+
+def test_a_named_column_comes_before_any_other(tmp_path: Path) -> None:
+    row = {"messages": [U, A], "prompt": "a", "response": "b", "text": "t", "story": "once", "chosen": [U, A]}
+    assert rows(tmp_path, row, columns=Columns(text="story"))[0].text == "once"
+    assert rows(tmp_path, row, columns=Columns(prompt="text", response="story"))[0].messages[1]["content"] == "once"
+    assert rows(tmp_path, {**row, "rejected": [U]}, columns=Columns(messages="chosen"))[0].messages == (U, A)
+    with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
+        rows(tmp_path, row, columns=Columns(prompt="prompt", response="chosen"))
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -293,20 +471,37 @@ def test_what_was_recognised_is_a_line(tmp_path: Path) -> None:
     ("name", "data", "says"),
     [
         ("a.jsonl", b'{"text": "a"}\n{"text', r"a\.jsonl, line 2 is not JSON"),
-        ("a.json", b'[{"text": "a"}, {"text": "b"', "item 2 ends inside its array"),
-        ("a.json", b'[{"text": "a"} {"text": "b"}]', "item 1 is not followed by a comma"),
-        ("a.json", b'[{"text": "a"}] x', "goes on after its array"),
+        ("a.json", b'[{"text": "a"}, {"text": "b"', r"a\.json, line 1 is not JSON \(Expecting ',' delimiter\)"),
+        ("a.json", b'[{"text": "a"} {"text": "b"}]', r"a\.json, line 1 is not JSON \(expecting ',' or ']'\)"),
+        ("a.json", b'[{"text": "a"}] x', r"a\.json, line 1 is not JSON \(Expecting value\)"),
         ("a.json", b'{"text": \n', "is not JSON"),
         ("a.csv", b"text,n\na,1,2\n", "line 2 has more fields than the header"),
         ("a.csv", b"text,n\na\n", "line 2 has fewer fields than the header"),
         ("a.csv", b"text,text\na,b\n", "names the column 'text' twice"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 50)[:-30], r"a\.jsonl\.gz is torn"),
-        ("a.jsonl.xz", lzma.compress(LINES.encode())[:-10], "is torn|cannot be read"),
+        ("a.jsonl.xz", lzma.compress(LINES.encode())[:-10], "is torn"),
         ("a.jsonl", "caf\xe9 \xff".encode("latin-1"), "is not UTF-8"),
         ("a.parquet", _parquet()[:-20], "not a whole Parquet file"),
         ("a.arrow", _arrow(pyarrow.ipc.new_file)[:-20], "not a whole Arrow file"),
-        ("a.zip", b"PK\x03\x04rest", "holds no text and no table"),
-        ("a.parquet.gz", gzip.compress(_parquet()), "holds a table"),
+        ("a.zip", b"PK\x03\x04rest", "is a zip archive"),
+        ("a.pdf", b"%PDF-1.7", "is a PDF"),
+        ("a.tar", b"x" * 257 + b"ustar", "is a tar archive"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "is a Git LFS pointer.*git lfs pull"),
+        ("a.parquet", b'{"text"', "is not a whole Parquet file"),
+        ("a.parquet.gz", gzip.compress(_parquet())[:-30], r"a\.parquet\.gz is torn"),
+        ("a.jsonl.zst", _zstd(LINES.encode() * 50)[:-9], r"a\.jsonl\.zst is torn"),
+        ("a.jsonl.bz2", bz2.compress(LINES.encode())[:-9], r"a\.jsonl\.bz2 is torn"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES.encode())), "is compressed twice"),
+        ("a.jsonl", LINES.encode("utf-16-le"), "looks like UTF-16 without a byte order mark.*iconv"),
+        ("a.jsonl", LINES.encode("utf-16")[:-1], "is not UTF-16"),
+        ("a.jsonl", b'{"text": "a"}\n' * 3000 + b'{"text": "\xe9"}\n', r"is not UTF-8 \(line 3,001, byte 10"),
+        ("a.txt", b"a" * (1 << 20) + b"\xe9 ", r"is not UTF-8 \(byte 1048576\)"),
+        ("a.json", b'{"a": [{"text": "x"}],\n"b": [{"text": "y"}]}', r"several lists of rows \(`a`, `b`\)"),
+        ("a.json", b'[\n{"text": "a"},\n{"text": \n}]', "line 4 is not JSON"),
+        ("a.csv", b'text\n"abc\nd\n', "a quote is never closed"),
+        ("a.csv", b'text\n"a"b\n', "line 2 is not CSV"),
+        ("a.csv", b"text\n\xe9\n", "is not UTF-8"),
+        ("unknown", b"some words", "is no kind of file that is known.*use `text:`"),
         ("a.jsonl", b"", "holds no document"),
     ],
 )

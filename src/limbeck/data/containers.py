@@ -1,332 +1,320 @@
-"""Files of rows: what they hold is recognised by their content, whatever they are called.
+"""What files are: which of them a recipe means, and the kind of each, recognised by its content before its name.
 
-JSON lines, a JSON array, CSV, TSV, Parquet, Arrow (stream or file) and plain text; plain or compressed with gzip,
-Zstandard, bzip2 or xz. Everything is streamed; of a JSON array one element at a time is held.
+JSON lines, JSON, CSV, TSV, Parquet, Arrow (stream or file) and plain text; plain or compressed with gzip, Zstandard,
+bzip2 or xz. `readers.py` reads them.
 """
 
 from __future__ import annotations
 
 import bz2
-import csv
+import codecs
 import glob
 import gzip
 import io
 import json
 import lzma
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, Literal, cast
 
 from limbeck.errors import InputError, RecipeError
 
-Rows = Iterator[tuple[Any, str]]
-"""Rows with their place: what the file holds there, and "my.jsonl, line 3"."""
+Container = Literal["json lines", "JSON", "CSV", "TSV", "Parquet", "Arrow file", "Arrow stream", "text", "empty"]
 
-_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "Zstandard"))
-_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-_TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc")
-_TEXTS = (".txt", ".text", ".md")
-_TORN = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
-_CHUNK = 1 << 20
+HEAD = 1 << 16
+SUFFIXES: dict[str, Container] = {
+    ".jsonl": "json lines", ".ndjson": "json lines", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV",
+    ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow file", ".feather": "Arrow file", ".ipc": "Arrow file",
+    ".txt": "text", ".text": "text", ".md": "text",
+}  # fmt: skip
+COMPRESSED = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_FOREIGN = {
+    b"PK\x03\x04": ("a zip archive", "Unpack it"),
+    b"%PDF": ("a PDF", "Extract its text"),
+    b"SQLite format 3": ("an SQLite database", "Export its table as CSV"),
+    b"\x89HDF": ("an HDF5 file", "Write it as Parquet"),
+    b"\x93NUMPY": ("a NumPy array", "Write it as Parquet"),
+    b"Obj\x01": ("an Avro file", "Write it as Parquet"),
+    b"ORC": ("an ORC file", "Write it as Parquet"),
+    b"\x80\x04\x95": ("a pickle, which could run code", "Write it as Parquet"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4", "Unpack it, or use .gz, .zst, .bz2 or .xz"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "Run `git lfs pull`"),
+}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-32": "UTF-32"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source. ``key``: where the recipe names it (``data.corpus.0.jsonl``)."""
+
+    path: Path
+    key: str
+
+    def error(self, what: str, fix: str | None = None) -> InputError:
+        return InputError(f"{self.path}{what}", key=self.key, fix=fix)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file was recognised as.
+
+    Attributes:
+        container: how rows stand in it.
+        compression: around it; None for a plain file.
+        encoding: of its text.
+        delimiter: between the fields of a CSV file.
+    """
+
+    container: Container
+    compression: str | None = None
+    encoding: str = "utf-8"
+    delimiter: str = ","
+
+    def __str__(self) -> str:
+        encoded = f", {NAMES[self.encoding]}" if self.encoding in ("utf-16", "utf-32") else ""
+        packed = f", {self.compression}" if self.compression else ""
+        name = "JSON lines" if self.container == "json lines" else self.container
+        return f"{name}{encoded}{packed}"
+
+
+@contextmanager
+def guarded(file: File, kind: Kind | None = None) -> Iterator[None]:
+    """Turn what the readers of containers raise into one line that names the file."""
+    import pyarrow
+
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise file.error(f" cannot be read ({error.strerror})", "Check its permissions") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        if kind is None or kind.compression is not None:
+            what = f"torn ({kind.compression if kind else 'file'}: {reason})"
+        else:
+            what = f"not a whole {kind.container.removesuffix(' file')} file ({reason})"
+        raise file.error(f" is {what}", "Copy or download it again") from None
+
+
+def open_binary(file: File, compression: str | None) -> BinaryIO:
+    """The file's bytes, decompressed as they are read."""
+    if compression is None:
+        return file.path.open("rb", buffering=1 << 20)
+    unpacked: Any
+    if compression == "zstd":  # no part of Python's library before 3.14
+        import pyarrow
+
+        unpacked = pyarrow.CompressedInputStream(pyarrow.OSFile(str(file.path)), "zstd")
+    else:
+        unpacked = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](file.path, "rb")  # type: ignore[operator]
+    return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 20))
+
+
+def recognise(file: File, hint: Container | None = None) -> Kind:
+    """What a file is.
+
+    Args:
+        hint: what the recipe says that it is. It decides where content and name do not.
+
+    Raises:
+        InputError: it cannot be read, or is nothing that limbeck reads.
+    """
+    with guarded(file), open_binary(file, None) as stream:
+        head = stream.read(HEAD)
+    compression = _compression(head)
+    if compression is not None:
+        with guarded(file, Kind("text", compression)), open_binary(file, compression) as stream:
+            head = stream.read(HEAD)
+        if _compression(head) is not None:
+            raise file.error(f" is compressed twice ({compression}, {_compression(head)})", "Unpack it once")
+    binary = _binary(head, file)
+    if binary is not None:
+        return Kind(binary, compression)
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and head.count(0) > len(head) // 4:
+        raise file.error(
+            " looks like UTF-16 without a byte order mark, or is binary",
+            f"Convert it: iconv -f UTF-16LE -t UTF-8 {file.path.name}",
+        )
+    text = head.decode(encoding, "ignore")
+    container = _textual(text, len(head) < HEAD, file, hint)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    return Kind(container, compression, encoding, _delimiter(container, first))
+
+
+def suffix(path: Path) -> str:
+    """The last suffix that names no compression, in lower case."""
+    name = path.name.lower()
+    while (last := Path(name).suffix) in COMPRESSED:
+        name = name.removesuffix(last)
+    return Path(name).suffix
+
+
+def _compression(head: bytes) -> str | None:
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "gzip"
+    if head.startswith(b"\xfd7zXZ\x00"):
+        return "xz"
+    if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):  # a block, or the end of nothing
+        return "bz2"
+    zstd = head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F)
+    return "zstd" if zstd else None
+
+
+def _binary(head: bytes, file: File) -> Container | None:
+    if not head:
+        return "empty"
+    if head.startswith(b"PAR1"):
+        return "Parquet"
+    if head.startswith(b"ARROW1"):
+        return "Arrow file"
+    if head.startswith(b"\xff\xff\xff\xff") and len(head) > 8:
+        return "Arrow stream"
+    for magic, (what, fix) in _FOREIGN.items():
+        if head.startswith(magic):
+            raise file.error(f" is {what}", fix)
+    if head[257:262] == b"ustar":
+        raise file.error(" is a tar archive", "Unpack it")
+    return None
+
+
+def _textual(text: str, whole: bool, file: File, hint: Container | None) -> Container:
+    """The container of a file that is text; ``whole``: ``text`` is all of it."""
+    if hint == "text":
+        return "text"
+    named = SUFFIXES.get(suffix(file.path))
+    wanted = named if hint is None or named in ("CSV", "TSV") else hint
+    if wanted == "Parquet":
+        wanted = named or wanted
+    if wanted in ("Parquet", "Arrow file"):
+        raise file.error(f" is not a whole {wanted} file (it does not begin like one)", "Copy or download it again")
+    found = _json(text, whole, wanted)
+    if found is not None:
+        return found
+    if wanted is None:
+        raise file.error(
+            " is no kind of file that is known", f"Name it {', '.join(list(SUFFIXES)[:5])} or .txt; or use `text:`"
+        )
+    return wanted
+
+
+def _json(text: str, whole: bool, wanted: Container | None) -> Container | None:
+    """JSON lines, one JSON value, or None: neither."""
+    start = text.lstrip()
+    if start[:1] not in ("{", "["):
+        return None
+    line, ended, rest = start.partition("\n")
+    sure = wanted in ("json lines", "JSON")
+    if not ended and not whole:  # a first line longer than the head
+        return ("JSON" if start[0] == "[" else wanted) if sure else None
+    value = _parsed(line)
+    if isinstance(value, dict) and not (wraps_rows(value) and not rest.strip()):
+        second = rest.lstrip().partition("\n")
+        another = not second[0] or (not second[1] and not whole) or isinstance(_parsed(second[0]), dict)
+        return "json lines" if sure or another else None
+    if sure:
+        return "json lines" if isinstance(value, list) and rest.strip() and not _opens_array(rest) else "JSON"
+    return None
+
+
+def _opens_array(rest: str) -> bool:
+    return rest.lstrip()[:1] in (",", "]")
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def wraps_rows(value: dict[str, Any]) -> bool:
+    """Whether an object is no row, but holds all rows in one list: ``{"version": 1, "data": [{...}, ...]}``."""
+    lists = [held for held in value.values() if isinstance(held, list) and held and is_row(held[0])]
+    return len(lists) == 1 and not ROW_COLUMNS & set(value)
+
+
+def is_row(item: Any) -> bool:
+    """Whether an item of a list may be a row: no message and no tool is."""
+    return isinstance(item, dict) and not {"role", "from", "function", "parameters"} & set(item)
+
+
+ROW_COLUMNS = frozenset(
+    ("text", "messages", "conversations", "conversation", "dialog", "dialogue", "prompt", "completion", "response",
+     "instruction", "question", "answer", "query", "chosen", "rejected", "tools", "functions")
+)  # fmt: skip
+"""An object with one of these is a row."""
+
+
+def _delimiter(container: Container, header: str) -> str:
+    if container == "TSV":
+        return "\t"
+    if container == "CSV" and "," not in header:
+        return next((other for other in ("\t", ";", "|") if other in header), ",")
+    return ","
+
+
+# -------------------------------------------------------------------------------------------- which files are meant
+
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that lie beside data and are none."""
 
 
 def files_of(named: str | tuple[str, ...], key: str) -> list[Path]:
-    """Files of a path, a pattern, a folder, or a list of these, sorted within each; of a folder all that limbeck knows
-    by their names, at any depth.
+    """Files of a path, a pattern, a folder, or a list of these, sorted within each.
+
+    Of a folder they are the tables in it, at any depth, known by their names; or its texts, where it holds no table.
 
     Raises:
-        RecipeError: there is nothing.
+        RecipeError: there is nothing, or a folder whose files should not be mixed.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for one in (named,) if isinstance(named, str) else named:
         path = Path(one).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in (*_TABLES, *_TEXTS))
-            if not inside:
-                raise RecipeError(
-                    f"{one} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(_TABLES)}"
-                )
-            found += inside
+            inside = _inside(path, key)
         elif path.exists():
-            found.append(path)
+            inside = [path]
+        elif "://" in one:
+            raise RecipeError(f"{one} is a URL", key=key, fix="Download it; a data set of the hub is `dataset:`")
         else:
             inside = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
             if not inside:
                 raise RecipeError(f"there is no {one}", key=key, fix="Relative paths start at the current directory")
-            found += inside
-    return found
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
 
 
-def _suffix(path: Path) -> str:
-    """What a file's name says of its content, without the compression."""
-    name = path.name.lower()
-    for ending in _ENDINGS:
-        name = name.removesuffix(ending)
-    return Path(name).suffix
-
-
-def read_rows(path: Path, key: str) -> Rows:
-    """Rows of a file; of plain text one row, ``{"text": ...}``.
-
-    Raises:
-        InputError: it is torn, of another kind, or not Unicode; names the file and the place.
-    """
-    with _in_a_line(path, key):
-        compression, beginning = _look(path)
-        if compression is None and beginning.startswith(b"PAR1"):
-            yield from _parquet(path, key)
-        elif compression is None and beginning.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-            yield from _arrow(path, key)
-        elif _suffix(path) in _TEXTS:
-            yield {"text": read_text(path, key)}, str(path)
-        else:
-            _require_text(path, key, beginning)
-            with _text(path, compression, beginning, rows=True) as stream:
-                yield from _rows_of_text(stream, path, _suffix(path), _plain(beginning), key)
-
-
-def read_text(path: Path, key: str) -> str:
-    """All of a file of plain text, compressed or not. Raises InputError."""
-    with _in_a_line(path, key):
-        compression, beginning = _look(path)
-        _require_text(path, key, beginning)
-        with _text(path, compression, beginning, rows=False) as stream:
-            return stream.read()
-
-
-def _require_text(path: Path, key: str, beginning: bytes) -> None:
-    if beginning.startswith((b"PAR1", b"ARROW1")):
-        raise InputError(f"{path} holds a table", key=key, fix="Unpack it, and read it with `files:`")
-    if beginning.startswith(b"PK\x03\x04") or b"\0" in _plain(beginning):
-        raise InputError(f"{path} holds no text and no table", key=key, fix="Unpack it first, or name another file")
-
-
-@contextmanager
-def _in_a_line(path: Path, key: str) -> Iterator[None]:
-    """What reading raises, as one line that names the file."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 (byte {error.start})",
+def _inside(folder: Path, key: str) -> list[Path]:
+    if (folder / "dataset_dict.json").exists():
+        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise RecipeError(
+            f"{folder} holds a data set of several splits ({splits})",
             key=key,
-            fix=f"Convert it: iconv -f LATIN1 -t UTF-8 {path.name}",
-        ) from None
-    except _TORN as error:
-        raise InputError(f"{path} is torn ({error})", key=key, fix="Copy or download it again") from None
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error})", key=key, fix="Check the file and its permissions"
-        ) from None
-
-
-# ---------------------------------------------------------------------------------------------- bytes and text
-
-
-def _look(path: Path) -> tuple[str | None, bytes]:
-    """How a file is compressed, and its first bytes without the compression."""
-    with path.open("rb") as file:
-        start = file.read(4096)
-    compression = next((name for magic, name in _COMPRESSED if start.startswith(magic)), None)
-    if compression is None:
-        return None, start
-    with _bytes(path, compression) as stream:
-        return compression, stream.read(4096)
-
-
-def _bytes(path: Path, compression: str | None) -> IO[bytes]:
-    match compression:
-        case "gzip":
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        case "bzip2":
-            return bz2.open(path, "rb")
-        case "xz":
-            return lzma.open(path, "rb")
-        case "Zstandard":  # Python has it from 3.14 on
-            import pyarrow
-
-            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
-
-
-def _text(path: Path, compression: str | None, beginning: bytes, *, rows: bool) -> io.TextIOWrapper:
-    """``rows``: line ends are left as they are, as ``csv`` wants them."""
-    encoding = "utf-16" if beginning.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    return io.TextIOWrapper(_bytes(path, compression), encoding=encoding, newline="" if rows else None)
-
-
-def _plain(beginning: bytes) -> bytes:
-    """The first bytes in UTF-8, where they are UTF-16."""
-    if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return beginning[: len(beginning) // 2 * 2].decode("utf-16", "ignore").encode("utf-8", "ignore")
-    return beginning.removeprefix(b"\xef\xbb\xbf")
-
-
-# -------------------------------------------------------------------------------------------------- text files
-
-
-def _rows_of_text(stream: io.TextIOWrapper, path: Path, suffix: str, beginning: bytes, key: str) -> Rows:
-    first = beginning.lstrip()[:1]
-    if suffix in (".csv", ".tsv"):
-        return _csv(stream, path, suffix, beginning, key)
-    if first == b"[":
-        return _array(stream, path, key)
-    if suffix == ".json" and first == b"{" and not _is_whole(beginning.lstrip().split(b"\n")[0]):
-        return _object(stream, path, key)
-    return _lines(stream, path, key)
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _lines(stream: io.TextIOWrapper, path: Path, key: str) -> Rows:
-    for number, line in enumerate(stream, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"{path}, line {number} is not JSON ({getattr(error, 'msg', 'nested too deep')})",
-                    key=key,
-                    fix="Write one object a line",
-                ) from None
-            yield row, f"{path}, line {number}"
-
-
-def _array(stream: io.TextIOWrapper, path: Path, key: str) -> Rows:
-    """The elements of a JSON array, one at a time."""
-    decoder, buffer, at, number = json.JSONDecoder(), stream.read(_CHUNK).lstrip()[1:], 0, 0
-    wanted = _CHUNK
-    while True:
-        at = _skip(buffer, at, ", \t\r\n")
-        try:
-            if buffer[at : at + 1] == "]":
-                if (buffer[at + 1 :] + stream.read(_CHUNK)).strip():
-                    fix = "Write one array, or one object a line"
-                    raise InputError(f"{path} goes on after its array", key=key, fix=fix)
-                return
-            row, after = decoder.raw_decode(buffer, at)
-            follows = buffer[(end := _skip(buffer, after, " \t\r\n")) : end + 1]
-        except RecursionError:
-            raise InputError(f"{path}, item {number + 1} is nested too deep", key=key) from None
-        except json.JSONDecodeError as error:
-            more = stream.read(wanted)
-            if not more:
-                what = "ends inside its array" if error.pos >= len(buffer) - 1 else f"is not JSON ({error.msg})"
-                raise InputError(f"{path}, item {number + 1} {what}", key=key, fix="Check the file") from None
-            buffer, at, wanted = buffer[at:] + more, 0, wanted * 2
-            continue
-        if not follows:  # what is still to be read may belong to it
-            more = stream.read(wanted)
-            if not more:
-                raise InputError(f"{path}, item {number + 1} ends inside its array", key=key, fix="Check the file")
-            buffer, at = buffer[at:] + more, 0
-            continue
-        number += 1
-        if follows not in ",]":
-            raise InputError(f"{path}, item {number} is not followed by a comma", key=key, fix="Check the file")
-        yield row, f"{path}, item {number}"
-        at = after
-        if at > _CHUNK:
-            buffer, at, wanted = buffer[at:], 0, _CHUNK
-
-
-def _skip(text: str, at: int, what: str) -> int:
-    while at < len(text) and text[at] in what:
-        at += 1
-    return at
-
-
-def _object(stream: io.TextIOWrapper, path: Path, key: str) -> Rows:
-    """One object in a file: a row, or rows under its one list (``{"data": [...]}``)."""
-    try:
-        whole = json.loads(stream.read())
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not JSON ({getattr(error, 'msg', 'nested too deep')})",
-            key=key,
-            fix="Write an array of objects, or one object a line",
-        ) from None
-    lists = [name for name, value in whole.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(lists) == 1 and len(whole) == 1:
-        for number, row in enumerate(whole[lists[0]], 1):
-            yield row, f"{path}, `{lists[0]}`, item {number}"
-    else:
-        yield whole, str(path)
-
-
-def _csv(stream: io.TextIOWrapper, path: Path, suffix: str, beginning: bytes, key: str) -> Rows:
-    csv.field_size_limit(sys.maxsize)
-    header = beginning.split(b"\n")[0]
-    separators = [b"\t"] if suffix == ".tsv" else [b",", b"\t", b";"]
-    delimiter = max(separators, key=header.count).decode()
-    reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"{path} names the column {twice!r} twice", key=key, fix="Rename one of them")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                found = "more" if None in row else "fewer"
-                raise InputError(
-                    f"{where} has {found} fields than the header", key=key, fix="Quote fields that hold a separator"
-                )
-            yield row, where
-    except csv.Error as error:
-        where = f"{path}, line {reader.line_num}"
-        raise InputError(f"{where} is not CSV ({error})", key=key, fix="Check its quotes") from None
-
-
-# ------------------------------------------------------------------------------------------------ binary tables
-
-
-def _parquet(path: Path, key: str) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield from _of_batches(file.iter_batches(1000), path)
-    except pyarrow.ArrowException as error:
-        what = f"{path} is not a whole Parquet file ({_first_line(error)})"
-        raise InputError(what, key=key, fix="Copy it again") from None
-
-
-def _arrow(path: Path, key: str) -> Rows:
-    import pyarrow
-
-    try:
-        with pyarrow.memory_map(str(path)) as source:
-            if source.read(6) == b"ARROW1":
-                source.seek(0)
-                file = pyarrow.ipc.open_file(source)
-                yield from _of_batches((file.get_batch(i) for i in range(file.num_record_batches)), path)
-            else:
-                source.seek(0)
-                yield from _of_batches(iter(pyarrow.ipc.open_stream(source)), path)
-    except pyarrow.ArrowException as error:
-        what = f"{path} is not a whole Arrow file ({_first_line(error)})"
-        raise InputError(what, key=key, fix="Copy it again") from None
-
-
-def _of_batches(batches: Iterator[Any], path: Path) -> Rows:
-    number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, 1000):
-            for row in batch.slice(start, 1000).to_pylist():
-                number += 1
-                yield row, f"{path}, row {number}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+            fix=f"Name the folder of one: {folder}/...",
+        )
+    known = sorted(
+        p
+        for p in folder.rglob("*")
+        if suffix(p) in SUFFIXES
+        and p.name not in _ABOUT
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
+    tables = [p for p in known if SUFFIXES[suffix(p)] != "text"]
+    texts = [p for p in known if p.stem.upper() not in ("README", "LICENSE", "CHANGELOG")]
+    if not tables and not texts:
+        raise RecipeError(
+            f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
+        )
+    return tables or texts

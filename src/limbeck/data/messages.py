@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -11,17 +12,31 @@ from limbeck.errors import InputError
 
 Message = dict[str, Any]
 
-LEARNED = ("weight", "train", "training", "trainable", "loss_mask", "loss", "learn", "train_on_turn")
+LEARNED = (
+    "weight", "train", "training", "trainable", "is_trainable", "should_train", "train_on", "train_on_turn",
+    "loss_mask", "loss", "loss_weight", "compute_loss", "calculate_loss", "has_loss", "learn", "learnable",
+    "supervised",
+)  # fmt: skip
 """Keys by which data sets say that a turn is to be learned, or not."""
-NOT_LEARNED = ("masked", "ignore", "ignore_loss", "skip_train")
-IN_PARTS = ("train_detail", "loss_spans", "token_weights", "loss_weights")
+NOT_LEARNED = (
+    "masked", "is_masked", "mask_loss", "ignore", "ignored", "ignore_loss", "no_loss", "no_train", "skip_train",
+    "skip_loss", "exclude_from_loss",
+)  # fmt: skip
+FLAG_LIKE = re.compile(r"train|learn|loss|mask|weight|supervis|ignore")
+"""Keys like these say something of what is learned; those that are not known are refused."""
+UNREAD = ("tools", "functions", "function_calls", "images", "image", "audio", "audios", "video", "videos")
+"""Keys of a message that say something to a model, and that limbeck does not hand on."""
 
 ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant", "model": "assistant", "bot": "assistant", "system": "system",
-    "tool": "tool", "observation": "tool", "function_response": "tool", "function_call": "assistant",
+    "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "gpt4": "assistant", "gpt-4": "assistant", "claude": "assistant", "ai": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant", "bot": "assistant", "chatbot": "assistant",
+    "system": "system", "developer": "developer", "tool": "tool", "observation": "tool", "function": "tool",
+    "function_response": "tool", "tool_response": "tool", "ipython": "tool", "function_call": "assistant",
+    "tool_call": "assistant",
 }  # fmt: skip
 """ShareGPT's names of who speaks."""
+CALLS = ("function_call", "tool_call")
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,12 @@ class Place:
         return Place(self.key, f"{self.where}, {part}")
 
     def refuse(self, what: str, fix: str | None = None) -> NoReturn:
-        raise InputError(f"{self.where} {what}", key=self.key, fix=fix)
+        raise InputError(f"{self.where} {printable(what)}", key=self.key, fix=fix)
+
+
+def printable(text: str) -> str:
+    """What a data file says, for a terminal: no control character of it is obeyed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def is_list(value: Any) -> bool:
@@ -61,8 +81,22 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def messages_of(value: Any, place: Place) -> list[Message]:
+def says_messages(text: str) -> bool:
+    """Whether a text is JSON of a list of messages."""
+    if not is_list(text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
+
+
+def messages_of(value: Any, place: Place, *, known_roles: bool = False) -> list[Message]:
     """Messages with ``role`` and ``content``, and with ``learn: False`` on an assistant's that is not to be learned.
+
+    Args:
+        known_roles: roles are ShareGPT's also where messages have ``role``, not ``from``.
 
     Raises:
         InputError: no list of messages, or something in one that limbeck does not do; names the place.
@@ -70,32 +104,64 @@ def messages_of(value: Any, place: Place) -> list[Message]:
     value = parsed(value, place)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         place.refuse("is no list of messages", 'Write [{"role": "user", "content": "..."}, ...]')
-    return [_message(message, place.inside(f"message {n}")) for n, message in enumerate(value, 1)]
+    found = [_message(message, place.inside(f"message {n}"), known_roles) for n, message in enumerate(value, 1)]
+    if any(message.get("function_call") for message in value):  # OpenAI's older form has an older name for results
+        found = [{**m, "role": "tool"} if m["role"] == "function" else m for m in found]
+    return found
 
 
-def _message(message: Message, place: Place) -> Message:
+def _message(message: Message, place: Place, known_roles: bool) -> Message:
     message = {name: value for name, value in message.items() if value is not None}
-    if "from" in message and "role" not in message:
+    if known_roles or "role" not in message:
         message = _from_sharegpt(message, place)
     if not isinstance(message.get("role"), str):
         place.refuse("has no `role`", 'Write "role": "user" or "assistant"')
-    calls = message.get("tool_calls") or [message[name] for name in ("function_call",) if message.get(name)]
-    calls = parsed(calls, place.inside("`tool_calls`"))
+    for name in UNREAD:
+        if message.get(name):
+            place.refuse(f"has `{name}`, which limbeck does not read in a message", UNREAD_FIXES.get(name, MEDIA_FIX))
     kept = {name: message[name] for name in MESSAGE_FIELDS if name in message and name not in LEARNED}
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if name in kept and not isinstance(kept[name], str):
+            place.refuse(f"has `{name}` that is {kind_of(kept[name])}, not text")
     kept.pop("tool_calls", None)
-    if calls:
-        kept["tool_calls"] = [_call(call, place.inside(f"call {n}")) for n, call in enumerate(calls, 1)]
+    if calls := _calls(message.get("tool_calls") or message.get("function_call"), place):
+        if message["role"] != "assistant":
+            place.refuse(f"is a turn of `{message['role']}` that calls tools", "Only an `assistant` calls tools")
+        kept["tool_calls"] = calls
     kept["content"] = _content(message.get("content"), kept, place)
     if not _is_learned(message, place):
         kept["learn"] = False
     return kept
 
 
+UNREAD_FIXES = {
+    "tools": "Put definitions of tools beside the messages, in a column `tools`",
+    "functions": "Put definitions of tools beside the messages, in a column `tools`",
+    "function_calls": "Write calls as `tool_calls`",
+}
+MEDIA_FIX = "limbeck learns from text only: use data without it"
+
+
 def _from_sharegpt(message: Message, place: Place) -> Message:
-    speaker = message["from"]
+    """A message in OpenAI's words. One without a speaker is left as it is."""
+    speaker = message.get("role", message.get("from"))
+    if not isinstance(speaker, str):
+        return message
+    name = speaker.strip().lower()
+    if name not in ROLES:
+        place.refuse(f"is by {speaker!r}, a role that is not known", f"Known are {', '.join(sorted(ROLES))}")
     said = message.get("value", message.get("content"))
-    called = {"tool_calls": [parsed(said, place)], "content": ""} if speaker == "function_call" else {"content": said}
-    return {**message, "role": ROLES.get(str(speaker).lower(), speaker), **called}
+    if name in CALLS and "tool_calls" not in message:
+        return {**message, "role": "assistant", "tool_calls": said, "content": ""}
+    return {**message, "role": ROLES[name], "content": said}
+
+
+def _calls(value: Any, place: Place) -> list[dict[str, Any]]:
+    calls = parsed(value, place.inside("`tool_calls`")) if value else []
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list):
+        place.refuse(f"has `tool_calls` that are {kind_of(calls)}, not a list")
+    return [_call(call, place.inside(f"call {n}")) for n, call in enumerate(calls, 1)]
 
 
 def _content(content: Any, kept: Message, place: Place) -> str:
@@ -113,7 +179,10 @@ def _content(content: Any, kept: Message, place: Place) -> str:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text", part.get("content")) if isinstance(part, dict) else part
         if kind in ("thinking", "reasoning"):
-            kept["reasoning_content"] = str(part.get("thinking", part.get("text", "")))
+            thought = part.get("thinking", part.get("reasoning", part.get("text")))
+            if not isinstance(thought, str):
+                place.refuse(f"holds a part of type `{kind}` without text")
+            kept["reasoning_content"] = kept.get("reasoning_content", "") + thought
         elif kind in ("text", "input_text", "output_text") and isinstance(text, str):
             texts.append(text)
         else:
@@ -123,40 +192,44 @@ def _content(content: Any, kept: Message, place: Place) -> str:
 
 def _is_learned(message: Message, place: Place) -> bool:
     """Whether a turn is to be learned, as data sets of several tools say it."""
-    for name in IN_PARTS:
-        if message.get(name):
-            place.refuse(f"has `{name}`; limbeck learns a turn whole or not at all", f"Remove `{name}`")
     asked: set[bool] = set()
-    for name in (*LEARNED, *NOT_LEARNED):
-        value = message.get(name)
-        if value is None:
+    for name, value in message.items():
+        low = name.lower()
+        if low not in LEARNED and low not in NOT_LEARNED:
+            if FLAG_LIKE.search(low) and not isinstance(value, str) and name not in MESSAGE_FIELDS:
+                place.refuse(
+                    f"has `{name}`, which may say what is learned of it in a way that limbeck does not know",
+                    "Write `train: false` for a turn that is not to be learned, or remove the key",
+                )
             continue
         if isinstance(value, str):
-            value = {"true": True, "false": False}.get(value.lower(), value)
+            value = {"true": True, "false": False, "1": 1, "0": 0}.get(value.strip().lower(), value)
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             place.refuse(f"has `{name}: {value!r}`; a turn is learned or not", "Write 0 or 1, true or false")
-        if value and name in LEARNED and message["role"] != "assistant":
+        learn = bool(value) == (low in LEARNED)
+        if learn and message["role"] != "assistant":
             place.refuse(
                 f"has `{name}: {value!r}` on a turn of `{message['role']}`; only the assistant's are learned",
                 f"Remove `{name}` there",
             )
-        asked.add(bool(value) == (name in LEARNED))
+        asked.add(learn)
     if len(asked) == 2:
         place.refuse("says both that it is learned and that it is not", "Keep one of its keys")
     return message["role"] != "assistant" or asked != {False}
 
 
 def _call(call: Any, place: Place) -> dict[str, Any]:
-    call = _without_nulls(parsed(call, place))
+    call = parsed(call, place)
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         place.refuse("names no function", 'Write {"function": {"name": ..., "arguments": {...}}}')
-    arguments = function.get("arguments", function.get("parameters", {}))
+    arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         arguments = parsed(arguments, place.inside("`arguments`")) if arguments.strip() else {}
+    arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         place.refuse(f"has `arguments` that are {kind_of(arguments)}, not an object")
-    identity = {"id": call["id"]} if "id" in call and "function" in call else {}
+    identity = {"id": call["id"]} if call.get("id") is not None and "function" in call else {}
     return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
@@ -169,22 +242,27 @@ def tools_of(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
     value = parsed(value, place) if isinstance(value, str) and value.strip() else value
     if not value:
         return ()
+    value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not all(isinstance(tool, dict | str) for tool in value):
         place.refuse("is no list of tools")
     found = []
-    for tool in value:
-        tool = _without_nulls(parsed(tool, place))
-        wrapped = tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
+    for each in value:
+        tool: Any = without_nulls(parsed(each, place))
+        if not isinstance(tool, dict):
+            place.refuse(f"holds {kind_of(tool)} where a tool is due")
+        wrapped: dict[str, Any] = (
+            tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
+        )
         if not isinstance(wrapped["function"].get("name"), str):
             place.refuse("holds a tool without a `name`")
         found.append(wrapped)
     return tuple(found)
 
 
-def _without_nulls(value: Any) -> Any:
-    """Tables fill what a nested value lacks with null; no template should see it."""
+def without_nulls(value: Any) -> Any:
+    """Without the nulls that a table with one schema for all rows fills in for what a nested value lacks."""
     if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
+        return [without_nulls(inner) for inner in value]
     return value

@@ -11,19 +11,25 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from limbeck.data.document import Document
-from limbeck.data.messages import Message, Place, is_list, kind_of, messages_of, tools_of
+from limbeck.data.messages import Message, Place, is_list, kind_of, messages_of, printable, says_messages, tools_of
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+FIRST_PAIR = ("prompt", "response")
 PAIRS = (
-    ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
-    ("instruction", "response"), ("inputs", "targets"), ("input", "output"),
+    FIRST_PAIR, ("prompt", "completion"), ("question", "answer"), ("question", "response"), ("query", "response"),
+    ("inputs", "targets"), ("input", "output"),
 )  # fmt: skip
 CONTINUED = ("prompt", "completion")
 """As in TRL, a completion goes on from its prompt as it is; the other pairs are turns of a conversation."""
 TOOLS = ("tools", "functions")
+SYSTEM = ("system", "system_prompt")
+INPUTS = ("input", "context")
+OUTPUTS = ("output", "response")
 ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight")
+ROW_FLAGS = ("loss_mask", "train", "trainable", "mask", "train_mask", "completion_mask", "assistant_masks")
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
+UNLEARNED = "assistant marked as not to be learned"
 NAMED = 8  # unread columns that are named
 
 Found = tuple[str, Document, set[str]]
@@ -53,17 +59,18 @@ class Seen:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
         unread = sorted(self.unread)
         more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        return kinds + (f"; not read: {', '.join(unread[:NAMED])}{more}" if unread else "")
+        return printable(kinds + (f"; not read: {', '.join(unread[:NAMED])}{more}" if unread else ""))
 
     def left_out(self) -> str | None:
         """What was left out, in a line; None: nothing."""
         parts = []
         if self.silent:
             roles = ", ".join(sorted(self.roles)[:5])
-            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` (roles: {roles})")
+            what = "that are to be learned " if UNLEARNED in self.roles else ""
+            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
         if self.empty:
             parts.append(f"{self.empty:,} of its rows hold no text or no answer")
-        return ", and ".join(parts) or None
+        return printable(", and ".join(parts)) or None
 
 
 class RowReader:
@@ -71,12 +78,14 @@ class RowReader:
 
     Args:
         key: its place in the recipe, for errors.
-        columns: names that the recipe gives; what it does not name is looked for under the usual names.
+        columns: names that the recipe gives; with one of a text, of messages or of a pair, no others are looked for.
+        text: the column of plain text where `columns` names none.
         seen: filled with what is recognised.
     """
 
-    def __init__(self, key: str, columns: Columns, seen: Seen) -> None:
-        self.key, self.columns, self.seen = key, columns, seen
+    def __init__(self, key: str, columns: Columns, text: str, seen: Seen) -> None:
+        self.key, self.columns, self.text, self.seen = key, columns, text, seen
+        self.guesses = not (columns.messages or columns.prompt or columns.text)
 
     def document(self, row: Any, where: str) -> Document | None:
         """The document of a row; None where there is nothing to learn.
@@ -85,6 +94,9 @@ class RowReader:
             InputError: no known shape, or something in it that limbeck does not do; names the place.
         """
         place = Place(self.key, where)
+        if isinstance(row, str):  # of a text file
+            self.seen.kinds["plain texts"] += 1
+            return Document(text=row)
         if not isinstance(row, dict):
             place.refuse("is no object", 'Write {"text": "..."}')
         row = {str(name): value for name, value in row.items() if value is not None}
@@ -97,43 +109,83 @@ class RowReader:
         self.seen.kinds[kind] += 1
         self.seen.unread |= set(row) - used
         said = [m for m in document.messages if m["role"] == "assistant" and m.get("learn", True)]
+        if document.text is None:
+            self._check_flags(row, used, place)
         if document.text is None and not said:
             self.seen.silent += 1
-            self.seen.roles.update(m["role"] for m in document.messages)
+            self.seen.roles.update(UNLEARNED if m["role"] == "assistant" else m["role"] for m in document.messages)
             return None
         return document
 
     def _check(self, row: dict[str, Any], place: Place) -> None:
-        if {"chosen", "rejected"} <= set(row) and self.columns.response is None and self.columns.messages is None:
+        if {"chosen", "rejected"} <= set(row) and self.guesses:
             place.refuse(
                 "holds a preference (`chosen` and `rejected`), from which limbeck does not learn",
-                "Name the answers to learn: `columns: {prompt: prompt, response: chosen}`",
+                "Name what to learn: `columns: {messages: chosen}` or `columns: {prompt: prompt, response: chosen}`",
             )
         for name in ROW_WEIGHTS:
-            if isinstance(row.get(name), int | float) and row[name] != 1:
+            if _number(row.get(name)) not in (None, 1):
                 place.refuse(f"has `{name}: {row[name]}`; limbeck weighs all rows alike", f"Remove `{name}`")
         for name in MEDIA:
             if row.get(name):
                 place.refuse(f"has `{name}`; limbeck learns from text only", "Use data without it")
 
+    def _check_flags(self, row: dict[str, Any], used: set[str], place: Place) -> None:
+        """Of a conversation: what says that not all of it is learned."""
+        for name in ROW_FLAGS:
+            value = row.get(name)
+            if name not in used and (isinstance(value, list | dict) or _number(value) not in (None, 1)):
+                place.refuse(
+                    f"has `{name}`, and limbeck learns every answer of a row",
+                    "Remove it, or write `train: false` into the messages that are not to be learned",
+                )
+
     def _recognised(self, row: dict[str, Any], place: Place) -> Found | None:
         named = self.columns
-        column = named.tools or next((name for name in TOOLS if name in row), None)
-        tools = tools_of(row.get(column), place.inside(f"`{column}`")) if column else ()
-        used = {column} & set(row) if column else set()
-        conversation = named.messages or next((name for name in CONVERSATIONS if is_list(row.get(name))), None)
-        if conversation in row:
-            return self._conversation(row, str(conversation), tools, used, place)
-        if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str) and named.prompt is None:
-            return self._alpaca(row, tools, used, place)
-        pairs = ((named.prompt, named.response),) if named.prompt and named.response else PAIRS
-        pair = next(((str(p), str(r)) for p, r in pairs if p in row and r in row), None)
-        if pair is not None and (named.text is None or named.text not in row):
-            return self._pair(row, pair, tools, used, place)
-        text = named.text or "text"
-        if isinstance(row.get(text), str):
-            return (f"plain texts (`{text}`)", Document(text=row[text]), used | {text}) if row[text].strip() else None
-        self._unknown(row, [name for name in (named.messages, named.prompt, named.text) if name], place)
+        if not self.guesses:
+            if named.messages in row:
+                return self._conversation(row, str(named.messages), place)
+            if named.prompt in row and named.response in row:
+                return self._pair(row, (str(named.prompt), str(named.response)), place)
+            if isinstance(row.get(str(named.text)), str):
+                return self._plain(row, str(named.text))
+            self._unknown(row, [name for name in (named.messages, named.prompt, named.text) if name], place)
+        if isinstance(row.get("messages"), list):
+            return self._conversation(row, "messages", place)
+        if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
+            return self._pair(row, FIRST_PAIR, place)
+        if isinstance(row.get(self.text), str):
+            return self._plain(row, self.text)
+        if conversation := next((name for name in CONVERSATIONS if is_list(row.get(name))), None):
+            return self._conversation(row, conversation, place)
+        if isinstance(row.get("instruction"), str) and any(isinstance(row.get(name), str) for name in OUTPUTS):
+            return self._alpaca(row, place)
+        if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
+            self._check_pair(row, place)
+            return self._pair(row, pair, place)
+        self._unknown(row, [], place)
+
+    @staticmethod
+    def _plain(row: dict[str, Any], name: str) -> Found | None:
+        text = row[name]
+        return (f"plain texts (`{name}`)", Document(text=text), {name}) if text.strip() else None
+
+    def _tools(self, row: dict[str, Any], used: set[str], place: Place) -> tuple[dict[str, Any], ...]:
+        column = self.columns.tools or next((name for name in TOOLS if name in row), None)
+        if column is None or column not in row:
+            return ()
+        used.add(column)
+        return tools_of(row[column], place.inside(f"`{column}`"))
+
+    @staticmethod
+    def _check_pair(row: dict[str, Any], place: Place) -> None:
+        if row.get("label") is False:
+            place.refuse("is an answer that is not wanted (`label: false`), from which limbeck does not learn")
+        if row.get("context"):
+            place.refuse(
+                "has a `context`, which would be left out",
+                "Put it into the question; or name the columns, `columns: {prompt: ..., response: ...}`",
+            )
 
     def _unknown(self, row: dict[str, Any], asked: list[str], place: Place) -> NoReturn:
         has = ", ".join(f"`{name}` ({kind_of(value)})" for name, value in list(row.items())[:12]) or "nothing"
@@ -148,57 +200,92 @@ class RowReader:
     @staticmethod
     def _system(row: dict[str, Any]) -> list[Message]:
         """What stands for a system message in a column of its own."""
-        said = row.get("system", row.get("system_prompt"))
+        said = next((row[name] for name in SYSTEM if name in row), None)
         return [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
 
-    def _conversation(self, row: dict[str, Any], name: str, tools: Any, used: set[str], place: Place) -> Found:
-        messages = messages_of(row[name], place.inside(f"`{name}`"))
+    def _conversation(self, row: dict[str, Any], name: str, place: Place) -> Found:
+        used = {name}
+        native = name == "messages" and self.guesses
+        messages = messages_of(row[name], place.inside(f"`{name}`"), known_roles=not native)
         if messages and messages[0]["role"] != "system":
             messages = [*self._system(row), *messages]
+        tools = self._tools(row, used, place)
         shared = '"from"' in row[name] if isinstance(row[name], str) else any("from" in m for m in row[name])
         kind = f"{'ShareGPT ' if shared else ''}conversations (`{name}`)"
-        used = used | {name} | ({"system", "system_prompt"} & set(row))
-        return kind, Document(messages=tuple(messages), tools=tools), used
+        return kind, Document(messages=tuple(messages), tools=tools), used | ({*SYSTEM} & set(row))
 
-    def _alpaca(self, row: dict[str, Any], tools: Any, used: set[str], place: Place) -> Found | None:
-        if not row["output"].strip():
+    def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
+        output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
+        used = {"instruction", output} | ({*INPUTS, *SYSTEM, "history"} & set(row))
+        if not row[output].strip():
             return None
         messages = self._system(row)
-        for turn in row.get("history") or []:
+        history = row.get("history") or []
+        if not isinstance(history, list):
+            place.refuse(f"has a `history` that is {kind_of(history)}, not a list")
+        for turn in history:
             if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
                 place.refuse("has a turn in `history` that is no list of a question and an answer")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        given = row.get("input", "")
-        if not isinstance(given, str):
-            place.refuse(f"has an `input` that is {kind_of(given)}, not text")
-        asked = f"{row['instruction']}\n\n{given}" if given.strip() else row["instruction"]
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]
-        used = used | {"instruction", "output"} | ({"input", "system", "history"} & set(row))
-        document = Document(messages=tuple(messages), chat=len(messages) > 2, tools=tools)
-        return "Alpaca rows (`instruction`, `input`, `output`)", document, used
+        asked = row["instruction"]
+        for name in INPUTS:
+            given = row.get(name, "")
+            if not isinstance(given, str):
+                place.refuse(f"has an `{name}` that is {kind_of(given)}, not text")
+            asked += f"\n\n{given}" if given.strip() else ""
+        messages += [*_says("user", asked), *_says("assistant", row[output])]
+        tools = self._tools(row, used, place)
+        shown = ("instruction", *(name for name in INPUTS if name in row), output)
+        kind = f"Alpaca rows ({', '.join(f'`{name}`' for name in shown)})"
+        return kind, Document(messages=tuple(messages), chat=len(messages) > 2, tools=tools), used
 
-    def _pair(
-        self, row: dict[str, Any], pair: tuple[str, str], tools: Any, used: set[str], place: Place
-    ) -> Found | None:
+    def _pair(self, row: dict[str, Any], pair: tuple[str, str], place: Place) -> Found | None:
         prompt, answer = row[pair[0]], row[pair[1]]
-        used = used | set(pair) | ({"system", "system_prompt"} & set(row))
+        used = {*pair} | ({*SYSTEM} & set(row))
         kind = f"pairs (`{pair[0]}`, `{pair[1]}`)"
         for name, value in zip(pair, (prompt, answer), strict=True):
             if not isinstance(value, str | list):
                 place.refuse(f"has a `{name}` that is {kind_of(value)}, not text and no list of messages")
-        if is_list(prompt) or is_list(answer):
-            asked = messages_of(prompt, place.inside(f"`{pair[0]}`")) if is_list(prompt) else _says("user", prompt)
-            said = messages_of(answer, place.inside(f"`{pair[1]}`")) if is_list(answer) else _says("assistant", answer)
-            # Only the answer is learned: what an assistant says in the prompt is given.
-            given = [{**m, "learn": False} if m["role"] == "assistant" else m for m in asked]
-            messages = (*self._system(row), *given, *said)
+        tools = self._tools(row, used, place)
+        if any(isinstance(value, list) or says_messages(value) for value in (prompt, answer)):
+            messages = (*self._system(row), *self._turns(prompt, answer, pair, place))
             return f"{kind} of messages", Document(messages=messages, tools=tools), used
         if not answer.strip():
             return None
         messages = (*self._system(row), *_says("user", prompt), *_says("assistant", answer))
         chat = len(messages) > 2
-        return kind, Document(messages=messages, chat=chat, template=chat or pair != CONTINUED, tools=tools), used
+        template = chat or pair != CONTINUED
+        if tools and not template:
+            place.refuse("has tools beside a `completion` that no template is put around", "Write lists of messages")
+        return kind, Document(messages=messages, chat=chat, template=template, tools=tools), used
+
+    @staticmethod
+    def _turns(prompt: Any, answer: Any, pair: tuple[str, str], place: Place) -> list[Message]:
+        """Only the answer is learned: what an assistant says in the prompt is given."""
+
+        def turns(value: Any, name: str, role: str) -> list[Message]:
+            if isinstance(value, str) and not says_messages(value):
+                return _says(role, value)
+            return messages_of(value, place.inside(f"`{name}`"))
+
+        asked, said = turns(prompt, pair[0], "user"), turns(answer, pair[1], "assistant")
+        if said and said[0]["role"] in ("system", "user"):
+            place.refuse(
+                f"has a `{pair[1]}` that begins with a turn of `{said[0]['role']}`",
+                f"If it is the whole conversation, write `columns: {{messages: {pair[1]}}}`",
+            )
+        return [*({**m, "learn": False} if m["role"] == "assistant" else m for m in asked), *said]
 
 
 def _says(role: str, content: str) -> list[Message]:
     return [{"role": role, "content": content}]
+
+
+def _number(value: Any) -> float | None:
+    """A number, also in a string as CSV has it; None for anything else."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return {"true": 1.0, "false": 0.0}.get(value.strip().lower())
+    return float(value) if isinstance(value, bool | int | float) else None

@@ -6,41 +6,19 @@ A document is read, hashed and handed on one at a time.
 from __future__ import annotations
 
 import ast
-import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.containers import Rows, files_of, read_rows, read_text
+from limbeck.data.containers import Container, files_of
 from limbeck.data.document import Document
-from limbeck.data.rows import RowReader, Seen
+from limbeck.data.messages import without_nulls
+from limbeck.data.readers import Rows, read_rows, read_text
+from limbeck.data.rows import UNLEARNED, RowReader, Seen
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
-
-
-class Spool:
-    """Different documents, read once from their sources and from a local file as often as needed.
-
-    A corpus never has to fit in memory, and a slow source (a hub, a parse) is asked once.
-    """
-
-    def __init__(self, path: Path, found: Iterable[Document]) -> None:
-        self.path = path
-        self.keys: set[str] = set()
-        with path.open("w", encoding="utf-8", errors="surrogatepass") as out:
-            for document in found:
-                if document.key not in self.keys:
-                    self.keys.add(document.key)
-                    row = [document.text, document.messages, document.chat, document.template, document.tools]
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def __iter__(self) -> Iterator[Document]:
-        with self.path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
-            for line in lines:
-                text, messages, chat, template, tools = json.loads(line)
-                yield Document(text, tuple(messages), chat, template, tuple(tools))
 
 
 def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) -> Iterator[Document]:
@@ -61,7 +39,8 @@ def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) 
             found = True
             yield document
         if not found and here.silent:
-            raise InputError(str(here.left_out()), key=key, fix='Write "role": "assistant" where the model speaks')
+            fix = 'Write "role": "assistant" where the model speaks'
+            raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
             raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
 
@@ -123,9 +102,9 @@ def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
         case FilesSource():
             return _table(_files(source, f"{key}.files"), source, key, seen)
         case JsonlSource():
-            return _table(_files(source, f"{key}.jsonl"), source, key, seen)
+            return _table(_files(source, f"{key}.jsonl", "json lines"), source, key, seen)
         case ParquetSource():
-            return _table(_files(source, f"{key}.parquet"), source, key, seen)
+            return _table(_files(source, f"{key}.parquet", "Parquet"), source, key, seen)
 
 
 def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Document]:
@@ -135,16 +114,16 @@ def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Docum
 
 
 def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
-    reader = RowReader(key, source.named_columns(), seen)
+    reader = RowReader(key, source.columns, source.field, seen)
     for row, where in rows:
         document = reader.document(row, where)
         if document is not None:
             yield document
 
 
-def _files(source: Source, key: str) -> Rows:
+def _files(source: Source, key: str, hint: Container | None = None) -> Rows:
     for file in named_files(source, key.rpartition(".")[0]):
-        yield from read_rows(file, key)
+        yield from read_rows(file, key, hint)
 
 
 def _text_files(source: TextSource, key: str) -> list[Path]:
@@ -161,10 +140,8 @@ def _text_files(source: TextSource, key: str) -> list[Path]:
 
 def _text(source: TextSource, key: str) -> Iterator[Document]:
     for file in _text_files(source, key):
-        whole = read_text(file, f"{key}.text")
-        for piece in whole.split(source.separator) if source.separator else [whole]:
-            if piece.strip():
-                yield Document(text=piece.strip("\n"))
+        for text in read_text(file, f"{key}.text", source.separator):
+            yield Document(text=text)
 
 
 def _hub(source: HubSource, key: str) -> Rows:
@@ -180,7 +157,7 @@ def _hub(source: HubSource, key: str) -> Rows:
             fix="Check name, split and network",
         ) from None
     for number, row in enumerate(rows, 1):
-        yield row, f"{source.dataset}, row {number}"
+        yield without_nulls(row), f"{source.dataset}, row {number}"
 
 
 def _stdlib(source: StdlibSource) -> Iterator[Document]:

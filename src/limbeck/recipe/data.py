@@ -44,14 +44,8 @@ class Columns(Section):
 
 
 class _TableSource(_Source):
-    field: str = Field("text", description="The column that holds plain text; the same as `columns: {text: ...}`.")
+    field: str = Field("text", description="The column that holds plain text, in rows that hold no conversation.")
     columns: Columns = Field(default_factory=Columns, description="Which column holds what.")
-
-    def named_columns(self) -> Columns:
-        """The columns by name, `field` among them."""
-        if self.field == "text" or self.columns.text is not None:
-            return self.columns
-        return self.columns.model_copy(update={"text": self.field})
 
 
 class FilesSource(_TableSource):
