@@ -70,7 +70,9 @@ class Display:
 
     def line(self, title: str, seconds: float | None = None, note: str = "") -> None:
         took = f"{seconds:7.1f} s" if seconds is not None else "         "
-        self.console.print(f"  [green]✓[/] {title:<30.30} [dim]{took}[/]  [dim]{note}[/]".rstrip())
+        # On a terminal a line stays a line; a log has room.
+        narrow = {"no_wrap": True, "overflow": "ellipsis"} if self.console.is_terminal else {"soft_wrap": True}
+        self.console.print(f"  [green]✓[/] {title:<30.30} [dim]{took}[/]  [dim]{note}[/]".rstrip(), **narrow)
 
     def kept(self, title: str) -> None:
         """A stage that an earlier process has done."""
