@@ -59,8 +59,19 @@ def test_pieces_are_the_whole_in_real_tokenizers(real_data: Path, small_pieces: 
         check(text, tokenizer)
 
 
-def test_a_text_in_which_pieces_never_agree_is_tokenised_whole(tokenizer: Any, small_pieces: None) -> None:
-    check("\n" * 2_000 + "the cat" + " " * 2_001, tokenizer)
+@pytest.mark.parametrize("needed", [256, 10**9])
+def test_pieces_that_disagree_share_more_and_at_last_are_one(
+    tokenizer: Any, small_pieces: None, monkeypatch: pytest.MonkeyPatch, needed: int
+) -> None:
+    agreement, tried = tokenise._agreement, []
+
+    def reluctant(left: Any, right: Any, border: int, shared: int) -> tuple[int, int] | None:
+        tried.append(shared)
+        return agreement(left, right, border, shared) if shared >= needed else None
+
+    monkeypatch.setattr(tokenise, "_agreement", reluctant)
+    check(of_parts(4, 1_500), tokenizer)
+    assert tried[:2] == [128, 256]
 
 
 def test_a_batch_is_its_texts(tokenizer: Any, small_pieces: None) -> None:

@@ -35,7 +35,7 @@ def plain_ids(texts: Sequence[str], tokenizer: Any) -> list[array[int]]:
     core = _core(tokenizer)
     short = [text for text in texts if len(text) <= LONG]
     coded = iter(core.encode_batch_fast(short, add_special_tokens=False) if short else ())
-    return [array("I", next(coded).ids) if len(text) <= LONG else _in_pieces(text, core)[0] for text in texts]
+    return [array("I", next(coded).ids) if len(text) <= LONG else _long_ids(text, core) for text in texts]
 
 
 def plain_ids_and_offsets(texts: Sequence[str], tokenizer: Any) -> list[tuple[array[int], np.ndarray]]:
@@ -47,7 +47,7 @@ def plain_ids_and_offsets(texts: Sequence[str], tokenizer: Any) -> list[tuple[ar
     core = _core(tokenizer)
     short = [text for text in texts if len(text) <= LONG]
     coded = iter(core.encode_batch(short, add_special_tokens=False) if short else ())
-    return [_arrays(next(coded)) if len(text) <= LONG else _in_pieces(text, core) for text in texts]
+    return [_arrays(next(coded)) if len(text) <= LONG else _long(text, core) for text in texts]
 
 
 def _core(tokenizer: Any) -> Any:
@@ -69,15 +69,41 @@ def _arrays(coded: Any, start: int = 0) -> tuple[array[int], np.ndarray]:
     return array("I", coded.ids), np.asarray(coded.offsets, np.int64).reshape(-1, 2) + start
 
 
-def _in_pieces(text: str, core: Any) -> tuple[array[int], np.ndarray]:
-    """Ids and offsets of a long text.
+class _NoAgreementError(Exception):
+    pass
+
+
+def _long_ids(text: str, core: Any) -> array[int]:
+    ids = array("I")
+    try:
+        for part, _ in _joined(text, core):  # offsets of all of it would take four times the memory of the ids
+            ids.extend(part)
+    except _NoAgreementError:
+        return array("I", core.encode(text, add_special_tokens=False).ids)
+    return ids
+
+
+def _long(text: str, core: Any) -> tuple[array[int], np.ndarray]:
+    try:
+        parts = list(_joined(text, core))
+    except _NoAgreementError:
+        return _arrays(core.encode(text, add_special_tokens=False))
+    ids = array("I")
+    for part, _ in parts:
+        ids.extend(part)
+    return ids, np.concatenate([spans for _, spans in parts])
+
+
+def _joined(text: str, core: Any) -> Iterator[tuple[array[int], np.ndarray]]:
+    """Ids and offsets of a long text, part by part.
 
     Two pieces are joined in the middle of what they share, and only if all tokens of its middle half are the same in
     both. What a piece reads differently because it was cut there lies at its ends, far from that half. Where they
-    disagree (a run of one letter, for example, is divided from its beginning), they are made to share more, and at
-    last the text is tokenised whole.
+    disagree (a run of one letter, for example, is divided from its beginning), they are made to share more.
+
+    Raises:
+        _NoAgreementError: they do not agree, however much they share; the text has to be tokenised whole.
     """
-    ids, spans = array("I"), []
     last: tuple[array[int], np.ndarray] | None = None
     for border, end, piece in _pieces(text, core):
         if last is not None:
@@ -85,16 +111,15 @@ def _in_pieces(text: str, core: Any) -> tuple[array[int], np.ndarray]:
             while cut is None:
                 shared *= 2
                 if shared > PIECE // 2:
-                    return _arrays(core.encode(text, add_special_tokens=False))
+                    raise _NoAgreementError
                 start = border - shared
                 piece = _arrays(core.encode(text[start:end], add_special_tokens=False), start)
                 cut = _agreement(last, piece, border, shared)
-            ids.extend(last[0][: cut[0]])
-            spans.append(last[1][: cut[0]])
+            yield last[0][: cut[0]], last[1][: cut[0]]
             piece = piece[0][cut[1] :], piece[1][cut[1] :]
         last = piece
-    assert last is not None  # a long text has pieces
-    return ids + last[0], np.concatenate([*spans, last[1]])
+    if last is not None:
+        yield last
 
 
 def _pieces(text: str, core: Any) -> Iterator[tuple[int, int, tuple[array[int], np.ndarray]]]:
