@@ -208,6 +208,10 @@ def test_what_lies_beside_data_is_not_read(tmp_path: Path) -> None:
     (hub / ".cache" / "a.jsonl").write_text('{"text": "hidden"}')
     (hub / "data" / "train.parquet").write_bytes(_parquet())
     assert [d.text for d in read(files(hub))] == [row["text"] for row in TEXTS]
+    (hub / "notes.txt").write_text("notes")
+    seen: dict[str, Seen] = {}
+    assert len(list(documents((files(hub),), seen))) == len(TEXTS)
+    assert seen["data.corpus.0"].line() == "3 plain texts (`text`); not read: notes.txt"
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "README.md").write_text("how to")
     with pytest.raises(RecipeError, match="without files that limbeck reads"):

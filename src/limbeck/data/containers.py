@@ -269,10 +269,13 @@ _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state
 """Files that lie beside data and are none."""
 
 
-def files_of(named: str | tuple[str, ...], key: str) -> list[Path]:
+def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = None) -> list[Path]:
     """Files of a path, a pattern, a folder, or a list of these, sorted within each.
 
     Of a folder they are the tables in it, at any depth, known by their names; or its texts, where it holds no table.
+
+    Args:
+        unread: filled with the names of texts that lie beside tables.
 
     Raises:
         RecipeError: there is nothing, or a folder whose files should not be mixed.
@@ -281,7 +284,7 @@ def files_of(named: str | tuple[str, ...], key: str) -> list[Path]:
     for one in (named,) if isinstance(named, str) else named:
         path = Path(one).expanduser()
         if path.is_dir():
-            inside = _inside(path, key)
+            inside = _inside(path, key, unread)
         elif path.exists():
             inside = [path]
         elif "://" in one:
@@ -295,7 +298,7 @@ def files_of(named: str | tuple[str, ...], key: str) -> list[Path]:
     return list(found.values())
 
 
-def _inside(folder: Path, key: str) -> list[Path]:
+def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
     if (folder / "dataset_dict.json").exists():
         splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
         raise RecipeError(
@@ -312,9 +315,13 @@ def _inside(folder: Path, key: str) -> list[Path]:
         and p.is_file()
     )
     tables = [p for p in known if SUFFIXES[suffix(p)] != "text"]
-    texts = [p for p in known if p.stem.upper() not in ("README", "LICENSE", "CHANGELOG")]
+    texts = [
+        p for p in known if SUFFIXES[suffix(p)] == "text" and p.stem.upper() not in ("README", "LICENSE", "CHANGELOG")
+    ]
     if not tables and not texts:
         raise RecipeError(
             f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
         )
+    if tables and unread is not None:
+        unread.update(p.name for p in texts)
     return tables or texts

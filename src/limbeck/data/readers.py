@@ -342,7 +342,9 @@ def _arrow(file: File, kind: Kind) -> Rows:
         for batch in _batches(source, kind):
             for at in range(0, batch.num_rows, _ROWS):
                 try:
-                    rows = batch.slice(at, _ROWS).to_pylist()
+                    part = batch.slice(at, _ROWS)
+                    part.validate(full=True)  # pyarrow trusts what it reads: a torn offset could end the process
+                    rows = part.to_pylist()
                 except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
                     where = f", rows {number + 1:,} to {number + _ROWS:,} cannot be read"
                     raise file.error(f"{where} ({error})", "Write it again") from None

@@ -63,15 +63,15 @@ def first_documents(
                 yield key, document
 
 
-def named_files(source: Source, key: str) -> list[Path]:
-    """The files that a source reads; none for one that is no file."""
+def named_files(source: Source, key: str, unread: set[str] | None = None) -> list[Path]:
+    """The files that a source reads; none for one that is no file. ``unread``: filled as by ``files_of``."""
     match source:
         case FilesSource(files=named):
-            return files_of(named, f"{key}.files")
+            return files_of(named, f"{key}.files", unread)
         case JsonlSource(jsonl=named):
-            return files_of(named, f"{key}.jsonl")
+            return files_of(named, f"{key}.jsonl", unread)
         case ParquetSource(parquet=named):
-            return files_of(named, f"{key}.parquet")
+            return files_of(named, f"{key}.parquet", unread)
         case TextSource():
             return _text_files(source, key)
     return []
@@ -100,11 +100,11 @@ def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
         case StdlibSource():
             return _counted(_stdlib(source), seen, f"of the standard library's {source.stdlib}")
         case FilesSource():
-            return _table(_files(source, f"{key}.files"), source, key, seen)
+            return _table(_files(source, f"{key}.files", seen), source, key, seen)
         case JsonlSource():
-            return _table(_files(source, f"{key}.jsonl", "json lines"), source, key, seen)
+            return _table(_files(source, f"{key}.jsonl", seen, "json lines"), source, key, seen)
         case ParquetSource():
-            return _table(_files(source, f"{key}.parquet", "Parquet"), source, key, seen)
+            return _table(_files(source, f"{key}.parquet", seen, "Parquet"), source, key, seen)
 
 
 def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Document]:
@@ -121,8 +121,8 @@ def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
             yield document
 
 
-def _files(source: Source, key: str, hint: Container | None = None) -> Rows:
-    for file in named_files(source, key.rpartition(".")[0]):
+def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Rows:
+    for file in named_files(source, key.rpartition(".")[0], seen.unread):
         yield from read_rows(file, key, hint)
 
 
