@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def cache_folder() -> Path:
@@ -39,6 +41,26 @@ def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     yield scratch
+    _move(scratch, target)
+
+
+@contextmanager
+def resumable_folder(target: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
+    """As ``whole_folder``, but work that was cut short is handed on to the next process that has the same ``inputs``.
+
+    Whoever uses it makes sure that each piece in the scratch folder is whole, or known to be unfinished.
+    """
+    scratch = target.with_name(f".{target.name}.begun")
+    made_from, now = scratch / "inputs.json", json.dumps(inputs, sort_keys=True)
+    if not made_from.exists() or made_from.read_text(encoding="utf-8") != now:
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_whole(made_from, now)
+    yield scratch
+    made_from.unlink()
+    _move(scratch, target)
+
+
+def _move(scratch: Path, target: Path) -> None:
     for path in [*scratch.rglob("*"), scratch]:
         _fsync(path)
     shutil.rmtree(target, ignore_errors=True)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.data.chat import MARK, MASKED, WORDS, Encoded, encode, words_asked
-from limbeck.data.corpus import Corpus, holdout_cut, open_corpus, write_corpora, write_encoded
+from limbeck.data.chat import MARK, MASKED, WORDS, Encoded, encode, encode_batch, words_asked
+from limbeck.data.corpus import Corpus, open_corpus, write_encoded
 from limbeck.data.document import Document
 from limbeck.data.packing import IGNORED, Rows, collate, row_order
 from limbeck.data.prompts import prompts_of, split_prompt
-from limbeck.data.sources import Spool, documents
+from limbeck.data.sources import documents
 from limbeck.errors import InputError, LimbeckError
 from limbeck.recipe import JsonlSource, ParquetSource, StdlibSource, TextSource
 
@@ -113,41 +113,7 @@ def test_the_order_is_a_permutation_every_epoch_and_follows_the_seed() -> None:
     assert first == [next(again) for _ in range(7)]
 
 
-# -------------------------------------------------------------------------------------- held out
-
-
-def test_what_is_held_out_survives_reordering_and_growth() -> None:
-    keys = [Document(text=f"document {i}").key for i in range(400)]
-    cut = holdout_cut(keys, 0.1)
-    held = {key for key in keys if key <= cut}
-    assert 20 <= len(held) <= 60
-    assert cut == holdout_cut(reversed(keys), 0.1)
-    more = keys + [Document(text=f"another {i}").key for i in range(400)]
-    grown = {key for key in more if key <= holdout_cut(more, 0.1)}
-    assert held <= grown
-
-
-def test_a_small_corpus_still_has_both_sides() -> None:
-    keys = [Document(text="a").key, Document(text="b").key]
-    for share in (0.0001, 0.9999):
-        cut = holdout_cut(keys, share)
-        assert sum(key <= cut for key in keys) == 1
-    with pytest.raises(InputError, match="single document"):
-        holdout_cut([keys[0], keys[0]], 0.1)
-
-
-def test_corpora_come_back_as_they_were_written(tmp_path: Path, tokenizer: Any, texts: list[str]) -> None:
-    spool = Spool(tmp_path / "spool", (Document(text=text) for text in [*texts, texts[0]]))
-    assert len(spool.keys) == len(set(texts))
-    cut = holdout_cut(spool.keys, 0.2)
-    write_corpora(tmp_path, spool, tokenizer, cut)
-    train, heldout = open_corpus(tmp_path / "train"), open_corpus(tmp_path / "heldout")
-    assert len(train) + len(heldout) == len(set(texts))
-    assert not set(train.keys.tolist()) & set(heldout.keys.tolist())
-    assert (np.diff(train.keys.astype(np.float64)) > 0).all()
-    decoded = {tokenizer.decode(heldout.document(d)[0], skip_special_tokens=True) for d in range(len(heldout))}
-    assert decoded == {text for text in texts if Document(text=text).key <= cut}
-    assert int(heldout.n_bytes.sum()) == sum(len(text.encode()) for text in decoded)
+# ----------------------------------------------------------------------------------------- corpus
 
 
 def test_a_torn_array_is_noticed(tmp_path: Path) -> None:
@@ -236,9 +202,9 @@ def test_a_torn_parquet_file_is_one_line(tmp_path: Path) -> None:
 
 def test_a_lone_surrogate_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "a\\ud800b"}\n{"text": "b"}\n')
-    spool = Spool(tmp_path / "spool", documents((JsonlSource(jsonl=str(tmp_path / "d.jsonl")),)))
-    with pytest.raises(InputError, match="no Unicode"):
-        write_corpora(tmp_path / "c", spool, tokenizer, "0")
+    found = list(documents((JsonlSource(jsonl=str(tmp_path / "d.jsonl")),)))
+    with pytest.raises(InputError, match=f"{found[0].key[:12]}.*no Unicode"):
+        encode_batch(found, tokenizer)
 
 
 # ------------------------------------------------------------------------------------------ chat
@@ -263,7 +229,7 @@ def test_text_is_learned_whole(tokenizer: Any) -> None:
     encoded = encode(Document(text="the cat"), tokenizer)
     assert encoded.ids[0] == tokenizer.bos_token_id
     assert encoded.ids[-1] == tokenizer.eos_token_id
-    assert encoded.loss_mask == [MASKED] + [WORDS] * (len(encoded.ids) - 2) + [MARK]
+    assert list(encoded.loss_mask) == [MASKED] + [WORDS] * (len(encoded.ids) - 2) + [MARK]
     assert encoded.n_bytes == 7
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import weakref
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from limbeck.data.answers import Answer, Rendered, find_answers
 from limbeck.data.document import Document
 from limbeck.data.templates import DATE, Template, has_template
+from limbeck.data.tokenise import plain_ids, plain_ids_and_offsets
 from limbeck.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ class Encoded:
         remarks: what should be said of the corpus once, however many documents give reason to.
     """
 
-    ids: list[int]
-    loss_mask: list[int]
+    ids: Sequence[int]
+    loss_mask: Sequence[int]
     n_bytes: int
     remarks: frozenset[str] = frozenset()
 
@@ -65,14 +67,18 @@ def encode_batch(
     """
     rendered = [_rendered(document, tokenizer, date) for document in documents]
     try:
-        coded = _tokens([each.text for each in rendered], tokenizer)
+        plain = iter(plain_ids([document.text for document in documents if document.text is not None], tokenizer))
+        said = [each.text for document, each in zip(documents, rendered, strict=True) if document.text is None]
+        spoken = iter(plain_ids_and_offsets(said, tokenizer))
     except (UnicodeEncodeError, TypeError):  # a lone surrogate, smuggled in by a JSON escape
         for document in documents:
             _require_unicode(document)
         raise
     return [
-        _masked(document, each, ids, offsets, tokenizer)
-        for document, each, (ids, offsets) in zip(documents, rendered, coded, strict=True)
+        _text(document.text, next(plain), tokenizer)
+        if document.text is not None
+        else _conversation(document, each, *next(spoken), tokenizer)
+        for document, each in zip(documents, rendered, strict=True)
     ]
 
 
@@ -126,21 +132,15 @@ def _joined(document: Document) -> Rendered:
     return Rendered(text, answers)
 
 
-def _tokens(texts: list[str], tokenizer: Any) -> list[tuple[list[int], np.ndarray]]:
-    if not texts:
-        return []
-    coded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        (list(ids), np.asarray(offsets, np.int64).reshape(-1, 2))
-        for ids, offsets in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
-    ]
+def _text(text: str, ids: array[int], tokenizer: Any) -> Encoded:
+    before, after = _marks(tokenizer)
+    mask = bytes([MASKED]) * len(before) + bytes([WORDS]) * len(ids) + bytes([MARK]) * len(after)
+    return Encoded(array("I", before) + ids + array("I", after), mask, _size(text))
 
 
-def _masked(document: Document, rendered: Rendered, ids: list[int], offsets: np.ndarray, tokenizer: Any) -> Encoded:
-    if document.text is not None:
-        before, after = _marks(tokenizer)
-        mask = [MASKED] * len(before) + [WORDS] * len(ids) + [MARK] * len(after)
-        return Encoded([*before, *ids, *after], mask, _size(document.text))
+def _conversation(
+    document: Document, rendered: Rendered, ids: array[int], offsets: np.ndarray, tokenizer: Any
+) -> Encoded:
     kinds = np.zeros(len(rendered.text) + 1, np.int64)
     n_bytes = 0
     for answer in rendered.answers:

@@ -6,9 +6,8 @@ A document is read, hashed and handed on one at a time.
 from __future__ import annotations
 
 import ast
-import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,6 @@ from limbeck.data.readers import Rows, read_rows, read_text
 from limbeck.data.rows import UNLEARNED, RowReader, Seen
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
-
-
-class Spool:
-    """Different documents, read once from their sources and from a local file as often as needed.
-
-    A corpus never has to fit in memory, and a slow source (a hub, a parse) is asked once.
-    """
-
-    def __init__(self, path: Path, found: Iterable[Document]) -> None:
-        self.path = path
-        self.keys: set[str] = set()
-        with path.open("w", encoding="utf-8", errors="surrogatepass") as out:
-            for document in found:
-                if document.key not in self.keys:
-                    self.keys.add(document.key)
-                    row = [document.text, document.messages, document.chat, document.template, document.tools]
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def __iter__(self) -> Iterator[Document]:
-        with self.path.open(encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
-            for line in lines:
-                text, messages, chat, template, tools = json.loads(line)
-                yield Document(text, tuple(messages), chat, template, tuple(tools))
 
 
 def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) -> Iterator[Document]:

@@ -83,10 +83,6 @@ class LanguageModel:
         """Number of parameters; tied ones count once, adapters are counted as merged."""
         return sum(p.numel() for p in self._own())
 
-    def bytes(self) -> int:
-        """Bytes of the weights as they are held."""
-        return sum(p.numel() * p.element_size() for p in self._own())
-
     def _own(self) -> list[Tensor]:
         """The model's parameters without what only training adds."""
         added = ("lora_", f"{PROJECTIONS}.")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from limbeck.report.markup import one_line, visible
-from limbeck.report.model import Estimate, ReportData, Row, Sample, known
+from limbeck.report.model import Estimate, Key, ReportData, Row, Sample, known
 from limbeck.report.numbers import ABSENT, between, compact, decimals_for, number, percent
 from limbeck.report.results import weights
 from limbeck.report.verdict import Standing, control_of, quoted, standing, teacher_of, verdict
@@ -21,7 +21,7 @@ _LONGEST_TEXT = 600
 
 def model_card(
     data: ReportData,
-    row: str,
+    row: Key,
     *,
     name: str | None = None,
     technique: str | None = None,
@@ -36,8 +36,8 @@ def model_card(
 
     Args:
         data: the report.
-        row: name of the model's row in it.
-        name: heading of the card; the row's name by default.
+        row: key of the model's row in it.
+        name: heading of the card; the name of its row by default.
         technique: how it was distilled, a sentence or two.
         license: identifier as the hub knows it (``apache-2.0``), where known.
         base_model: hub name or names of what the weights started from, where they did not start from nothing.
@@ -47,11 +47,11 @@ def model_card(
         use_notes: what whoever runs the model must know, a sentence or two each.
 
     Raises:
-        KeyError: no row of that name.
+        KeyError: no row of that key.
     """
-    model = next((candidate for candidate in data.rows if candidate.name == row), None)
+    model = next((candidate for candidate in data.rows if candidate.key == row), None)
     if model is None:
-        raise KeyError(f"no row named {row!r}; there are {[candidate.name for candidate in data.rows]}")
+        raise KeyError(f"no row {row!r}; there are {[candidate.key for candidate in data.rows]}")
     sections = [
         _front_matter(
             {
@@ -64,7 +64,7 @@ def model_card(
                 "tags": list(dict.fromkeys(["distillation", "limbeck", *tags])),
             }
         ),
-        f"# {plain(name or row)}",
+        f"# {plain(name or model.name)}",
         _summary(data, model),
         _use(),
         *[plain(note) for note in use_notes],
@@ -256,12 +256,12 @@ def _making(row: Row, technique: str | None) -> str:
 
 
 def _samples(samples: Sequence[Sample], row: Row) -> str:
-    shown = [sample for sample in samples if row.name in sample.continuations][:3]
+    shown = [sample for sample in samples if row.key in sample.continuations][:3]
     if not shown:
         return ""
     parts = [
         f"Prompt:\n\n{fenced(sample.prompt[:_LONGEST_TEXT])}\n\n"
-        f"Continuation:\n\n{fenced(sample.continuations[row.name][:_LONGEST_TEXT])}"
+        f"Continuation:\n\n{fenced(sample.continuations[row.key][:_LONGEST_TEXT])}"
         for sample in shown
     ]
     return "## Samples\n\nWritten by the model, not chosen for quality.\n\n" + "\n\n".join(parts)

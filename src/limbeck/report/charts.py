@@ -15,7 +15,7 @@ from limbeck.report.axes import Scale, drawable, spread, tick_labels
 from limbeck.report.drawing import PALETTE, WIDTH, nothing, spaced, svg, text, wide
 from limbeck.report.lines import line_chart
 from limbeck.report.markup import Html, el, one_line
-from limbeck.report.model import Estimate, Row, known
+from limbeck.report.model import Estimate, Key, Row, known
 from limbeck.report.numbers import compact, decimals_for, number
 
 __all__ = ["WIDTH", "Mark", "Reference", "bar_chart", "interval_plot", "line_chart", "series_of"]
@@ -40,23 +40,25 @@ class Reference:
     series: str = "sc"
 
 
-def series_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Colour classes for every row.
+def series_of(rows: Sequence[Row]) -> dict[Key, str]:
+    """Colour classes by key of a row.
 
-    Teacher and control are neutral, the techniques take the palette in turn. With several students (`` / ``
-    in the names) a technique keeps its colour and the students differ by their dashes.
+    Teacher and control are neutral, the techniques take the palette in turn. With several students a
+    technique keeps its colour and the students differ by their dashes.
     """
-    colours: dict[str, str] = {}
+    colours: dict[Key, str] = {}
     students: dict[str, int] = {}
-    classes: dict[str, str] = {}
+    classes: dict[Key, str] = {}
     for row in rows:
-        technique, _, student = row.name.partition(" / ")
+        technique, member = row.key
         if row.role in ("teacher", "control"):
             colour = "st" if row.role == "teacher" else "sc"
         else:
-            colour = colours.setdefault(technique, f"s{len(colours) % PALETTE}")
-        variant = students.setdefault(student, len(students)) if student else 0
-        classes[row.name] = f"{colour} v{variant % 3}" if variant else colour
+            colour = colours.setdefault(
+                row.key if row.role == "co-teacher" else (technique, ""), f"s{len(colours) % PALETTE}"
+            )
+        variant = students.setdefault(member, len(students)) if row.role in ("control", "student") else 0
+        classes[row.key] = f"{colour} v{variant % 3}" if variant else colour
     return classes
 
 

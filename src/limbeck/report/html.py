@@ -12,7 +12,7 @@ from datetime import datetime
 
 from limbeck.report.charts import Mark, Reference, bar_chart, interval_plot, line_chart, series_of
 from limbeck.report.markup import Html, el, escape, one_line
-from limbeck.report.model import Estimate, ReportData, Row, Sample, known
+from limbeck.report.model import Estimate, Key, ReportData, Row, Sample, known
 from limbeck.report.numbers import (
     between,
     compact,
@@ -50,7 +50,7 @@ def render(data: ReportData) -> str:
         results(data.rows, series),
         _distances(data.rows, series),
         *_curves(data, series),
-        _size_and_speed(data.rows, series),
+        _size_and_speed(data, series),
         _samples(data, series),
         glossary(data.rows),
         _origins(data),
@@ -104,7 +104,7 @@ def _date(created: str) -> str:
 
 
 def _figures(rows: Sequence[Row]) -> Html | None:
-    """The best student in four numbers."""
+    """The student with the fewest bits per byte in four numbers."""
     best, teacher = best_student(rows), teacher_of(rows)
     if best is None:
         return None
@@ -147,23 +147,32 @@ def _figures(rows: Sequence[Row]) -> Html | None:
             faster,
             f"{speed(best.tokens_per_second)} against {speed(teacher.tokens_per_second)} tokens/s",
         )
-    return el("dl", *tiles, class_="figures", aria_label=f"The best student, {one_line(best.name)}") if tiles else None
+    return (
+        el(
+            "dl",
+            *tiles,
+            class_="figures",
+            aria_label=f"The student with the fewest bits per byte, {one_line(best.name)}",
+        )
+        if tiles
+        else None
+    )
 
 
 # -- the charts ----------------------------------------------------------------------------------------------
 
 
-def _distances(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
+def _distances(rows: Sequence[Row], series: Mapping[Key, str]) -> Html | None:
     """How far each model is from teacher and control, and each student from its control."""
     figures: list[Html] = []
     shown = [row for row in rows if row.role in ("student", "co-teacher")]
     if any(known(row.bits_per_byte) for row in rows):
         anchors = [row for row in rows if row.role in ("teacher", "control") and known(row.bits_per_byte)]
-        lines = [Reference(row.bits_per_byte.value, row.name, series[row.name]) for row in anchors if row.bits_per_byte]
+        lines = [Reference(row.bits_per_byte.value, row.name, series[row.key]) for row in anchors if row.bits_per_byte]
         gap = (lines[0].value, lines[1].value) if [row.role for row in anchors] == ["teacher", "control"] else None
         plot = interval_plot(
             "Bits per byte of every model",
-            [Mark(row.name, row.bits_per_byte, series[row.name]) for row in rows],
+            [Mark(row.name, row.bits_per_byte, series[row.key]) for row in rows],
             x_label="bits per byte, lower is better",
             references=lines if len(lines) <= 3 else (),
             band=gap,
@@ -175,7 +184,7 @@ def _distances(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
     if compared:
         plot = interval_plot(
             "Difference to the control, paired by document",
-            [Mark(row.name, row.versus_control, series[row.name]) for row in compared],
+            [Mark(row.name, row.versus_control, series[row.key]) for row in compared],
             x_label="difference in bits per byte",
             references=[Reference(0.0, "control")],
             ends=("better", "worse"),
@@ -194,7 +203,7 @@ def _distances(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
     return el("section", el("h2", "How near they came"), el("div", *figures, class_="charts"))
 
 
-def _curves(data: ReportData, series: Mapping[str, str]) -> list[Html]:
+def _curves(data: ReportData, series: Mapping[Key, str]) -> list[Html]:
     """A section for every heading that charts stand under, in their order."""
     sections = []
     for heading in dict.fromkeys(chart.heading for chart in data.charts):
@@ -207,17 +216,19 @@ def _curves(data: ReportData, series: Mapping[str, str]) -> list[Html]:
     return sections
 
 
-def _size_and_speed(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
+def _size_and_speed(data: ReportData, series: Mapping[Key, str]) -> Html | None:
+    rows = data.rows
     if not any(known(row.tokens_per_second) for row in rows):
         return None
-    files = [Mark(row.name, Estimate(row.bytes), series[row.name], weights(row)) for row in rows]
+    files = [Mark(row.name, Estimate(row.bytes), series[row.key], weights(row)) for row in rows]
     speeds = [
-        Mark(row.name, rate, series[row.name], speed(rate) if rate else None)
+        Mark(row.name, rate, series[row.key], speed(rate) if rate else None)
         for row in rows
         for rate in [known(row.tokens_per_second)]
     ]
     best = best_student(rows)
-    why_not = speed_up(best, rows)[1] if best is not None else None
+    why_not = speed_up(best, rows)[1].replace("`", "") if best is not None else ""
+    notes = " ".join(filter(None, [why_not, data.speed_note]))
     return el(
         "section",
         el("h2", "Size and speed"),
@@ -227,7 +238,7 @@ def _size_and_speed(rows: Sequence[Row], series: Mapping[str, str]) -> Html | No
             _figure(
                 "Generated tokens per second",
                 bar_chart("Speed", speeds, x_label="tokens per second, median of the rounds", key="speed"),
-                why_not.replace("`", "") if why_not else None,
+                notes or None,
             ),
             class_="charts",
         ),
@@ -246,10 +257,9 @@ def _figure(title: str, drawing: Html, caption: str | None = None) -> Html:
 # -- the samples ---------------------------------------------------------------------------------------------
 
 
-def _samples(data: ReportData, series: Mapping[str, str]) -> Html | None:
+def _samples(data: ReportData, series: Mapping[Key, str]) -> Html | None:
     if not data.samples:
         return None
-    order = [row.name for row in data.rows]
     return el(
         "section",
         el("h2", "In their own words"),
@@ -259,14 +269,16 @@ def _samples(data: ReportData, series: Mapping[str, str]) -> Html | None:
             "it does not rank models, the table does.",
             class_="lead",
         ),
-        *[_sample(sample, order, series) for sample in data.samples],
+        *[_sample(sample, data.rows, series) for sample in data.samples],
     )
 
 
-def _sample(sample: Sample, order: Sequence[str], series: Mapping[str, str]) -> Html:
-    names = [name for name in order if name in sample.continuations]
-    names += [name for name in sample.continuations if name not in names]
-    answers = [_answer(one_line(name, 60), sample.continuations[name], series.get(name)) for name in names]
+def _sample(sample: Sample, rows: Sequence[Row], series: Mapping[Key, str]) -> Html:
+    answers = [
+        _answer(one_line(row.name, 60), sample.continuations[row.key], series[row.key])
+        for row in rows
+        if row.key in sample.continuations
+    ]
     if sample.reference is not None:
         answers.insert(0, _answer("As written", sample.reference, None))
     count = len(answers)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from limbeck.report.axes import Point, Scale, drawable, extremes, means, roughness, runs, spread, tick_labels
 from limbeck.report.drawing import PALETTE, WIDTH, nothing, spaced, svg, text, wide
 from limbeck.report.markup import Html, el, join, one_line
-from limbeck.report.model import Chart, Curve
+from limbeck.report.model import Chart, Curve, Key
 from limbeck.report.numbers import number
 
 _MOST_POINTS = 200
@@ -18,7 +18,7 @@ _MOST_LABELS = 10
 _TOP, _BOTTOM = 26.0, 238.0  # of the plot, in units of the sheet
 
 
-def line_chart(chart: Chart, *, series: Mapping[str, str] | None = None, key: str = "line") -> Html:
+def line_chart(chart: Chart, *, series: Mapping[Key, str] | None = None, key: str = "line") -> Html:
     """Curves on common axes, labelled at their ends.
 
     Long curves are thinned to 200 points that keep every spike; a noisy one is drawn faint under its trend
@@ -27,8 +27,7 @@ def line_chart(chart: Chart, *, series: Mapping[str, str] | None = None, key: st
 
     Args:
         chart: what to draw; any curve may be empty.
-        series: colour class by row name (:func:`series_of`); a curve takes the row's whose name it starts
-            with.
+        series: colour class by key of a row (:func:`series_of`).
         key: distinguishes the ids of several charts on one page.
     """
     curves = [_Drawn.of(curve, chart) for curve in chart.curves]
@@ -107,6 +106,7 @@ class _Drawn:
     name: str
     stretches: list[Point | None]
     left_out: int
+    key: Key | None
 
     @property
     def points(self) -> list[Point]:
@@ -118,7 +118,7 @@ class _Drawn:
         for x, y in zip(curve.x, curve.y, strict=False):
             fine = drawable(x, log=chart.log_x) and drawable(y, log=chart.log_y)
             points.append((float(x), float(y)) if fine else None)
-        return cls(curve.name, points, points.count(None))
+        return cls(curve.name, points, points.count(None), curve.key)
 
 
 def _curve(name: str, placed: Sequence[Point | None], colour: str) -> tuple[Html, bool]:
@@ -189,24 +189,17 @@ def _legend(names: Sequence[str], colours: Sequence[str], top: float) -> tuple[H
     return join(*parts), top + 18 * len(rows) + 6
 
 
-def _curve_series(curves: Sequence[_Drawn], series: Mapping[str, str]) -> list[str]:
-    """The row's colour where a curve's name starts with a row's name, or is its technique, else the next free one."""
-    colours: list[str] = []
+def _curve_series(curves: Sequence[_Drawn], series: Mapping[Key, str]) -> list[str]:
+    """The colour of a curve's row; for a curve without one, the next free colour, one for every name."""
     taken = {classes.split()[0] for classes in series.values()}
     free = [f"s{i}" for i in range(PALETTE) if f"s{i}" not in taken] or [f"s{i}" for i in range(PALETTE)]
     own: dict[str, str] = {}
-    for curve in curves:
-        matches = [name for name in series if _begins(curve.name, name)]
-        of_technique = [name for name in series if name.startswith(f"{curve.name} / ")]  # one student of several
-        if matches or of_technique:
-            colours.append(series[max(matches, key=len) if matches else of_technique[0]])
-        else:
-            colours.append(own.setdefault(curve.name, free[len(own) % len(free)]))
-    return colours
-
-
-def _begins(name: str, row: str) -> bool:
-    return name == row or (name.startswith(row) and not name[len(row)].isalnum())
+    return [
+        series[curve.key]
+        if curve.key is not None and curve.key in series
+        else own.setdefault(curve.name, free[len(own) % len(free)])
+        for curve in curves
+    ]
 
 
 def _describe(curves: Sequence[_Drawn], chart: Chart) -> str:

@@ -13,6 +13,9 @@ from typing import Literal
 
 Role = Literal["teacher", "control", "student", "co-teacher"]
 
+Key = tuple[str, str]
+"""What identifies a row whatever it is called: its technique's label and the model's name within that technique."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -48,8 +51,7 @@ class Row:
     """One model of the comparison.
 
     Args:
-        name: ``teacher``, ``alone``, ``soft``, …; with several students ``soft / small``, where the part
-            after `` / `` names the student and ties it to its control.
+        name: what is shown: ``teacher``, ``alone``, ``soft``, …; with several students ``soft / small``.
         role: ``teacher``, ``control`` (a student trained without a teacher), ``student`` or ``co-teacher`` (a
             teacher that learned in the same run).
         parameters: how many.
@@ -68,6 +70,8 @@ class Row:
         train_tokens: tokens the model was trained on in this run.
         seeds: independent trainings behind the numbers.
         note: a remark shown under the name.
+        technique: label of the technique that trained it, empty for the run's teacher; ``name`` by default.
+        member: which model of that technique; it ties a student to its control.
     """
 
     name: str
@@ -87,20 +91,31 @@ class Row:
     train_tokens: int | None = None
     seeds: int = 1
     note: str | None = None
+    technique: str | None = None
+    member: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Identity of the row. Names are for display: two rows may be called alike."""
+        return (self.name if self.technique is None else self.technique), self.member
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line: ``y`` over ``x``, of equal length. Points that are not finite are left out when drawn."""
+    """A named line: ``y`` over ``x``, of equal length. Points that are not finite are left out when drawn.
+
+    It takes the colour of the row ``key``, where there is one.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    key: Key | None = None
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves on common axes. A curve named like a row (``soft``, ``soft seed 2``) takes that row's colour."""
+    """Curves on common axes."""
 
     title: str
     x_label: str
@@ -118,12 +133,12 @@ class Sample:
 
     Args:
         prompt: what every model was given.
-        continuations: row name to text.
+        continuations: text by the key of the row that wrote it.
         reference: how the held-out document really goes on, where known.
     """
 
     prompt: str
-    continuations: Mapping[str, str]
+    continuations: Mapping[Key, str]
     reference: str | None = None
 
 
@@ -146,6 +161,7 @@ class ReportData:
         warnings: what a reader must know before believing the numbers.
         charts: training curves and the like.
         samples: continuations side by side.
+        speed_note: what must be known of how speeds were measured.
         provenance: groups of facts, by heading.
         recipe_yaml: the resolved recipe.
         command: the command line that makes this report again.
@@ -158,6 +174,7 @@ class ReportData:
     warnings: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     samples: Sequence[Sample] = ()
+    speed_note: str | None = None
     provenance: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
     recipe_yaml: str = ""
     command: str = ""

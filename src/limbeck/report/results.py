@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from limbeck.report.markup import Html, el, escape, join, one_line
-from limbeck.report.model import Estimate, Row, known
+from limbeck.report.model import Estimate, Key, Row, known
 from limbeck.report.numbers import ABSENT, compact, decimals_for, number, size
 from limbeck.report.verdict import Standing, best_student, standing
 
 
-def results(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
+def results(rows: Sequence[Row], series: Mapping[Key, str]) -> Html | None:
     """The section with the table; on a narrow screen its style turns each row into a card."""
     if not rows:
         return None
@@ -37,7 +37,7 @@ def results(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
         body.append(
             el(
                 "tr",
-                _name_cell(row, series, row is best),
+                _name_cell(row, series, row is best, sum(other.role == "student" for other in rows) == 1),
                 *cells,
                 role="row",
                 class_="best" if row is best else None,
@@ -59,11 +59,15 @@ def results(rows: Sequence[Row], series: Mapping[str, str]) -> Html | None:
 
 _BEST = {
     Standing.BETTER: "best student",
-    Standing.UNCLEAR: "best student, not told apart from its control",
+    Standing.UNCLEAR: "fewest bits per byte of the students, not told apart from its control",
+}
+_ONLY = {
+    Standing.BETTER: "student, beats its control",
+    Standing.UNCLEAR: "student, not told apart from its control",
 }
 
 
-def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
+def _name_cell(row: Row, series: Mapping[Key, str], best: bool, only: bool) -> Html:
     roles = {
         "teacher": "teacher",
         "control": "control, no teacher",
@@ -71,13 +75,15 @@ def _name_cell(row: Row, series: Mapping[str, str], best: bool) -> Html:
         "co-teacher": "learns along",
     }
     role = roles.get(row.role, row.role)
-    if best:
+    if best and only:
+        role = _ONLY.get(standing(row), role)
+    elif best:
         role = _BEST.get(standing(row), "fewest bits per byte of the students")
     if role == row.name:
         role = ""
     return el(
         "th",
-        el("span", class_=f"swatch {series[row.name]}"),
+        el("span", class_=f"swatch {series[row.key]}"),
         el("span", one_line(row.name, 60), class_="who"),
         el("span", role, class_="sub") if role else None,
         el("span", one_line(row.note, 200), class_="sub note") if row.note else None,

@@ -53,10 +53,9 @@ def teacher_of(rows: Sequence[Row]) -> Row | None:
 
 
 def control_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The control of ``row``: the one of the same student (after `` / ``), else the only one."""
+    """The control of ``row``: the one of the same student, else the only one."""
     controls = [other for other in rows if other.role == "control"]
-    student = row.name.partition(" / ")[2]
-    same = [other for other in controls if student and other.name.partition(" / ")[2] == student]
+    same = [other for other in controls if row.member and other.member == row.member]
     if same:
         return same[0]
     return controls[0] if len(controls) == 1 else None

@@ -25,11 +25,12 @@ from limbeck.report.html import render
 from limbeck.report.model import ReportData
 from limbeck.run.arms import arms_of, check_writing, finished_arm, train_arm
 from limbeck.run.check import check, check_ids
+from limbeck.run.data import prepare_data
 from limbeck.run.folder import RunFolder, run_path
 from limbeck.run.measure import Examiner, Heldout
-from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens, prepare_data
+from limbeck.run.prepare import OWN_HELDOUT, Prepared, kept_tokens
 from limbeck.run.provenance import command, machine, versions
-from limbeck.run.results import build, row_name
+from limbeck.run.results import build
 from limbeck.run.teacher import correction_said, cut_students, is_worse, prepare_teacher
 from limbeck.run.timing import time_models, timed_models
 from limbeck.training.techniques import TEACHER
@@ -125,7 +126,8 @@ def _say_what_the_cut_costs(prepared: Prepared, display: Display) -> None:
     """Text with dropped tokens falls into pieces: more of them to read, and not those the teacher learned."""
     if prepared.kept is None or prepared.heldout_own is None:
         return
-    ours, own = int(prepared.heldout.lengths.sum()), int(prepared.heldout_own.lengths.sum())
+    both = min(len(prepared.heldout), len(prepared.heldout_own))  # of a large corpus, one may hold more of it
+    ours, own = (int(corpus.lengths[:both].sum()) for corpus in (prepared.heldout, prepared.heldout_own))
     more = 100 * (ours / max(own, 1) - 1)
     prepared.note(
         f"vocabulary: {prepared.kept.size:,} of the teacher's {prepared.kept.teacher_size:,} tokens; held-out text "
@@ -194,11 +196,10 @@ def _write_cards(
         )
     for arm in arms_of(recipe):
         for member in arm_facts[arm.name]["learners"]:
-            name = row_name(recipe, arm.technique.label, member)
             student = member != TEACHER
             card = model_card(
                 report,
-                name,
+                (arm.technique.label, member),
                 technique=arm.technique.kind if student else None,
                 use_notes=[*_origin(prepared, member), *notes] if student else (),
             )

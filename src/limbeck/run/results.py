@@ -24,6 +24,7 @@ from limbeck.training.meter import read_metrics
 from limbeck.training.techniques import TEACHER
 
 MUCH_DROPPED = 0.1  # of the teacher's probability: where a cut vocabulary begins to be what is compared
+NOT_HELD = "The models did not fit into memory together: each was loaded anew for its turn."
 FEW_DOCUMENTS = 30  # below, a bootstrap over documents is not to be trusted
 
 
@@ -43,7 +44,8 @@ def build(
         for arm in arms
         for member in arm_facts[arm.name]["learners"]
     }
-    rows = _rows(recipe, examiner, teacher, examined, arm_facts, timed or {})
+    timed = timed or {}
+    rows = _rows(recipe, examiner, teacher, examined, arm_facts, timed)
     samples = _samples(recipe, examiner, teacher, examined)
     return ReportData(
         title=recipe.title or f"{Path(recipe.run).name}: what the students kept",
@@ -51,6 +53,7 @@ def build(
         warnings=_warnings(recipe, examiner, teacher),
         charts=[*_by_size(recipe, rows), *_charts(recipe, run)],
         samples=samples,
+        speed_note=None if timed.get("held", True) else NOT_HELD,
         provenance=_provenance(recipe, prepared, examiner),
         recipe_yaml=yaml.safe_dump(
             recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
@@ -60,7 +63,7 @@ def build(
     )
 
 
-def row_name(recipe: Recipe, label: str, member: str) -> str:
+def _row_name(recipe: Recipe, label: str, member: str) -> str:
     if member == TEACHER:
         return f"{label}: teacher"
     return label if recipe.student is not None else f"{label} / {member}"
@@ -106,6 +109,8 @@ def _rows(
             bits_per_byte=_estimate(gap.mean("bits_per_byte", [teacher.measured], resamples)),
             **_entropies([teacher.measured], resamples),
             **_speed(timed, TEACHER),
+            technique="",
+            member=TEACHER,
         )
     ]
     control_label = next((t.label for t in recipe.techniques if isinstance(t, Alone)), None)
@@ -122,7 +127,7 @@ def _rows(
             role = "co-teacher" if member == TEACHER else "control" if isinstance(technique, Alone) else "student"
             rows.append(
                 Row(
-                    row_name(recipe, technique.label, member),
+                    _row_name(recipe, technique.label, member),
                     role,  # type: ignore[arg-type]
                     parameters=runs[0].facts["parameters"],
                     **_size(stored(examiner.weights(first, member))),
@@ -139,6 +144,8 @@ def _rows(
                     **_speed(timed, f"{first.name}-{member}"),
                     train_tokens=arm_facts[first.name]["tokens"],
                     seeds=len(recipe.seeds),
+                    technique=technique.label,
+                    member=member,
                 )
             )
     return rows
@@ -174,16 +181,16 @@ def _estimate(interval: Interval | None) -> Estimate | None:
 
 def _by_size(recipe: Recipe, rows: list[Row]) -> list[Chart]:
     """What each technique reaches at each size, where students of three sizes or more were trained."""
-    by_name = {row.name: row for row in rows}
+    by_key = {row.key: row for row in rows}
     if len({row.parameters for row in rows if row.role in ("student", "control")}) < 3:
         return []
 
     def chart(title: str, y_label: str, of: Callable[[Row], Estimate | None], caption: str) -> Chart:
         curves = []
         for technique in recipe.techniques:
-            own = [by_name[row_name(recipe, technique.label, member)] for member in recipe.cohort]
+            own = [by_key[technique.label, member] for member in recipe.cohort]
             points = sorted((row.parameters / 1e6, found.value) for row in own if (found := of(row)))
-            curves.append(Curve(technique.label, [x for x, _ in points], [y for _, y in points]))
+            curves.append(Curve(technique.label, [x for x, _ in points], [y for _, y in points], own[0].key))
         return Chart(title, "million parameters", y_label, curves, caption=caption, heading="By size")
 
     return [
@@ -205,25 +212,40 @@ def _charts_of(recipe: Recipe, student: str, run: Path) -> list[Chart]:
     written = [arm for arm in arms if getattr(arm.technique, "writing", None) is not None]
     own = [arm for arm in arms if arm not in written]
     charts = [
-        _chart(run, own, f"loss/{student}<labels", f"Learning the data{of}", "cross-entropy (nats per token)",
+        *_weighted(run, student, arms, of),
+        _chart(run, student, own, f"loss/{student}<labels", f"Learning the data{of}", "cross-entropy (nats per token)",
                "On training text, as it is learned."),
-        _chart(run, arms, f"loss/{student}<{TEACHER}", f"Learning the teacher's probabilities{of}",
+        _chart(run, student, arms, f"loss/{student}<{TEACHER}", f"Learning the teacher's probabilities{of}",
                "divergence (nats per token)", "The divergence that is minimised, at its temperature."),
-        _chart(run, written, f"loss/{student}<labels", f"Learning the teacher's text{of}",
+        _chart(run, student, written, f"loss/{student}<labels", f"Learning the teacher's text{of}",
                "cross-entropy (nats per token)", "On text that the teacher wrote: not comparable with the data's."),
-        _chart(run, arms, f"agreement/{student}<{TEACHER}", f"Agreement with the teacher{of}", "share of tokens",
-               "How often both find the same token most probable, on training text."),
+        _chart(run, student, arms, f"agreement/{student}<{TEACHER}", f"Agreement with the teacher{of}",
+               "share of tokens", "How often both find the same token most probable, on training text."),
     ]  # fmt: skip
     return [chart for chart in charts if chart.curves]
 
 
-def _chart(run: Path, arms: list[Arm], key: str, title: str, y_label: str, caption: str) -> Chart:
+def _weighted(run: Path, student: str, arms: list[Arm], of: str) -> list[Chart]:
+    """What each technique minimises, where that has several parts: weights differ, so no two share their axes."""
+    charts = []
+    for label in dict.fromkeys(arm.technique.label for arm in arms):
+        own = [arm for arm in arms if arm.technique.label == label]
+        lines = [line for arm in own for line in read_metrics(arm.folder(run) / "metrics.jsonl")]
+        if len({key for line in lines for key in line if key.startswith(f"loss/{student}<")}) > 1:
+            title = f"The loss of {label}{of}"
+            caption = "What is minimised: all parts with their weights. It does not compare with other techniques."
+            charts.append(_chart(run, student, own, f"loss/{student}", title, "weighted loss", caption))
+    return charts
+
+
+def _chart(run: Path, student: str, arms: list[Arm], metric: str, title: str, y_label: str, caption: str) -> Chart:
     curves = []
     for arm in arms:
-        lines = [line for line in read_metrics(arm.folder(run) / "metrics.jsonl") if key in line]
+        lines = [line for line in read_metrics(arm.folder(run) / "metrics.jsonl") if metric in line]
         if lines:
             name = arm.technique.label if arm.seed == arms[0].seed else f"{arm.technique.label} seed {arm.seed}"
-            curves.append(Curve(name, [line["tokens"] for line in lines], [line[key] for line in lines]))
+            tokens, values = [line["tokens"] for line in lines], [line[metric] for line in lines]
+            curves.append(Curve(name, tokens, values, (arm.technique.label, student)))
     return Chart(title, "student tokens", y_label, curves, caption=caption)
 
 
@@ -235,12 +257,18 @@ def _samples(
 ) -> list[Sample]:
     found = []
     for i, (prompt, rest) in enumerate(examiner.prompts()):
-        texts = {TEACHER: teacher.facts["samples"][i]}
+        texts = {("", TEACHER): teacher.facts["samples"][i]}
         for (label, member, seed), each in examined.items():
             if seed == recipe.seeds[0]:
-                texts[row_name(recipe, label, member)] = each.facts["samples"][i]
+                texts[label, member] = each.facts["samples"][i]
         found.append(Sample(examiner.asked(prompt), texts, examiner.text(rest)))
     return found
+
+
+def _template_said(data: dict[str, Any]) -> dict[str, str]:
+    """What conversations in tokens depend on beside the tokenizer, where there is a chat template."""
+    labels = {"chat_template": "Chat template", "date": "Template date"}
+    return {label: str(data[key]) for key, label in labels.items() if data.get(key) is not None}
 
 
 def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[str, list[Fact]]:
@@ -263,6 +291,7 @@ def _provenance(recipe: Recipe, prepared: Prepared, examiner: Examiner) -> dict[
             "Measured on": f"{len(examiner.corpus):,} held-out documents",
             "Fingerprint": data["fingerprint"],
             "Tokenizer": f"{data['vocabulary']:,} tokens, map {data['tokenizer']}",
+            **_template_said(data),
         }),
         "Models": facts({
             "Teacher": f"{prepared.teacher_facts['parameters']:,} parameters",

@@ -82,11 +82,11 @@ def data() -> ReportData:
         "step",
         "cross-entropy, nats per token",
         [
-            Curve("teacher", steps, losses(4.25, 9)),
-            Curve("alone", steps, losses(4.56, 7)),
-            Curve("soft", steps, losses(4.49, 8)),
-            Curve("hard", steps, losses(3.35, 8)),
-            Curve("co", steps, losses(4.53, 6)),
+            Curve("teacher", steps, losses(4.25, 9), ("teacher", "")),
+            Curve("alone", steps, losses(4.56, 7), ("alone", "")),
+            Curve("soft", steps, losses(4.49, 8), ("soft", "")),
+            Curve("hard", steps, losses(3.35, 8), ("hard", "")),
+            Curve("co", steps, losses(4.53, 6), ("co", "")),
         ],
         caption="hard learns the teacher's own text, which is easier to predict than people's.",
     )
@@ -95,13 +95,21 @@ def data() -> ReportData:
         "training tokens",
         "bits per byte",
         [
-            Curve(name, [1e5 * i for i in range(1, 17)], [end + 1.4 * math.exp(-i / 3) for i in range(1, 17)])
+            Curve(
+                name, [1e5 * i for i in range(1, 17)], [end + 1.4 * math.exp(-i / 3) for i in range(1, 17)], (name, "")
+            )
             for name, end in (("alone", 1.651), ("soft", 1.622), ("hard", 1.688), ("co", 1.648))
         ],
         log_x=True,
     )
-    samples = [Sample(prompt, dict(_TEXTS)) for prompt in _PROMPTS[:3]]
-    samples.append(Sample(_PROMPTS[3], dict(_TEXTS), reference="the pattern is not a valid expression."))
+    samples = [Sample(prompt, {(name, ""): text for name, text in _TEXTS.items()}) for prompt in _PROMPTS[:3]]
+    samples.append(
+        Sample(
+            _PROMPTS[3],
+            {(name, ""): text for name, text in _TEXTS.items()},
+            reference="the pattern is not a valid expression.",
+        )
+    )
     return ReportData(
         title="limbeck demo: the standard library's docstrings",
         rows=rows(),

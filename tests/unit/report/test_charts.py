@@ -118,17 +118,27 @@ def test_many_curves_get_a_legend() -> None:
 
 
 def test_a_technique_keeps_its_colour_over_several_students() -> None:
-    names = ("soft / small", "hard / small", "soft / large", "hard / large")
-    classes = series_of([dataclasses.replace(example.rows()[2], name=name) for name in names])
-    assert [classes[name] for name in names] == ["s0", "s1", "s0 v1", "s1 v1"]
+    keys = [("soft", "small"), ("hard", "small"), ("soft", "large"), ("hard", "large")]
+    row = example.rows()[2]
+    classes = series_of([dataclasses.replace(row, technique=label, member=member) for label, member in keys])
+    assert [classes[key] for key in keys] == ["s0", "s1", "s0 v1", "s1 v1"]
+
+
+def test_rows_are_told_apart_by_technique_and_model_whatever_they_are_called() -> None:
+    keys = [("a / b", "c"), ("a", "b / c"), ("a", "c"), ("a / b", "b / c")]
+    row = example.rows()[2]
+    rows = [dataclasses.replace(row, name=" / ".join(key), technique=key[0], member=key[1]) for key in keys]
+    assert rows[0].name == rows[1].name
+    assert series_of(rows) == dict(zip(keys, ["s0", "s1 v1", "s1", "s0 v1"], strict=True))
 
 
 def test_a_curve_takes_the_colour_of_its_row() -> None:
     series = series_of(example.rows())
-    curves = [Curve(name, [0, 1], [2.0, 1.0]) for name in ("soft", "soft seed 2", "softer", "alone")]
+    named = {"soft": "soft", "soft seed 2": "soft", "softer": "softer", "anything": "alone"}
+    curves = [Curve(name, [0, 1], [2.0, 1.0], (technique, "")) for name, technique in named.items()]
     root = _drawn(line_chart(_chart(*curves), series=series))
     classes = [g.attrib["class"] for g in root.iter("g") if g.find("title") is not None]
-    assert classes[:2] == [series["soft"]] * 2
+    assert classes[:2] == [series["soft", ""]] * 2
     assert classes[2] not in series.values()
     assert classes[3] == "sc"
 

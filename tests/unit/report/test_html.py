@@ -129,7 +129,7 @@ def test_text_from_anywhere_stays_text(text: str, seen: str) -> None:
         verdict=f"Said: {text}",
         warnings=[text],
         rows=[*example.rows(), _bare(text, bits_per_byte=Estimate(1.7, 1.6, 1.8), note=text)],
-        samples=[Sample(text, {"soft": text, text: text}, reference=text)],
+        samples=[Sample(text, {("soft", ""): text, (text, ""): text}, reference=text)],
         provenance={text: [Fact(text, text)]},
         recipe_yaml=text,
         command=text,
@@ -146,13 +146,15 @@ def test_text_from_anywhere_stays_text(text: str, seen: str) -> None:
 
 def test_long_text_is_cut_and_counted() -> None:
     text = "y" * (LONGEST_TEXT + 1234)
-    parsed = _read(render(dataclasses.replace(example.data(), samples=[Sample("p", {"soft": text})])))
+    parsed = _read(render(dataclasses.replace(example.data(), samples=[Sample("p", {("soft", ""): text})])))
     assert "… and 1,234 more characters" in parsed.text
     assert "y" * (LONGEST_TEXT + 1) not in parsed.text
 
 
 def test_an_empty_continuation_is_said_to_be_empty() -> None:
-    parsed = _read(render(dataclasses.replace(example.data(), samples=[Sample("p", {"soft": "", "co": "\n "})])))
+    parsed = _read(
+        render(dataclasses.replace(example.data(), samples=[Sample("p", {("soft", ""): "", ("co", ""): "\n "})]))
+    )
     assert "nothing but blanks" in parsed.text
 
 
@@ -209,3 +211,26 @@ def test_every_colour_of_words_can_be_read(theme: str) -> None:
         for ground in ("paper", "best"):
             low, high = sorted(_luminance(colours[name]) for name in (word, ground))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (word, ground)
+
+
+def test_the_speed_chart_says_what_must_be_known_of_its_figures() -> None:
+    text = _read(render(dataclasses.replace(example.data(), speed_note="Each was loaded anew."))).text
+    assert "Each was loaded anew." in text
+    assert "No speed-up is given" not in text
+    rows = [
+        dataclasses.replace(row, tokens_per_second=Estimate(900.0, 880.0, 920.0)) if row.name == "co" else row
+        for row in example.rows()
+    ]
+    page = _read(render(dataclasses.replace(example.data(), rows=rows, speed_note="Each was loaded anew."))).text
+    assert re.search(r"No speed-up is given: .* Each was loaded anew\.", page)
+    assert "× faster" not in page
+
+
+def test_an_only_student_is_called_best_of_nothing() -> None:
+    teacher, control, soft, _, co = example.rows()
+    unclear = _read(render(dataclasses.replace(example.data(), rows=[teacher, control, co]))).text
+    assert "student, not told apart from its control" in unclear
+    assert "best student" not in unclear
+    better = _read(render(dataclasses.replace(example.data(), rows=[teacher, control, soft]))).text
+    assert "student, beats its control" in better
+    assert "best student" not in better

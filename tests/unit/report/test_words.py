@@ -27,6 +27,12 @@ def _student(name: str, bits: float | None, low: float | None = None, high: floa
     return Row(name, "student", 1000, 2000, bits_per_byte=value, versus_control=difference, gap_closed=closed)
 
 
+def _of(row: Row) -> Row:
+    """A row of several students, called by its technique and its member."""
+    technique, member = row.name.split(" / ")
+    return dataclasses.replace(row, technique=technique, member=member)
+
+
 def test_verdict_names_the_best_and_every_failure() -> None:
     words = verdict(example.rows())
     assert words.startswith("`soft` is the best student: 1.628 bits per byte, at 11% of the teacher's parameters.")
@@ -90,8 +96,9 @@ def test_verdict_of_controls_alone() -> None:
 
 
 def test_the_best_student_is_never_one_that_is_worse_than_its_control() -> None:
-    small, large = (dataclasses.replace(_ALONE, name=f"alone / {name}") for name in ("small", "large"))
-    rows = [_TEACHER, small, large, _student("soft / small", 1.3, -0.2, -0.1), _student("soft / large", 1.2, 0.05, 0.1)]
+    small, large = (_of(dataclasses.replace(_ALONE, name=f"alone / {name}")) for name in ("small", "large"))
+    students = _student("soft / small", 1.3, -0.2, -0.1), _student("soft / large", 1.2, 0.05, 0.1)
+    rows = [_TEACHER, small, large, *map(_of, students)]
     best = best_student(rows)
     assert best is not None
     assert best.name == "soft / small"
@@ -115,10 +122,10 @@ def test_verdict_where_the_teacher_is_no_better() -> None:
 def test_verdict_pairs_each_student_with_its_own_control() -> None:
     rows = [
         _TEACHER,
-        dataclasses.replace(_ALONE, name="alone / small"),
-        dataclasses.replace(_ALONE, name="alone / large", parameters=2000),
-        _student("soft / small", 1.3, -0.15, -0.05),
-        _student("soft / large", 1.2, -0.01, 0.02),
+        _of(dataclasses.replace(_ALONE, name="alone / small")),
+        _of(dataclasses.replace(_ALONE, name="alone / large", parameters=2000)),
+        _of(_student("soft / small", 1.3, -0.15, -0.05)),
+        _of(_student("soft / large", 1.2, -0.01, 0.02)),
     ]
     words = verdict(rows)
     assert "It cannot be told apart from `alone / large`" in words
@@ -177,7 +184,7 @@ def _front(card: str) -> dict[str, object]:
 def test_card_front_matter() -> None:
     card = model_card(
         example.data(),
-        "soft",
+        ("soft", ""),
         license="apache-2.0",
         base_model=["a/b"],
         language="no",
@@ -190,11 +197,13 @@ def test_card_front_matter() -> None:
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "text-generation"
     assert front["tags"] == ["distillation", "limbeck", "tiny", "yes", "1: 2 --- x: y"]
-    assert {"license", "base_model", "language", "datasets"}.isdisjoint(_front(model_card(example.data(), "soft")))
+    assert {"license", "base_model", "language", "datasets"}.isdisjoint(
+        _front(model_card(example.data(), ("soft", "")))
+    )
 
 
 def test_card_says_what_was_measured_and_lost() -> None:
-    card = model_card(example.data(), "co", name="co-mini", technique="Teacher and student learn together.")
+    card = model_card(example.data(), ("co", ""), name="co-mini", technique="Teacher and student learn together.")
     for words in (
         "# co-mini",
         "## Results",
@@ -213,9 +222,9 @@ def test_card_neutralises_text() -> None:
     data = dataclasses.replace(
         example.data(),
         warnings=[hostile],
-        samples=[Sample(hostile, {"soft": hostile + "\x1b\u202e"})],
+        samples=[Sample(hostile, {("soft", ""): hostile + "\x1b\u202e"})],
     )
-    card = model_card(data, "soft", technique=hostile)
+    card = model_card(data, ("soft", ""), technique=hostile)
     assert "`````text\n```\n---\n# Owned\n" in card  # inside a fence that is longer than any in the text
     outside = "".join(part for i, part in enumerate(card.split("`````")) if i % 2 == 0)
     assert "\n# Owned" not in outside
@@ -229,14 +238,33 @@ def test_card_neutralises_text() -> None:
 
 
 def test_card_of_an_unknown_row() -> None:
-    with pytest.raises(KeyError, match="no row named 'nobody'"):
-        model_card(example.data(), "nobody")
+    with pytest.raises(KeyError, match=r"no row \('nobody', ''\)"):
+        model_card(example.data(), ("nobody", ""))
+
+
+def test_a_name_that_looks_like_a_student_of_several_has_the_only_control() -> None:
+    row = dataclasses.replace(_student("a / b", 1.3, -0.15, -0.05), technique="a / b", member="student")
+    control = dataclasses.replace(_ALONE, technique="alone", member="student")
+    other = dataclasses.replace(_ALONE, name="c / b", technique="c / b", member="other")
+    assert "It beats `alone` by" in verdict([_TEACHER, other, control, row])
+
+
+def test_the_card_of_a_row_is_its_own_where_names_are_alike() -> None:
+    row = example.rows()[2]
+    keys = [("a / b", "c"), ("a", "b / c")]
+    rows = [dataclasses.replace(row, name="a / b / c", technique=key[0], member=key[1]) for key in keys]
+    rows[1] = dataclasses.replace(rows[1], parameters=777)
+    samples = [Sample("p", {keys[0]: "from the first", keys[1]: "from the second"})]
+    card = model_card(ReportData("t", rows, samples=samples), keys[1])
+    assert "A student of 777 parameters" in card
+    assert "from the second" in card
+    assert "from the first" not in card
 
 
 def test_losses_admit_what_was_not_measured() -> None:
     lost = losses(Row("soft", "student", 1, 1), [])
     assert lost[0] == "How much it lost on held-out text was not measured."
-    assert model_card(ReportData("t", [Row("soft", "student", 1, 1)]), "soft")
+    assert model_card(ReportData("t", [Row("soft", "student", 1, 1)]), ("soft", ""))
 
 
 def test_numbers() -> None:
