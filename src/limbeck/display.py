@@ -71,9 +71,9 @@ class Display:
 
     def line(self, title: str, seconds: float | None = None, note: str = "") -> None:
         took = f"{seconds:7.1f} s" if seconds is not None else "         "
-        # On a terminal a line stays a line; a log has room.
-        narrow = {"no_wrap": True, "overflow": "ellipsis"} if self.console.is_terminal else {"soft_wrap": True}
-        self.console.print(f"  [green]✓[/] {title:<30.30} [dim]{took}[/]  [dim]{note}[/]".rstrip(), **narrow)
+        text = f"  [green]✓[/] {title:<30.30} [dim]{took}[/]  [dim]{note}[/]".rstrip()
+        # On a terminal a stage stays on one line; a log keeps all of it.
+        self.console.print(text, no_wrap=self.console.is_terminal, overflow="ellipsis")
 
     def kept(self, title: str) -> None:
         """A stage that an earlier process has done."""
