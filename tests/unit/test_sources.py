@@ -314,6 +314,8 @@ def test_a_completion_goes_on_from_its_prompt(tmp_path: Path) -> None:
     (response,) = rows(tmp_path, {"prompt": "The sky is", "response": " blue."})
     assert (completion.template, completion.chat) == (False, False)
     assert (response.template, response.chat) == (True, False)
+    for row in ({"question": "Sky?", "answer": "Blue."}, {"instruction": "Sky?", "output": "Blue."}):
+        assert rows(tmp_path, row)[0].chat  # they would run together where there is no template
     assert completion.key != response.key
 
 

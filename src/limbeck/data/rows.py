@@ -237,7 +237,7 @@ class RowReader:
         tools = self._tools(row, used, place)
         shown = ("instruction", *(name for name in INPUTS if name in row), output)
         kind = f"Alpaca rows ({', '.join(f'`{name}`' for name in shown)})"
-        return kind, Document(messages=tuple(messages), chat=len(messages) > 2, tools=tools), used
+        return kind, Document(messages=tuple(messages), tools=tools), used
 
     def _pair(self, row: dict[str, Any], pair: tuple[str, str], place: Place) -> Found | None:
         prompt, answer = row[pair[0]], row[pair[1]]
@@ -253,7 +253,8 @@ class RowReader:
         if not answer.strip():
             return None
         messages = (*self._system(row), *_says("user", prompt), *_says("assistant", answer))
-        chat = len(messages) > 2
+        # Without a template, a prompt and its response are joined as they are; a question and its answer would run together.
+        chat = len(messages) > 2 or (self.guesses and pair not in (FIRST_PAIR, CONTINUED))
         template = chat or pair != CONTINUED
         if tools and not template:
             place.refuse("has tools beside a `completion` that no template is put around", "Write lists of messages")
