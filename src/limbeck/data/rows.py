@@ -253,7 +253,7 @@ class RowReader:
         if not answer.strip():
             return None
         messages = (*self._system(row), *_says("user", prompt), *_says("assistant", answer))
-        # Without a template, a prompt and its response are joined as they are; a question and its answer would run together.
+        # Without a template, a prompt and its response are joined as they are; other pairs would run together.
         chat = len(messages) > 2 or (self.guesses and pair not in (FIRST_PAIR, CONTINUED))
         template = chat or pair != CONTINUED
         if tools and not template:
