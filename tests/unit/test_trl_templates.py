@@ -108,6 +108,9 @@ prompt has begun the thought already."""
 SPLIT = ("phi3", "phi3_5", "diffusion_gemma")
 """TRL's marks come in several pieces for one turn."""
 
+EOS_AFTER = ("phi3", "phi3_5")
+"""TRL marks the EOS token after the last turn too; the model has stopped at the end of its turn."""
+
 RESPONSE = ("diffusion_gemma",)
 """A model stops at the mark that begins a tool's response; TRL leaves it out."""
 
@@ -129,6 +132,8 @@ def normalised(name: str, found: list[str]) -> list[str]:
         found = _thoughtless(found)
     if name in RESPONSE:
         found = _each(r"<\|tool_response>\Z")(found)
+    if name in EOS_AFTER:
+        found = _each(r"\A<\|im_end\|>\Z")(found)
     if name in SPLIT:
         found = [re.sub(r"\s", "", piece) for piece in _joined(found)]
     return found
@@ -351,7 +356,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str] | str]] = {
 
 
 def of_row(row: dict[str, Any]) -> Document:
-    document = RowReader("data.corpus.0", Columns(), Seen()).document(row, "a row")
+    document = RowReader("data.corpus.0", Columns(), "text", Seen()).document(row, "a row")
     assert document is not None
     return document
 

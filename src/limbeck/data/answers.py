@@ -14,17 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.data.document import Document
+from limbeck.data.marks import MARKINGS, THOUGHT, Marked, Span
 from limbeck.data.templates import Template, in_parts
 from limbeck.errors import InputError
 
-_THOUGHT = re.compile(r"\A(\s*(?:<think>)?)(.*?)(</think>)(.*)\Z", re.DOTALL)
-_NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
-_TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
-REASONING = ("reasoning_content", "reasoning", "thinking")
-BRACKETS = ("\u2983\u2984", "\u27e6\u27e7", "\u2997\u2998", "\u27ea\u27eb")
+_NO__TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 
 DROPPED_TEXT = "the chat template writes nothing of the text that stands beside a tool call"
 DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last answer, so they are not learned"
+_TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
+_NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 EMPTY = "an answer is empty: it teaches to say nothing"
 ENDLESS = "the chat template writes nothing that ends an answer, so no end is learned"
 
@@ -60,22 +59,26 @@ def find_answers(document: Document, template: Template) -> Rendered:
             cannot be found.
     """
     failure: InputError | None = None
+    said = [str(m["content"]).strip() for m in document.messages if m["role"] == "assistant"]
+    as_it_is = ""
     for form in _FORMS:
         messages = form(document.messages)
-        if messages is None:
+        # Parts are for templates that write nothing of a string.
+        if messages is None or (form is _parts and as_it_is and all(words in as_it_is for words in said)):
             continue
         try:
             text = template.render(messages, document.tools)
         except InputError as error:
-            failure = failure or error
+            failure = failure or (error if form is list else None)
             continue
-        if _is_misread(text, messages):
-            continue
-        for marking in _MARKINGS:
-            marked = _Marked.of(document, messages, template, marking, text)
+        as_it_is = as_it_is or text
+        for marking in MARKINGS:
+            marked = Marked.of(document, messages, template, marking, text)
             if marked is not None and not marked.lost_content:
+                if _is_misread(marked, messages):
+                    break
                 return _Finder(document, messages, template, marked).found()
-    if failure is not None:
+    if failure is not None and not as_it_is:
         raise failure
     raise InputError(
         f"{template.name} rewrites conversations: the assistant's words cannot be found in them",
@@ -107,7 +110,7 @@ def _parts(messages: Any) -> list[dict[str, Any]]:
 
 def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
     def apart(message: dict[str, Any]) -> dict[str, Any]:
-        found = _THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
         return {**message, "reasoning_content": found[2].strip(), "content": found[4].lstrip()} if found else message
 
     changed = [apart(message) for message in messages]
@@ -119,183 +122,27 @@ _FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _argum
 content is text to most and parts to some."""
 
 
-def _is_misread(text: str, messages: list[dict[str, Any]]) -> bool:
-    """Whether the template wants another form: it printed arguments as Python prints a dict, or wrote an empty thought
-    before the thought that stands in the content."""
-    if _TWO_THOUGHTS.search(text):
+def _is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
+    """Whether the template wants another form: it printed arguments or parts as Python prints them, or wrote an empty
+    thought before the thought that stands in the content."""
+    text = marked.text
+    others = [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
+    if any(not _inside(found.span(), others) for found in _TWO_THOUGHTS.finditer(text)):
         return True
-    for message in messages:
+    for i, message in enumerate(messages):
+        if isinstance(message["content"], list) and repr(message["content"]) in text:
+            return True
+        called = min((start for start, _ in marked.calls.get(i, ())), default=0)
+        region = text[called : min((start for start, _ in others if start > called > 0), default=len(text))]
         for call in message.get("tool_calls") or ():
             arguments = call["function"].get("arguments")
-            if isinstance(arguments, dict) and arguments and repr(arguments) in text:
+            if isinstance(arguments, dict) and arguments and repr(arguments) in region:
                 return True
     return False
 
 
-# ------------------------------------------------------------------------------------------------------- marks
-
-
-@dataclass(frozen=True)
-class _Marking:
-    """What is marked: templates that look at what they are given (does it begin with ``<tool_response>``?) may write
-    something else where it is."""
-
-    others: bool = True
-    calls: bool = True
-    tools: bool = True
-
-
-_MARKINGS = (
-    _Marking(),
-    _Marking(tools=False),
-    _Marking(tools=False, calls=False),
-    _Marking(tools=False, others=False),
-    _Marking(tools=False, calls=False, others=False),
-)
-
-
-class _Marked:
-    """Where the pieces of each message stand in a rendered text.
-
-    Attributes:
-        text: the rendered text.
-        content: by message, spans of its pieces of content (thoughts inside it are a piece of their own).
-        thoughts: by message, spans of its reasoning.
-        calls: by message, spans of names and arguments of its calls.
-        lost_content: an assistant's content of which no piece is in the text, with no call to excuse it.
-    """
-
-    def __init__(self, text: str, marking: _Marking) -> None:
-        self.text, self.marking = text, marking
-        self.content: dict[int, list[tuple[int, int]]] = {}
-        self.thoughts: dict[int, list[tuple[int, int]]] = {}
-        self.calls: dict[int, list[tuple[int, int]]] = {}
-        self.lost: dict[int, set[str]] = {}
-        self.lost_content = False
-
-    def own(self, i: int) -> list[tuple[int, int]]:
-        return sorted([*self.content.get(i, ()), *self.thoughts.get(i, ()), *self.calls.get(i, ())])
-
-    @classmethod
-    def of(
-        cls, document: Document, messages: list[dict[str, Any]], template: Template, marking: _Marking, text: str
-    ) -> _Marked | None:
-        """None where the marks change what the template writes."""
-        brackets = next((pair for pair in BRACKETS if not set(pair) & set(text)), None)
-        if brackets is None:
-            return None
-        marker = _Marker(*brackets)
-        marked_messages = [marker.message(i, m, marking) for i, m in enumerate(messages)]
-        tools = [marker.tool(t) for t in document.tools] if marking.tools else list(document.tools)
-        try:
-            rendered = template.render(marked_messages, tools)
-        except InputError:
-            return None
-        spans, plain = marker.spans(rendered)
-        if plain != text:
-            return None
-        found = cls(text, marking)
-        for n, (i, kind) in enumerate(marker.pieces):
-            span = spans.get(n)
-            if span is None:
-                found.lost.setdefault(i, set()).add(kind)
-            elif kind in ("content", "inner"):
-                (found.content if kind == "content" else found.thoughts).setdefault(i, []).append(span)
-            elif kind == "thoughts":
-                found.thoughts.setdefault(i, []).append(span)
-            elif kind in ("name", "argument"):
-                found.calls.setdefault(i, []).append(span)
-        found.lost_content = any(
-            message["role"] == "assistant"
-            and "content" in found.lost.get(i, ())
-            and not found.content.get(i)
-            and not message.get("tool_calls")
-            for i, message in enumerate(messages)
-        )
-        return found
-
-
-class _Marker:
-    """Puts marks around pieces of text, and reads them back."""
-
-    def __init__(self, left: str, right: str) -> None:
-        self.left, self.right = left, right
-        self.pieces: list[tuple[int, str]] = []
-
-    def _around(self, i: int, kind: str, text: str) -> str:
-        """Marks go inside the spaces at both ends, which templates strip; nothing is put into an empty text."""
-        core = text.strip()
-        if not core:
-            return text
-        at = text.index(core)
-        n = len(self.pieces)
-        self.pieces.append((i, kind))
-        mark = f"{self.left}{n}{self.right}"
-        return text[:at] + mark + core + mark + text[at + len(core) :]
-
-    def _content(self, i: int, text: str) -> str:
-        thought = _THOUGHT.match(text)
-        if thought is None:
-            return self._around(i, "content", text)
-        opening, inner, closing, rest = thought.groups()
-        return opening + self._around(i, "inner", inner) + closing + self._around(i, "content", rest)
-
-    def message(self, i: int, message: dict[str, Any], marking: _Marking) -> dict[str, Any]:
-        own = message["role"] == "assistant"
-        if not (own or marking.others):
-            return message
-        marked = dict(message)
-        content = message.get("content")
-        if isinstance(content, str):
-            marked["content"] = self._content(i, content) if own else self._around(i, "content", content)
-        elif isinstance(content, list):
-            whole = content[0]["text"]
-            text = self._content(i, whole) if own else self._around(i, "content", whole)
-            marked["content"] = [{"type": "text", "text": text}]
-        for key in REASONING:
-            if isinstance(message.get(key), str):
-                marked[key] = self._around(i, "thoughts", message[key])
-        if message.get("tool_calls") and marking.calls:
-            marked["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
-        return marked
-
-    def _call(self, i: int, call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        arguments = function.get("arguments", {})
-        marked = self._around(i, "argument", arguments) if isinstance(arguments, str) else self._leaves(i, arguments)
-        return {
-            **call,
-            "function": {**function, "name": self._around(i, "name", function["name"]), "arguments": marked},
-        }
-
-    def _leaves(self, i: int, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._around(i, "argument", value)
-        if isinstance(value, dict):
-            return {key: self._leaves(i, inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [self._leaves(i, inner) for inner in value]
-        return value
-
-    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            return tool
-        return {**tool, "function": {**function, "name": self._around(-1, "tool", function["name"])}}
-
-    def spans(self, rendered: str) -> tuple[dict[int, tuple[int, int]], str]:
-        """Of each piece where it stands in the text without marks. A piece that was written twice is where it was
-        written first, one of which an end is missing is nowhere."""
-        places: dict[int, list[int]] = {}
-        plain: list[str] = []
-        length = at = 0
-        for mark in re.finditer(f"{self.left}(\\d+){self.right}", rendered):
-            plain.append(rendered[at : mark.start()])
-            length += mark.start() - at
-            at = mark.end()
-            places.setdefault(int(mark[1]), []).append(length)
-        plain.append(rendered[at:])
-        return {n: (p[0], p[1]) for n, p in places.items() if len(p) >= 2}, "".join(plain)
+def _inside(span: Span, others: list[Span]) -> bool:
+    return any(start <= span[0] and span[1] <= end for start, end in others)
 
 
 # ------------------------------------------------------------------------------------------------------ finding
@@ -304,7 +151,7 @@ class _Marker:
 class _Finder:
     """From where the pieces stand to what is learned."""
 
-    def __init__(self, document: Document, messages: list[dict[str, Any]], template: Template, marked: _Marked) -> None:
+    def __init__(self, document: Document, messages: list[dict[str, Any]], template: Template, marked: Marked) -> None:
         self.document, self.messages, self.template, self.marked = document, messages, template, marked
         self.text = marked.text
         self.rendered = Rendered(marked.text, [])
@@ -347,7 +194,13 @@ class _Finder:
         lost = self.marked.lost.get(i, set())
         names = [str(call["function"]["name"]) for call in calls]
         unmarked = not self.marked.marking.calls and any(name not in self.text for name in names)
-        if lost & {"name", "argument"} or unmarked:
+        # Kimi writes a call's id, which holds its name.
+        ids = [str(call.get("id", "")) for call in calls]
+        by_id = all(name in each and each in self.text for name, each in zip(names, ids, strict=True))
+        arguments = [call["function"].get("arguments") for call in calls]
+        keys = [str(key) for given in arguments if isinstance(given, dict) for key in given]
+        missing = bool(lost & ({"argument"} if by_id else {"name", "argument"}))
+        if missing or unmarked or any(key not in self.text for key in keys):
             raise InputError(
                 f"{self.template.name} writes nothing of a tool call, and would teach to say nothing in its place",
                 key="data.corpus",
@@ -361,7 +214,7 @@ class _Finder:
         has_thoughts = bool(self.marked.thoughts.get(i))
         if is_last and lost & {"thoughts", "inner"} and not has_thoughts:
             self.rendered.remarks.add(DROPPED_THOUGHTS)
-        if not self.marked.own(i) and not message.get("tool_calls"):
+        if not message.get("tool_calls") and not self.marked.content.get(i) and not has_thoughts:
             self.rendered.remarks.add(EMPTY)
 
     # where an answer begins and ends
@@ -371,7 +224,9 @@ class _Finder:
 
     def _answers(self, i: int, group: list[list[tuple[int, int]]], previous: int) -> list[Answer]:
         others = self._others(i)
-        found = []
+        found: list[Answer] = []
+        if not group and not self.messages[i].get("tool_calls"):
+            return found  # no words, and no place for them: nothing can be learned
         for n, spans in enumerate(group or [[]]):
             limit = spans[0][0] if spans else next((s for s in others if s >= previous), len(self.text))
             start = self._start(i, previous, limit, has_words=bool(spans)) if n == 0 else spans[0][0]
@@ -383,7 +238,8 @@ class _Finder:
                 if goes_on
                 else self._end(i, body_end, stop)
             )
-            words = [s for s in spans if s in self.marked.content.get(i, ()) or s in self.marked.thoughts.get(i, ())]
+            said = {*self.marked.content.get(i, ()), *self.marked.thoughts.get(i, ())}
+            words = self._joined(i, [span for span in spans if span in said])
             found.append(Answer(start, end, (*words, *self._call_words(i, spans, (start, end), words))))
             previous = end
         return found
@@ -419,8 +275,8 @@ class _Finder:
         is_last = i == len(self.messages) - 1
         if around.closing is not None and (at := region.find(around.closing)) >= 0:
             return body_end + at + len(around.closing)
-        if is_last and around.closing is not None:
-            tag = self.template.last_tag(region)
+        if is_last and (around.closing is not None or not around.known):
+            tag = self.template.last_tag(region) if around.known else self.template.first_tag(region)
             return body_end + tag[1] if tag else self._endless(body_end, region)
         if is_last:
             opening = self.template.opening_of_next(self.messages, self.document.tools)
@@ -429,6 +285,8 @@ class _Finder:
             self.text += opening
             self.rendered.text = self.text
             return len(self.text)
+        if not is_last and self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
+            return stop  # one turn of two messages: what stands between them is written by the model
         if around.closing_before_turn is not None and not self.messages[i].get("tool_calls"):
             at = region.find(around.closing_before_turn)
             if at >= 0:
@@ -438,20 +296,41 @@ class _Finder:
     def _end_by_what_follows(self, i: int, body_end: int, region: str, *, goes_on: bool = False) -> int:
         """Where the conversation that ends with this turn and the one that goes on part. ``goes_on``: a result stands
         inside the turn, and the model stops where it begins."""
-        try:
-            alone = self.template.render(self.messages[: i + 1], self.document.tools)
-        except InputError:
-            alone = ""
-        own = alone[body_end:] if alone[:body_end] == self.text[:body_end] else ""
+        own = self._alone(i, body_end)
         same = self.template.common(region, own)
         inside = region[:same]
-        if self.template.surroundings.closing is not None and not goes_on:
-            tag = self.template.last_tag(inside)
+        around = self.template.surroundings
+        if not goes_on and (around.closing is not None or not around.known):
+            tag = self.template.last_tag(inside) if around.known else self.template.first_tag(region)
             return body_end + tag[1] if tag else self._endless(body_end, "")
         for found in self.template.tags(region):
             if found.end() > same:
                 return body_end + found.end()
         return self._endless(body_end, inside)
+
+    def _alone(self, i: int, body_end: int) -> str:
+        """What follows the same words where the conversation ends with their turn."""
+        messages = self.messages[: i + 1]
+        try:
+            alone = self.template.render(messages, self.document.tools)
+        except InputError:
+            return ""
+        last = next((span for span in self.marked.own(i) if span[1] == body_end), None)
+        marked = Marked.of(self.document, messages, self.template, self.marked.marking, alone)
+        if last is not None and marked is not None:
+            number = self.marked.number_of(last)
+            span = marked.where.get(number) if number is not None else None
+            return alone[span[1] :] if span else ""
+        return alone[body_end:] if alone[:body_end] == self.text[:body_end] else ""
+
+    def _joined(self, i: int, words: list[Span]) -> list[Span]:
+        """Words in which a literal ``</think>`` stands were no thought, where the template leaves it in its place."""
+        content = str(self.messages[i].get("content"))
+        if "</think>" in content and "<think>" not in content and len(words) == 2:
+            whole = self.text[words[0][0] : words[1][1]]
+            if whole in content:
+                return [(words[0][0], words[1][1])]
+        return words
 
     def _endless(self, body_end: int, region: str) -> int:
         self.rendered.remarks.add(ENDLESS)

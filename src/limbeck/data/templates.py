@@ -36,9 +36,10 @@ def _strftime(date: datetime.date) -> str:
     codes |= {f"-{code}": midnight.strftime(f"%{code}").lstrip("0") or "0" for code in "dmyHIMSj"}
     return (
         "{%- macro strftime_now(format) -%}{%- set codes = " + repr(codes) + " -%}"
-        "{%- for part in format.split('%') -%}{%- if loop.first -%}{{ part }}"
-        "{%- elif part[:1] == '-' -%}{{ codes.get(part[:2], '') ~ part[2:] }}"
-        "{%- elif part -%}{{ codes.get(part[0], part[0]) ~ part[1:] }}{%- else -%}%{%- endif -%}"
+        "{%- for part in format.replace('%%', '\u2983').split('%') -%}"
+        "{%- if loop.first -%}{{ part | replace('\u2983', '%') }}"
+        "{%- elif part[:1] == '-' -%}{{ (codes.get(part[:2], '') ~ part[2:]) | replace('\u2983', '%') }}"
+        "{%- elif part -%}{{ (codes.get(part[0], part[0]) ~ part[1:]) | replace('\u2983', '%') }}{%- endif -%}"
         "{%- endfor -%}{%- endmacro %}\n"  # trim_blocks takes this newline, and no other
     )
 
@@ -48,6 +49,7 @@ class Surroundings:
     """What a template writes around answers.
 
     Attributes:
+        known: whether the template could be asked.
         header: what it adds to ask for an answer (``<|im_start|>assistant\\n``); empty where it adds nothing.
         closing: the token after the last answer of a conversation; None where there is none.
         closing_before_turn: the first token after an answer that a user's turn follows: the same, or the user's role
@@ -55,6 +57,7 @@ class Surroundings:
         before_turn: what stands between such an answer and the end of that token.
     """
 
+    known: bool = False
     header: str = ""
     closing: str | None = None
     closing_before_turn: str | None = None
@@ -133,6 +136,13 @@ class Template:
         """Where the last of them stands."""
         return max((found.span() for found in self.tags(text)), default=None)
 
+    def _closing(self, tail: str, gap: str) -> tuple[int, int] | None:
+        """Of what follows a last answer (``tail``), the token that ends it: the last one, but where more follows than
+        before a user's turn (``gap``), such as the header of a next answer or an EOS token, the first."""
+        if gap.startswith(tail.rstrip()):
+            return self.last_tag(tail)
+        return self.first_tag(tail[: self.common(tail, gap)]) or self.last_tag(tail)
+
     def common(self, text: str, other: str) -> int:
         """How many characters both begin with, not counting a tag of ``text`` that is not whole among them."""
         same = len(os.path.commonprefix([text, other]))  # noqa: RUF071 - characters are meant
@@ -144,10 +154,12 @@ class Template:
 
     @cached_property
     def surroundings(self) -> Surroundings:
-        asked = [{"role": "user", "content": QUESTION}]
-        answered = [*asked, {"role": "assistant", "content": ANSWER}]
-        later = [*answered, {"role": "user", "content": LATER}]
-        for as_given in (lambda m: m, in_parts):  # some templates read lists of parts only
+        question = [{"role": "user", "content": QUESTION}]
+        told = [{"role": "system", "content": "-"}, *question]
+        # Some templates want a system message, and some read lists of parts only.
+        for asked, as_given in ((question, list), (told, list), (question, in_parts), (told, in_parts)):
+            answered = [*asked, {"role": "assistant", "content": ANSWER}]
+            later = [*answered, {"role": "user", "content": LATER}]
             try:
                 before, after = (self.render(as_given(asked), prompt=prompt) for prompt in (False, True))
                 tail = self.render(as_given(answered)).partition(ANSWER)
@@ -156,8 +168,9 @@ class Template:
                 continue
             if tail[1] and gap[1]:
                 same = self.common(after, before)
-                last, first = self.last_tag(tail[2]), self.first_tag(gap[2].partition(LATER)[0])
+                last, first = self._closing(tail[2], gap[2]), self.first_tag(gap[2].partition(LATER)[0])
                 return Surroundings(
+                    True,
                     after[same:],
                     tail[2][slice(*last)] if last else None,
                     gap[2][slice(*first)] if first else None,

@@ -1,0 +1,223 @@
+"""Numbered marks around every piece of text of a conversation: they tell where a chat template writes each.
+
+The conversation is rendered twice: as it is, and with marks that no template knows. Taken out again, they must leave
+the first rendering.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.data.document import Document
+from limbeck.data.templates import Template
+from limbeck.errors import InputError
+
+Span = tuple[int, int]
+THOUGHT = re.compile(r"\A(\s*(?:<think>)?)(.*?)(</think>)(.*)\Z", re.DOTALL)
+REASONING = ("reasoning_content", "reasoning", "thinking")
+BRACKETS = (("\u2983", "\u2984"), ("\u27e6", "\u27e7"), ("\u2997", "\u2998"), ("\u27ea", "\u27eb"))
+"""Around the number of a mark."""
+PLAIN_BRACKETS = (("@@", "@@"), ("##", "##"), ("~~", "~~"))
+"""The same in ASCII, for templates that escape or drop everything else."""
+
+
+@dataclass(frozen=True)
+class Marking:
+    """What is marked: templates that look at what they are given (does it begin with ``<tool_response>``?) may write
+    something else where it is.
+
+    Attributes:
+        empties: answers without words, which otherwise leave no trace.
+        others: what others than the assistant say.
+        calls: names and arguments of calls.
+        tools: names of the tools that are defined.
+    """
+
+    empties: bool = True
+    others: bool = True
+    calls: bool = True
+    tools: bool = True
+
+
+MARKINGS = (
+    Marking(),
+    Marking(empties=False),
+    Marking(empties=False, tools=False),
+    Marking(empties=False, tools=False, calls=False),
+    Marking(empties=False, tools=False, others=False),
+    Marking(empties=False, tools=False, calls=False, others=False),
+)
+
+
+class Marked:
+    """Where the pieces of each message stand in a rendered text.
+
+    Attributes:
+        text: the rendered text.
+        content: by message, spans of its pieces of content (thoughts inside it are a piece of their own).
+        thoughts: by message, spans of its reasoning.
+        calls: by message, spans of names and arguments of its calls.
+        empty: by message, where the words of an answer would stand that has none.
+        where: by the number of a piece, its span; numbers do not depend on later messages.
+        lost: by message, kinds of pieces that are not in the text.
+        lost_content: an assistant's content of which no piece is in the text, with no call to excuse it.
+    """
+
+    def __init__(self, text: str, marking: Marking) -> None:
+        self.text, self.marking = text, marking
+        self.content: dict[int, list[Span]] = {}
+        self.thoughts: dict[int, list[Span]] = {}
+        self.calls: dict[int, list[Span]] = {}
+        self.empty: dict[int, list[Span]] = {}
+        self.where: dict[int, Span] = {}
+        self.lost: dict[int, set[str]] = {}
+        self.lost_content = False
+
+    def own(self, i: int) -> list[Span]:
+        kinds = (self.content, self.thoughts, self.calls, self.empty)
+        return sorted(span for kind in kinds for span in kind.get(i, ()))
+
+    def number_of(self, span: Span) -> int | None:
+        """The number of the piece that stands there."""
+        return next((n for n, found in self.where.items() if found == span), None)
+
+    @classmethod
+    def of(
+        cls, document: Document, messages: list[dict[str, Any]], template: Template, marking: Marking, text: str
+    ) -> Marked | None:
+        """None where the marks change what the template writes."""
+        given = text + str(messages)
+        for kind in (BRACKETS, PLAIN_BRACKETS):
+            brackets = next((pair for pair in kind if not any(mark in given for mark in pair)), None)
+            found = cls._with(brackets, document, messages, template, marking, text) if brackets else None
+            if found is not None:
+                return found
+        return None
+
+    @classmethod
+    def _with(
+        cls,
+        brackets: tuple[str, str],
+        document: Document,
+        messages: list[dict[str, Any]],
+        template: Template,
+        marking: Marking,
+        text: str,
+    ) -> Marked | None:
+        marker = Marker(*brackets)
+        marked_messages = [marker.message(i, m, marking) for i, m in enumerate(messages)]
+        tools = [marker.tool(t) for t in document.tools] if marking.tools else list(document.tools)
+        try:
+            rendered = template.render(marked_messages, tools)
+        except InputError:
+            return None
+        spans, plain = marker.spans(rendered)
+        if plain != text:
+            return None
+        found = cls(text, marking)
+        found.where = spans
+        kinds = {"content": found.content, "inner": found.thoughts, "thoughts": found.thoughts, "name": found.calls,
+                 "argument": found.calls, "empty": found.empty}  # fmt: skip
+        for n, (i, kind) in enumerate(marker.pieces):
+            span = spans.get(n)
+            if span is None:
+                found.lost.setdefault(i, set()).add(kind)
+            elif kind in kinds:
+                kinds[kind].setdefault(i, []).append(span)
+        found.lost_content = any(
+            message["role"] == "assistant"
+            and "content" in found.lost.get(i, ())
+            and not found.content.get(i)
+            and not message.get("tool_calls")
+            for i, message in enumerate(messages)
+        )
+        return found
+
+
+class Marker:
+    """Puts marks around pieces of text, and reads them back."""
+
+    def __init__(self, left: str, right: str) -> None:
+        self.left, self.right = left, right
+        self.pieces: list[tuple[int, str]] = []
+
+    def _around(self, i: int, kind: str, text: str) -> str:
+        """Marks go inside the spaces at both ends, which templates strip; nothing is put into an empty text."""
+        core = text.strip()
+        if not core:
+            return text
+        at = text.index(core)
+        n = len(self.pieces)
+        self.pieces.append((i, kind))
+        mark = f"{self.left}{n}{self.right}"
+        return text[:at] + mark + core + mark + text[at + len(core) :]
+
+    def _content(self, i: int, text: str) -> str:
+        thought = THOUGHT.match(text)
+        if thought is None:
+            return self._around(i, "content", text)
+        opening, inner, closing, rest = thought.groups()
+        return opening + self._around(i, "inner", inner) + closing + self._around(i, "content", rest)
+
+    def message(self, i: int, message: dict[str, Any], marking: Marking) -> dict[str, Any]:
+        own = message["role"] == "assistant"
+        if not (own or marking.others):
+            return message
+        marked = dict(message)
+        content = message.get("content")
+        if isinstance(content, str):
+            marked["content"] = self._content(i, content) if own else self._around(i, "content", content)
+        elif isinstance(content, list):
+            whole = content[0]["text"]
+            text = self._content(i, whole) if own else self._around(i, "content", whole)
+            marked["content"] = [{"type": "text", "text": text}]
+        for key in REASONING:
+            if isinstance(message.get(key), str):
+                marked[key] = self._around(i, "thoughts", message[key])
+        says_nothing = not message.get("tool_calls") and not any(message.get(key) for key in REASONING)
+        if own and marking.empties and content == "" and says_nothing:
+            self.pieces.append((i, "empty"))
+            marked["content"] = 2 * f"{self.left}{len(self.pieces) - 1}{self.right}"
+        if message.get("tool_calls") and marking.calls:
+            marked["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
+        return marked
+
+    def _call(self, i: int, call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function.get("arguments", {})
+        marked = self._around(i, "argument", arguments) if isinstance(arguments, str) else self._leaves(i, arguments)
+        return {
+            **call,
+            "function": {**function, "name": self._around(i, "name", function["name"]), "arguments": marked},
+        }
+
+    def _leaves(self, i: int, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._around(i, "argument", value)
+        if isinstance(value, dict):
+            return {key: self._leaves(i, inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._leaves(i, inner) for inner in value]
+        return value
+
+    def tool(self, tool: dict[str, Any]) -> dict[str, Any]:
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            return tool
+        return {**tool, "function": {**function, "name": self._around(-1, "tool", function["name"])}}
+
+    def spans(self, rendered: str) -> tuple[dict[int, Span], str]:
+        """Of each piece where it stands in the text without marks. A piece that was written twice is where it was
+        written first, one of which an end is missing is nowhere."""
+        places: dict[int, list[int]] = {}
+        plain: list[str] = []
+        length = at = 0
+        for mark in re.finditer(f"{re.escape(self.left)}(\\d+){re.escape(self.right)}", rendered):
+            plain.append(rendered[at : mark.start()])
+            length += mark.start() - at
+            at = mark.end()
+            places.setdefault(int(mark[1]), []).append(length)
+        plain.append(rendered[at:])
+        return {n: (p[0], p[1]) for n, p in places.items() if len(p) >= 2}, "".join(plain)
