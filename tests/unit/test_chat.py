@@ -337,3 +337,103 @@ def test_half_a_surrogate_pair_is_found_wherever_it_stands(tokenizer: Any, where
     }[where]
     with pytest.raises(InputError, match=f"document {document.key[:12]} holds text that is no Unicode"):
         encode(document, with_template(tokenizer, CALLING))
+
+
+# As the first Llama 3 had it: the header of an answer is written whether it is asked for or not.
+ALWAYS = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+
+# As gpt-oss does it: what stood beside a call is dropped once an answer has come.
+DROPPING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% set later = messages[loop.index:] | selectattr('role', 'eq', 'assistant') | list %}{% if m.tool_calls %}{% if m.content and not later %}"
+    "<|start|>assistant<|channel|>analysis<|message|>{{ m.content }}<|end|>{% endif %}"
+    "<|start|>assistant to={{ m.tool_calls[0].function.name }}<|message|>"
+    "{{ m.tool_calls[0].function.arguments | tojson }}"
+    "<|call|>{% else %}<|start|>assistant<|message|>{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}"
+    "{% endif %}{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+def test_a_header_that_is_always_written_is_no_label(tokenizer: Any) -> None:
+    conversation = (user("hi"), said("yo"), user("more"), said("ok"))
+    assert learned(tokenizer, ALWAYS, *conversation) == ["yo<|eot_id|>", "ok<|eot_id|>"]
+    always = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
+    assert learned(tokenizer, always, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+    ended = CHATML.replace("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}<|endoftext|>{% endif %}")
+    assert learned(tokenizer, ended, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+
+
+def test_the_end_of_a_call_is_learned_where_what_stood_before_it_is_dropped(tokenizer: Any) -> None:
+    for city in ("Oslo", 3):
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        conversation = (
+            user("W?"),
+            said("Let me look.", tool_calls=[call]),
+            {**RESULT, "content": "7"},
+            said("It is 7."),
+        )
+        written = '{"city": "Oslo"}' if city == "Oslo" else '{"city": 3}'
+        assert learned(tokenizer, DROPPING, *conversation) == [
+            f" to=weather<|message|>{written}<|call|>",
+            "<|message|>It is 7.<|return|>",
+        ]
+
+
+def test_arguments_are_no_text_because_somebody_wrote_python(tokenizer: Any) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"n": 1}}}
+    found = learned(tokenizer, CALLING, user("d = {'n': 1}"), said("", tool_calls=[call]))
+    assert '"arguments": {"n": 1}}' in found[0]
+
+
+def test_no_form_is_tried_that_the_template_does_not_read(tokenizer: Any) -> None:
+    for change in (" | title", "[:10]"):
+        template = CHATML.replace("m['content']", f"m['content']{change}")
+        try:
+            encoded = encode(Document(messages=(user("a question"), said("Yes"))), with_template(tokenizer, template))
+        except InputError:
+            continue
+        assert "type" not in tokenizer.decode(encoded.ids)
+
+
+def test_a_template_that_wants_a_system_message_is_asked_with_one(tokenizer: Any) -> None:
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    conversation = ({"role": "system", "content": "be kind"}, user("hi"), said("yo"), user("so"), said("ok"))
+    assert learned(tokenizer, strict, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+
+
+def test_the_end_of_an_empty_answer_is_its_own(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, CHATML)
+    encoded = encode(Document(messages=(user("q"), said(""), user("r"), said("B"))), chatty)
+    text = tokenizer.decode(encoded.ids)
+    assert pieces(encoded, chatty) == ["<|im_end|>", "B<|im_end|>"]
+    first = next(i for i, kind in enumerate(encoded.loss_mask) if kind)
+    assert tokenizer.decode(encoded.ids[:first]).endswith("<|im_start|>assistant\n"), text
+
+
+def test_one_turn_of_two_messages_is_learned_whole(tokenizer: Any) -> None:
+    merging = (
+        "{% for m in messages %}{% if loop.first or m.role != messages[loop.index0 - 1].role %}"
+        "<|im_start|>{{ m.role }}\n"
+        "{% else %}{{ '\n\n' }}{% endif %}{{ m.content }}"
+        "{% if loop.last or m.role != messages[loop.index0 + 1].role %}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    conversation = (user("hi"), said("One"), said("Two"))
+    assert "".join(learned(tokenizer, merging, *conversation)) == "One\n\nTwo<|im_end|>"
+    assert not encode(Document(messages=conversation), with_template(tokenizer, merging)).remarks
+
+
+def test_a_literal_end_of_a_thought_is_text(tokenizer: Any) -> None:
+    answer = "Write </think> to close it."
+    assert encode(Document(messages=(user("how?"), said(answer))), with_template(tokenizer, CHATML)).n_bytes == len(
+        answer
+    )
+
+
+def test_a_percent_sign_in_a_date(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, "{{ strftime_now('%%Y %Y') }}" + CHATML)
+    assert chatty.decode(encode(Document(messages=(user("hi"), said("yo"))), chatty).ids).startswith("%Y 2024")

@@ -527,3 +527,45 @@ def test_a_parquet_table_of_conversations(tmp_path: Path) -> None:
     assert called.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert said.messages == (U, A)
     assert said.tools == (TOOL,)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": [U, {"role": "tool_call", "content": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+                       {"role": "tool_response", "content": "4 C"}, A]},
+         (U, {"role": "assistant", "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "4 C"}, A)),
+        ({"messages": [{"role": "User", "content": "Hi"}, {"role": "model", "content": "Yo"}]}, (U, A)),
+        ({"messages": [{"role": "human", "value": "Hi"}, {"role": "gpt", "value": "Yo"}]}, (U, A)),
+        ({"query": "Hi", "response": "Yo", "history": [["Hi", "Yo"]]}, (U, A, U, A)),
+        ({"prompt": "Hi", "response": '[{"role": "assistant", "content": "x"}]'},
+         (U, {**A, "content": '[{"role": "assistant", "content": "x"}]'})),
+        ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "text": "hm", "thinking": None},
+                                                             {"type": None, "text": "Yo"}]}]},
+         (U, {**A, "reasoning_content": "hm"})),
+        ({"messages": [U, A], "weight": float("nan")}, (U, A)),
+    ],
+)  # fmt: skip
+def test_words_of_other_tools(tmp_path: Path, row: dict[str, Any], messages: tuple[dict[str, Any], ...]) -> None:
+    assert [d.messages for d in rows(tmp_path, row)] == [messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"messages": [U, {"role": "narrator", "content": "x"}, A]}, "'narrator', a role that is not known"),
+        ({"messages": [U, {**A, "mask": True}]}, "has `mask`"),
+        ({"messages": [U, {**A, "loss_scale": 0}]}, "has `loss_scale`"),
+        ({"messages": [U, {**A, "skip": True}]}, "has `skip`"),
+        ({"prompt": "q", "completion": "bad", "kto_tag": False}, "not wanted"),
+        ({"messages": [U, A], "mask_history": True}, "has `mask_history`"),
+        ({"messages": [U, A], "train_on_inputs": True}, "has `train_on_inputs`"),
+    ],
+)
+def test_what_other_tools_ask_for_is_refused_by_name(tmp_path: Path, row: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        rows(tmp_path, row)
+
+
+def test_an_empty_list_is_no_conversation(tmp_path: Path) -> None:
+    assert [d.text for d in rows(tmp_path, {"messages": [], "text": "T"})] == ["T"]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MASKED, WORDS, MARK = 0, 1, 2
 
+STRADDLES = "a token holds the end of a prompt and the beginning of its completion, and is learned whole"
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -154,13 +156,16 @@ def _conversation(
         before = np.concatenate([[0], np.cumsum(kinds == kind)])
         return before[high] > before[low]
 
+    remarks = set(rendered.remarks)
+    if not document.template and any(((low < a.start) & (a.start < high)).any() for a in rendered.answers):
+        remarks.add(STRADDLES)
     mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED)).tolist()
     before, after = ([], []) if has_template(tokenizer) and document.template else _marks(tokenizer)
     return Encoded(
         [*before, *ids, *after],
         [MASKED] * len(before) + mask + [MARK] * len(after),
         n_bytes,
-        frozenset(rendered.remarks),
+        frozenset(remarks),
     )
 
 

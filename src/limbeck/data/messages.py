@@ -22,7 +22,7 @@ NOT_LEARNED = (
     "masked", "is_masked", "mask_loss", "ignore", "ignored", "ignore_loss", "no_loss", "no_train", "skip_train",
     "skip_loss", "exclude_from_loss",
 )  # fmt: skip
-FLAG_LIKE = re.compile(r"train|learn|loss|mask|weight|supervis|ignore")
+FLAG_LIKE = re.compile(r"train|learn|loss|mask|weight|supervis|ignore|skip|exclude|^labels?$")
 """Keys like these say something of what is learned; those that are not known are refused."""
 UNREAD = ("tools", "functions", "function_calls", "images", "image", "audio", "audios", "video", "videos")
 """Keys of a message that say something to a model, and that limbeck does not hand on."""
@@ -37,6 +37,8 @@ ROLES = {
 }  # fmt: skip
 """ShareGPT's names of who speaks."""
 CALLS = ("function_call", "tool_call")
+NATIVE = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+"""Roles that chat templates know."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,8 @@ def says_messages(text: str) -> bool:
     return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
 
 
-def messages_of(value: Any, place: Place, *, known_roles: bool = False) -> list[Message]:
+def messages_of(value: Any, place: Place) -> list[Message]:
     """Messages with ``role`` and ``content``, and with ``learn: False`` on an assistant's that is not to be learned.
-
-    Args:
-        known_roles: roles are ShareGPT's also where messages have ``role``, not ``from``.
 
     Raises:
         InputError: no list of messages, or something in one that limbeck does not do; names the place.
@@ -104,16 +103,14 @@ def messages_of(value: Any, place: Place, *, known_roles: bool = False) -> list[
     value = parsed(value, place)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         place.refuse("is no list of messages", 'Write [{"role": "user", "content": "..."}, ...]')
-    found = [_message(message, place.inside(f"message {n}"), known_roles) for n, message in enumerate(value, 1)]
+    found = [_message(message, place.inside(f"message {n}")) for n, message in enumerate(value, 1)]
     if any(message.get("function_call") for message in value):  # OpenAI's older form has an older name for results
         found = [{**m, "role": "tool"} if m["role"] == "function" else m for m in found]
     return found
 
 
-def _message(message: Message, place: Place, known_roles: bool) -> Message:
-    message = {name: value for name, value in message.items() if value is not None}
-    if known_roles or "role" not in message:
-        message = _from_sharegpt(message, place)
+def _message(message: Message, place: Place) -> Message:
+    message = _in_known_words({name: value for name, value in message.items() if value is not None}, place)
     if not isinstance(message.get("role"), str):
         place.refuse("has no `role`", 'Write "role": "user" or "assistant"')
     for name in UNREAD:
@@ -142,10 +139,12 @@ UNREAD_FIXES = {
 MEDIA_FIX = "limbeck learns from text only: use data without it"
 
 
-def _from_sharegpt(message: Message, place: Place) -> Message:
-    """A message in OpenAI's words. One without a speaker is left as it is."""
+def _in_known_words(message: Message, place: Place) -> Message:
+    """A message in the words that chat templates know. One without a speaker is left as it is."""
     speaker = message.get("role", message.get("from"))
     if not isinstance(speaker, str):
+        return message
+    if "content" in message and (speaker in NATIVE or message.get("tool_calls")):
         return message
     name = speaker.strip().lower()
     if name not in ROLES:
@@ -176,10 +175,11 @@ def _content(content: Any, kept: Message, place: Place) -> str:
         place.refuse(f"has a `content` that is {kind_of(content)}, not text")
     texts = []
     for part in content:
+        part = {name: given for name, given in part.items() if given is not None} if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text", part.get("content")) if isinstance(part, dict) else part
         if kind in ("thinking", "reasoning"):
-            thought = part.get("thinking", part.get("reasoning", part.get("text")))
+            thought = next((t for name in ("thinking", "reasoning", "text") if (t := part.get(name)) is not None), None)
             if not isinstance(thought, str):
                 place.refuse(f"holds a part of type `{kind}` without text")
             kept["reasoning_content"] = kept.get("reasoning_content", "") + thought

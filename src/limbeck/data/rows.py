@@ -28,6 +28,8 @@ INPUTS = ("input", "context")
 OUTPUTS = ("output", "response")
 ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight")
 ROW_FLAGS = ("loss_mask", "train", "trainable", "mask", "train_mask", "completion_mask", "assistant_masks")
+ROW_ASKS = ("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt", "history_mask")
+"""Keys by which a row asks to be learned in another way than limbeck does."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 UNLEARNED = "assistant marked as not to be learned"
 NAMED = 8  # unread columns that are named
@@ -126,6 +128,9 @@ class RowReader:
         for name in ROW_WEIGHTS:
             if _number(row.get(name)) not in (None, 1):
                 place.refuse(f"has `{name}: {row[name]}`; limbeck weighs all rows alike", f"Remove `{name}`")
+        for name in ROW_ASKS:
+            if row.get(name):
+                place.refuse(f"has `{name}`; limbeck learns every answer, and no question", f"Remove `{name}`")
         for name in MEDIA:
             if row.get(name):
                 place.refuse(f"has `{name}`; limbeck learns from text only", "Use data without it")
@@ -150,7 +155,7 @@ class RowReader:
             if isinstance(row.get(str(named.text)), str):
                 return self._plain(row, str(named.text))
             self._unknown(row, [name for name in (named.messages, named.prompt, named.text) if name], place)
-        if isinstance(row.get("messages"), list):
+        if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
         if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
             return self._pair(row, FIRST_PAIR, place)
@@ -179,8 +184,9 @@ class RowReader:
 
     @staticmethod
     def _check_pair(row: dict[str, Any], place: Place) -> None:
-        if row.get("label") is False:
-            place.refuse("is an answer that is not wanted (`label: false`), from which limbeck does not learn")
+        for name in ("label", "kto_tag"):
+            if row.get(name) is False:
+                place.refuse(f"is an answer that is not wanted (`{name}: false`), from which limbeck does not learn")
         if row.get("context"):
             place.refuse(
                 "has a `context`, which would be left out",
@@ -205,8 +211,7 @@ class RowReader:
 
     def _conversation(self, row: dict[str, Any], name: str, place: Place) -> Found:
         used = {name}
-        native = name == "messages" and self.guesses
-        messages = messages_of(row[name], place.inside(f"`{name}`"), known_roles=not native)
+        messages = messages_of(row[name], place.inside(f"`{name}`"))
         if messages and messages[0]["role"] != "system":
             messages = [*self._system(row), *messages]
         tools = self._tools(row, used, place)
@@ -214,19 +219,26 @@ class RowReader:
         kind = f"{'ShareGPT ' if shared else ''}conversations (`{name}`)"
         return kind, Document(messages=tuple(messages), tools=tools), used | ({*SYSTEM} & set(row))
 
+    @staticmethod
+    def _history(row: dict[str, Any], place: Place) -> list[Message]:
+        """Earlier questions and answers in a column of their own, as Alpaca's and ms-swift's rows have them."""
+        history = row.get("history") or []
+        if not isinstance(history, list):
+            place.refuse(f"has a `history` that is {kind_of(history)}, not a list")
+        messages: list[Message] = []
+        for turn in history:
+            if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
+                place.refuse("has a turn in `history` that is no list of a question and an answer")
+            messages += [*_says("user", turn[0]), *_says("assistant", turn[1])]
+        return messages
+
     def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
         output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
         used = {"instruction", output} | ({*INPUTS, *SYSTEM, "history"} & set(row))
         if not row[output].strip():
             return None
         messages = self._system(row)
-        history = row.get("history") or []
-        if not isinstance(history, list):
-            place.refuse(f"has a `history` that is {kind_of(history)}, not a list")
-        for turn in history:
-            if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
-                place.refuse("has a turn in `history` that is no list of a question and an answer")
-            messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+        messages += self._history(row, place)
         asked = row["instruction"]
         for name in INPUTS:
             given = row.get(name, "")
@@ -247,12 +259,15 @@ class RowReader:
             if not isinstance(value, str | list):
                 place.refuse(f"has a `{name}` that is {kind_of(value)}, not text and no list of messages")
         tools = self._tools(row, used, place)
-        if any(isinstance(value, list) or says_messages(value) for value in (prompt, answer)):
+        # An answer may be JSON itself: it is taken for messages only after a prompt that is.
+        if isinstance(prompt, list) or isinstance(answer, list) or says_messages(prompt):
             messages = (*self._system(row), *self._turns(prompt, answer, pair, place))
             return f"{kind} of messages", Document(messages=messages, tools=tools), used
         if not answer.strip():
             return None
-        messages = (*self._system(row), *_says("user", prompt), *_says("assistant", answer))
+        history = self._history(row, place) if self.guesses else []
+        used |= {"history"} & set(row)
+        messages = (*self._system(row), *history, *_says("user", prompt), *_says("assistant", answer))
         # Without a template, a prompt and its response are joined as they are; other pairs would run together.
         chat = len(messages) > 2 or (self.guesses and pair not in (FIRST_PAIR, CONTINUED))
         template = chat or pair != CONTINUED
@@ -289,4 +304,6 @@ def _number(value: Any) -> float | None:
             return float(value)
         except ValueError:
             return {"true": 1.0, "false": 0.0}.get(value.strip().lower())
-    return float(value) if isinstance(value, bool | int | float) else None
+    if not isinstance(value, bool | int | float) or value != value:  # NaN is what is missing in pandas
+        return None
+    return float(value)
