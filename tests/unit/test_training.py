@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from limbeck.training.checkpoint import Checkpoints
 from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member, Tally
 from limbeck.training.diagnosis import faulty_teacher
 from limbeck.training.loop import train
-from limbeck.training.meter import loss_said, read_metrics
+from limbeck.training.meter import Meter, loss_said, read_metrics
 from limbeck.training.optim import LearnerOptimiser
 from limbeck.training.techniques import lessons_of, matched_layers
 from tests.unit.test_data import corpus_of
@@ -610,13 +612,40 @@ def test_a_training_logs_what_each_learner_minimises(tmp_path: Path, make_lm: Ma
         assert line["loss/student"] == pytest.approx(line["loss/student<labels"], rel=1e-6)
 
 
+def seen(events: Path) -> list[Any]:
+    """The events of a TensorBoard file: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, at, found = events.read_bytes(), 0, []
+    while at < len(content):
+        (size,) = struct.unpack_from("<Q", content, at)
+        found.append(Event.FromString(content[at + 12 : at + 12 + size]))
+        at += 16 + size
+    return found
+
+
+def test_metrics_are_written_by_no_thread(tmp_path: Path) -> None:
+    """A thread that an interrupt finds half started is one that closing waits for, for ever."""
+    before = threading.enumerate()
+    meter = Meter(tmp_path)
+    meter.add({"student": Tally(torch.tensor(2.0), torch.tensor(1))})
+    meter.line(1, 1, {})
+    assert threading.enumerate() == before
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert seen(events)[-1].step == 1  # on disk already
+    meter.close()
+
+
 def test_metrics_are_means_over_tokens_and_reach_tensorboard(tmp_path: Path, make_lm: Make) -> None:
     _, facts = toy_training(make_lm, tmp_path)
     lines = records(tmp_path)
     assert lines[-1]["step"] == facts["steps"]
     assert lines[-1]["tokens"] == facts["tokens"]
     assert lines[0]["loss/student<labels"] == pytest.approx(math.log(320), rel=0.1)
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    shown = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in seen(events)]
+    assert [step for step, _ in shown[1:]] == [line["step"] for line in lines]  # the first says the format
+    assert shown[-1][1]["loss/student"] == pytest.approx(lines[-1]["loss/student"], rel=1e-6)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "to')
     assert records(tmp_path) == lines

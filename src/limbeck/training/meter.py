@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +23,12 @@ class Meter:
     """
 
     def __init__(self, folder: Path, resume_at: tuple[int, int] = (0, 0)) -> None:
-        from tensorboardX import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         size, step = resume_at
         self.file = (folder / "metrics.jsonl").open("ab")
         self.file.truncate(min(size, self.file.seek(0, 2)))
         self.file.seek(0, 2)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        self.board = Board(folder / "tensorboard", step)
         self.clock = time.monotonic()
         self._reset()
 
@@ -65,9 +64,7 @@ class Meter:
         record = {key: value for key, value in record.items() if math.isfinite(value)}
         self.file.write((json.dumps(record) + "\n").encode())
         self.file.flush()
-        for key, value in record.items():
-            if key not in ("step", "seconds"):
-                self.board.add_scalar(key, value, step)
+        self.board.write(step, {key: value for key, value in record.items() if key not in ("step", "seconds")})
         self._reset()
 
     def seconds(self) -> float:
@@ -81,6 +78,40 @@ class Meter:
     def close(self) -> None:
         self.file.close()
         self.board.close()
+
+
+class Board:
+    """TensorBoard events, written at once.
+
+    tensorboardX's own ``SummaryWriter`` hands them to a thread through a queue; an interrupt that lands in the queue
+    leaves it such that closing the writer waits for ever.
+
+    Args:
+        folder: of the events.
+        resume_at: events of later steps, from an earlier process, are void; 0: there is none.
+    """
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        if resume_at:
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(wall_time=time.time(), step=resume_at, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar
+
+        found = [scalar(key, value).value[0] for key, value in values.items()]
+        self.writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 def loss_said(losses: Mapping[str, float]) -> str:
