@@ -348,7 +348,8 @@ ALWAYS = (
 # As gpt-oss does it: what stood beside a call is dropped once an answer has come.
 DROPPING = (
     "{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{% set later = messages[loop.index:] | selectattr('role', 'eq', 'assistant') | list %}{% if m.tool_calls %}{% if m.content and not later %}"
+    "{% set later = messages[loop.index:] | selectattr('role', 'eq', 'assistant') | list %}"
+    "{% if m.tool_calls %}{% if m.content and not later %}"
     "<|start|>assistant<|channel|>analysis<|message|>{{ m.content }}<|end|>{% endif %}"
     "<|start|>assistant to={{ m.tool_calls[0].function.name }}<|message|>"
     "{{ m.tool_calls[0].function.arguments | tojson }}"
