@@ -259,8 +259,8 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "a role that is none": (
         _rows({"messages": [{"role": "user", "content": "a?"}, {"role": "asistant", "content": "b"}]}),
-        "data.corpus.0: 1 of its conversations",
-        "(roles: asistant, user)",
+        "data.corpus.0",
+        "line 1, `messages`, message 2 is by 'asistant', a role that is not known",
     ),
     "half a surrogate pair": (_rows({"text": "a \ud800 b"}, {"text": "b"}), "data.corpus", "no Unicode"),
     "half a surrogate pair, where tokens are counted": (
