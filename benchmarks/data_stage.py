@@ -4,8 +4,8 @@
 
 The text is the standard library's sources, its paragraphs drawn anew for every document (2 KB on average), so that no
 two are the same. limbeck's side is what a run does: JSON lines are read, hashed and spooled, tokenised, and written
-with masks. The peer's side is JSON lines, ``map``, and a concatenation: Arrow's buffers written one after another, which is as
-fast as it can be, or the ``group_texts`` of transformers' ``run_clm.py``, which is what people run.
+with masks. The peer's side is JSON lines, ``map``, and a concatenation: Arrow's buffers written one after another,
+which is as fast as it can be, or the ``group_texts`` of transformers' ``run_clm.py``, which is what people run.
 Each runs in a fresh process without a cache. Reported: MB of text per second of wall time and per CPU-second of the
 process and its children, the greatest resident set of the process (of the peer with its workers), and of limbeck also
 a run that is killed halfway and goes on, which must end with the same bytes.
