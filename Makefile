@@ -56,7 +56,7 @@ test: $(VENV)/.test  ## The suite without the slow tests
 test-unit: $(VENV)/.test  ## The unit tests only
 	@$(BIN)/python -m pytest -m "not slow" tests/unit
 
-test-architectures: $(VENV)/.test  ## 70 tiny architectures; writes docs/architectures.md
+test-architectures: $(VENV)/.test  ## 75 tiny architectures; writes docs/architectures.md
 	@LIMBECK_WRITE_DOCS=1 $(BIN)/python -m pytest tests/architectures
 
 test-gpu: $(VENV)/.test  ## What needs a GPU, and the whole way on it

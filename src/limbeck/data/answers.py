@@ -285,7 +285,7 @@ class _Finder:
             self.text += opening
             self.rendered.text = self.text
             return len(self.text)
-        if not is_last and self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
+        if self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
             return stop  # one turn of two messages: what stands between them is written by the model
         if around.closing_before_turn is not None and not self.messages[i].get("tool_calls"):
             at = region.find(around.closing_before_turn)
