@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limbeck.data.chat import opening_mark, words_asked
-from limbeck.data.templates import Template, has_template
+from limbeck.data.templates import DATE, Template, has_template
 from limbeck.errors import InputError, RecipeError
 from limbeck.models.generate import Sampling, generate
 from limbeck.models.language_model import LanguageModel
@@ -18,10 +19,11 @@ from limbeck.recipe import PackageModel, PathModel
 
 @dataclass
 class Speaker:
-    """A model with its own memory of the conversation."""
+    """A model with its own memory of the conversation. ``date``: what a chat template is told that writes one."""
 
     name: str
     lm: LanguageModel
+    date: datetime.date = DATE
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def answer(self, words: str, sampling: Sampling) -> str:
@@ -30,7 +32,7 @@ class Speaker:
         tokenizer: Any = self.lm.tokenizer
         self.messages.append({"role": "user", "content": words})
         if has_template(tokenizer):
-            text = Template(tokenizer).render(self.messages, prompt=True)
+            text = Template(tokenizer, self.date).render(self.messages, prompt=True)
         else:
             text = opening_mark(tokenizer) + words
         said = self.go_on(text, sampling)
@@ -90,11 +92,19 @@ def speakers(where: list[str]) -> list[Speaker]:
     """
     found: list[Speaker] = []
     for place in where:
+        date = _date(Path(place))
         for name, spec in _specs(place):
             path, _ = localised(spec, "MODEL")
             tokenizer = load_tokenizer(path.path, key="MODEL", revision=path.revision)
-            found.append(Speaker(name, load_model(path, tokenizer, key="MODEL")))
+            found.append(Speaker(name, load_model(path, tokenizer, key="MODEL"), date))
     return found
+
+
+def _date(run: Path) -> datetime.date:
+    """The date that the templates of a run were told."""
+    from limbeck.recipe import load_recipe
+
+    return load_recipe(run / "recipe.yaml").data.date if (run / "stages").is_dir() else DATE
 
 
 def _specs(place: str) -> list[tuple[str, PathModel | PackageModel]]:

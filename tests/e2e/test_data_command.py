@@ -41,7 +41,7 @@ def recipe(tmp_path: Path) -> dict[str, Any]:
     save_model(load_model(ConfigModel(config=SIZES), tokenizer, key="teacher"), tmp_path / "teacher")
     rows = [
         {
-            "conversations": [{"from": "human", "value": "cat?"}, {"from": "gpt", "value": "a [bold]dog\x1b[0m"}],
+            "conversations": [{"from": "human", "value": "cat?\u27e6"}, {"from": "gpt", "value": "a [bold]dog\x1b[0m"}],
             "id": 1,
         },
         {"messages": [{"role": "user", "content": "so"}]},
@@ -66,7 +66,7 @@ def test_it_shows_what_is_learned(
     assert "not read: id" in out
     assert "1 of its conversations hold no words of an `assistant` (roles: user)" in out.replace("\n", " ")
     assert "<|im_start|>assistant⏎\n⟦a [bold]dog\\x1b[0m⟧⟦<|im_end|>⟧⏎" in out
-    assert "cat?⟧" not in out
+    assert "cat?\\u27e6<" in out  # a bracket of the text is not one that means a label
     assert f"{len('a [bold]dog') + 4} bytes of words" in out.replace("\n", " ")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[...,
     assert Speaker("d", lm).go_on("", Sampling(4)) == ""
 
 
+def test_a_template_that_writes_the_date_is_told_the_speakers(make_lm: Callable[..., LanguageModel]) -> None:
+    lm = make_lm(1, max_position_embeddings=64)
+    lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
+    lm.tokenizer.chat_template = "{{ strftime_now('%Y') }}" + CHATML
+    prompts: list[str] = []
+    speaker = Speaker("a", lm, datetime.date(1999, 1, 2))
+    speaker.go_on = lambda text, sampling: prompts.append(text) or ""  # type: ignore[method-assign, func-returns-value]
+    speaker.answer("the cat", Sampling(4))
+    assert prompts[0].startswith("1999")
+
+
 def test_a_misspelt_run_is_not_asked_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "demo" / "stages").mkdir(parents=True)
     with pytest.raises(LimbeckError, match=r"there is no .*demi\. There are .*demo"):
@@ -81,7 +93,9 @@ def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[
 
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 200
+    raw_recipe["data"]["date"] = "1999-01-02"
     run(parse_recipe(raw_recipe), Display(quiet=True))
+    assert {s.date for s in speakers([raw_recipe["run"]])} == {datetime.date(1999, 1, 2)}
     assert [s.name for s in speakers([raw_recipe["run"]])] == ["teacher", "alone"]
 
 

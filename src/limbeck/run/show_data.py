@@ -88,8 +88,17 @@ def _tokens(encoded: Encoded, tokenizer: Any, *, plain: bool) -> Text:
 
 
 def _visible(text: str, style: str = "") -> Text:
-    """Text as it stands: no markup, no control character; a line end is shown and taken."""
-    seen = "".join(
-        "⏎\n" if c == "\n" else "⇥" if c == "\t" else c if c.isprintable() else f"\\x{ord(c):02x}" for c in text
-    )
-    return Text(seen, style)
+    """Text as it stands: no markup, no control character, no bracket that means a label; a line end is shown and
+    taken."""
+    return Text("".join(map(_shown, text)), style)
+
+
+def _shown(character: str) -> str:
+    if character == "\n":
+        return "⏎\n"
+    if character == "\t":
+        return "⇥"
+    if character in BRACKETS or not character.isprintable():
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return character
