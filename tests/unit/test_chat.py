@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.answers import DROPPED_TEXT, DROPPED_THOUGHTS, EMPTY, ENDLESS
-from limbeck.data.chat import MARK, WORDS, Encoded, encode, encode_batch, template_facts
-from limbeck.data.document import Document
+from limbeck.data.chat.answers import DROPPED_TEXT, DROPPED_THOUGHTS, EMPTY, ENDLESS
+from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode, encode_batch, template_facts
+from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
 CHATML = (

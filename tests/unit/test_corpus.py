@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from limbeck.data import corpus as corpus_module
-from limbeck.data.chat import Encoded, encode, encode_batch
+from limbeck.data.chat.encode import Encoded, encode, encode_batch
 from limbeck.data.corpus import Corpus, Encoder, Enough, holdout_count, open_corpus, write_corpus
-from limbeck.data.document import Document
-from limbeck.data.spool import Spool, fingerprint_of
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.spool import Spool, fingerprint_of
 from limbeck.errors import InputError
 
 HALF = "half \ud800"

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.data.chat import MARK, MASKED, WORDS, Encoded, encode, encode_batch, words_asked
+from limbeck.data.chat.encode import MARK, MASKED, WORDS, Encoded, encode, encode_batch, words_asked
 from limbeck.data.corpus import Corpus, open_corpus, write_encoded
-from limbeck.data.document import Document
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.sources import documents
 from limbeck.data.packing import IGNORED, Rows, collate, row_order
 from limbeck.data.prompts import prompts_of, split_prompt
-from limbeck.data.sources import documents
 from limbeck.errors import InputError, LimbeckError
 from limbeck.recipe import JsonlSource, ParquetSource, StdlibSource, TextSource
 

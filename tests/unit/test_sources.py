@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from limbeck.data import readers
-from limbeck.data.document import Document
-from limbeck.data.rows import Seen
-from limbeck.data.sources import documents
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.sources import documents
+from limbeck.data.reading import readers
 from limbeck.errors import InputError, LimbeckError, RecipeError
 from limbeck.recipe import Columns, FilesSource, JsonlSource, ParquetSource, TextSource
 

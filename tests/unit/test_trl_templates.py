@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.answers import Rendered, find_answers
-from limbeck.data.chat import encode, template_facts
-from limbeck.data.document import Document
-from limbeck.data.rows import RowReader, Seen
-from limbeck.data.templates import Template, in_parts
+from limbeck.data.chat.answers import Rendered, find_answers
+from limbeck.data.chat.encode import encode, template_facts
+from limbeck.data.chat.templates import Template, in_parts
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.rows import RowReader, Seen
 from limbeck.errors import InputError
 from limbeck.recipe import Columns
 

@@ -1,4 +1,4 @@
-"""A corpus in tokens on disk: written once, memory-mapped by everybody who reads it.
+"""A corpus in tokens on disk: written once, memory-mapped by its readers.
 
 Four plain arrays and a manifest in a folder. Documents are ordered by their hash, and the hash
 also says which of them are held out: the order of the files changes nothing, a document that
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.data.chat import Encoded, encode_batch
-from limbeck.data.document import Document
-from limbeck.data.spool import Spool
-from limbeck.data.templates import DATE
+from limbeck.data.chat.encode import Encoded, encode_batch
+from limbeck.data.chat.templates import DATE
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.spool import Spool
 from limbeck.errors import InputError
 from limbeck.files import write_whole
 

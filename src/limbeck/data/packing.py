@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.chat import WORDS
+from limbeck.data.chat.encode import WORDS
 from limbeck.data.corpus import Corpus
 
 IGNORED = -100
@@ -142,5 +142,10 @@ def row_order(n_rows: int, seed: int) -> Iterator[int]:
     """Row numbers for ever: each epoch a new permutation, the same for the same seed."""
     epoch = 0
     while True:
-        yield from np.random.default_rng([seed, epoch]).permutation(n_rows).tolist()
+        yield from epoch_order(n_rows, seed, epoch).tolist()
         epoch += 1
+
+
+def epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers of one epoch (from 0), int64 [n_rows]: a permutation that depends on the arguments alone."""
+    return np.random.default_rng([seed, epoch]).permutation(n_rows)

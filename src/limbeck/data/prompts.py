@@ -12,7 +12,7 @@ SAMPLE_PROMPT_TOKENS = 12
 
 def split_prompt(ids: np.ndarray, mask: np.ndarray, prompt_tokens: int) -> tuple[list[int], list[int]]:
     """A document's (prompt, rest). A conversation is cut before its last answer; plain text, which
-    is learned from its first token after the opening mark, after ``prompt_tokens`` tokens."""
+    is learned from its first token after the BOS token, after ``prompt_tokens`` tokens."""
     opening = _opening(mask)
     if opening is None:
         masked = np.flatnonzero(mask == 0)
@@ -53,7 +53,7 @@ def prompts_of(ids: np.ndarray, mask: np.ndarray, prompt_tokens: int, every: int
 
 
 def _opening(mask: np.ndarray) -> int | None:
-    """Tokens of plain text that are only read (its opening mark); None for a conversation."""
+    """Tokens of plain text that are only read (its BOS token); None for a conversation."""
     masked = np.flatnonzero(mask == 0)
     opening = int(len(masked) > 0 and masked[0] == 0)
     return opening if len(masked) == opening else None

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from limbeck.data.answers import Answer, Rendered, find_answers
-from limbeck.data.document import Document
-from limbeck.data.templates import DATE, Template, has_template
+from limbeck.data.chat.answers import Answer, Rendered, find_answers
+from limbeck.data.chat.templates import DATE, Template, has_template
+from limbeck.data.documents.document import Document
 from limbeck.data.tokenise import plain_ids, plain_ids_and_offsets
 from limbeck.errors import InputError
 
@@ -56,7 +56,7 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerBase, date: datetim
 def encode_batch(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, date: datetime.date = DATE
 ) -> list[Encoded]:
-    """Tokens of documents, each from its beginning mark to its end mark.
+    """Tokens of documents, each from its BOS token to its EOS token.
 
     Args:
         documents: any number of them; they are tokenised together.
@@ -222,7 +222,7 @@ def _around_question(tokenizer: Any, date: datetime.date) -> tuple[str, str, str
 
 
 def _marks(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids that open and close a plain document. Without a BOS the end mark opens, as in GPT-2."""
+    """Ids that open and close a plain document. Without a BOS the EOS token opens, as in GPT-2."""
     end = tokenizer.eos_token_id
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
     return ([] if begin is None else [begin]), ([] if end is None else [end])

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.containers import Container, files_of
-from limbeck.data.document import Document
-from limbeck.data.messages import without_nulls
-from limbeck.data.readers import Rows, read_rows, read_text
-from limbeck.data.rows import UNLEARNED, RowReader, Seen
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.messages import without_nulls
+from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
+from limbeck.data.reading.containers import Container, files_of
+from limbeck.data.reading.readers import Rows, read_rows, read_text
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 

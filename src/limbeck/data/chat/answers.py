@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.document import Document
-from limbeck.data.marks import MARKINGS, THOUGHT, Marked, Span
-from limbeck.data.templates import Template, in_parts
+from limbeck.data.chat.marks import MARKINGS, THOUGHT, Marked, Span
+from limbeck.data.chat.templates import Template, in_parts
+from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
 _NO__TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")

@@ -10,8 +10,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from limbeck.data.document import Document
-from limbeck.data.messages import Message, Place, is_list, kind_of, messages_of, printable, says_messages, tools_of
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.messages import (
+    Message,
+    Place,
+    is_list,
+    kind_of,
+    messages_of,
+    printable,
+    says_messages,
+    tools_of,
+)
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.data.document import Document
-from limbeck.data.templates import Template
+from limbeck.data.chat.templates import Template
+from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
 Span = tuple[int, int]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from limbeck.data.document import MESSAGE_FIELDS
+from limbeck.data.documents.document import MESSAGE_FIELDS
 from limbeck.errors import InputError
 
 Message = dict[str, Any]

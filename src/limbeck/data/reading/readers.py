@@ -13,8 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from limbeck.data.containers import NAMES, ROW_COLUMNS, Container, File, Kind, guarded, is_row, open_binary, recognise
-from limbeck.data.messages import without_nulls
+from limbeck.data.documents.messages import without_nulls
+from limbeck.data.reading.containers import (
+    NAMES,
+    ROW_COLUMNS,
+    Container,
+    File,
+    Kind,
+    guarded,
+    is_row,
+    open_binary,
+    recognise,
+)
 from limbeck.errors import InputError
 
 _CHUNK = 1 << 20

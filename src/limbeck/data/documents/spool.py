@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from limbeck.data.document import Document
+from limbeck.data.documents.document import Document
 from limbeck.files import write_whole
 
 
