@@ -5,6 +5,9 @@ Everything else is a bug and keeps its traceback (exit code 1).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM: 128 + SIGINT, as shells have it."""
 
@@ -14,7 +17,8 @@ class LimbeckError(Exception):
 
     Args:
         what: what is wrong, in a clause, with the offending value.
-        key: where in the recipe (``training.lr``), if anywhere.
+        key: where in the recipe (``training.lr``), if anywhere. A layer that does not know its place in the recipe
+            writes a key relative to its own section, which begins with a dot (``.path``); :func:`under` completes it.
         fix: what to write or do instead.
     """
 
@@ -26,7 +30,8 @@ class LimbeckError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        text = f"{self.key}: {self.what}" if self.key else self.what
+        key = (self.key or "").lstrip(".")
+        text = f"{key}: {self.what}" if key else self.what
         if self.fix:
             text = f"{text.rstrip('.')}. {self.fix}"
         return " ".join(text.split())
@@ -54,3 +59,18 @@ class MachineError(LimbeckError):
     """Memory or disk space ran out, or a file could not be written: the recipe may be right."""
 
     exit_code = 4
+
+
+@contextmanager
+def under(key: str, kind: type[LimbeckError] = LimbeckError) -> Iterator[None]:
+    """Complete the keys of errors that are raised inside: ``.path`` and no key become ``{key}.path`` and ``key``.
+
+    ``kind``: only of such errors; others, that are about another part of the recipe, pass as they are.
+    """
+    try:
+        yield
+    except kind as error:
+        if error.key is None or error.key.startswith("."):
+            error.key = f"{key}{error.key or ''}".rstrip(".")
+            error.args = (error.line(),)
+        raise

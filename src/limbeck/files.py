@@ -48,7 +48,7 @@ def whole_folder(target: Path, *, shared: bool = False) -> Iterator[Path]:
 def resumable_folder(target: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
     """As ``whole_folder``, but work that was cut short is handed on to the next process that has the same ``inputs``.
 
-    Whoever uses it makes sure that each piece in the scratch folder is whole, or known to be unfinished.
+    The caller makes sure that each piece in the scratch folder is whole, or known to be unfinished.
     """
     scratch = target.with_name(f".{target.name}.begun")
     made_from, now = scratch / "inputs.json", json.dumps(inputs, sort_keys=True)

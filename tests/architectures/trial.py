@@ -13,12 +13,13 @@ import torch
 from limbeck.data.packing import Batch, Rows, collate
 from limbeck.errors import RecipeError
 from limbeck.evaluation.gap import measure
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folders.save import save_model
 from limbeck.models.load import load_model, prove_adapters, with_lora
 from limbeck.recipe import Alone, Co, ConfigModel, Lora, PathModel, Soft
-from limbeck.run.prepare import save_model
-from limbeck.training.cohort import Cohort, Member
-from limbeck.training.techniques import lessons_of
+from limbeck.signals.live import LiveTeacher
+from limbeck.training.loss_graph import LossGraph
+from limbeck.training.techniques import loss_terms_of
 from tests.unit.test_data import corpus_of
 
 SEQ_LEN = 48
@@ -56,7 +57,7 @@ def tried(kind: str, config: dict[str, Any], tokenizer: Any, folder: Path) -> Tr
     trial = Trial(kind)
     spec = ConfigModel(config={"model_type": kind, **config})
     try:
-        lm = load_model(spec, tokenizer, key="student", seq_len=SEQ_LEN)
+        lm = load_model(spec, tokenizer, seq_len=SEQ_LEN)
     except RecipeError as error:
         trial.refused = error.what
         return trial
@@ -65,7 +66,7 @@ def tried(kind: str, config: dict[str, Any], tokenizer: Any, folder: Path) -> Tr
     if lm.packs:
         trial.moved = _moved(lm)
     save_model(lm, folder / "model")
-    teacher, student = (load_model(PathModel(path=str(folder / "model")), tokenizer, key="teacher") for _ in range(2))
+    teacher, student = (load_model(PathModel(path=str(folder / "model")), tokenizer) for _ in range(2))
     assert student.packs == lm.packs, "the same weights, from a folder, are judged otherwise"
     found = measure(student, rows(pack=False), teacher)
     assert found.kl is not None
@@ -84,7 +85,7 @@ def tried(kind: str, config: dict[str, Any], tokenizer: Any, folder: Path) -> Tr
 
 
 @torch.no_grad()
-def enlarge(lm: LanguageModel) -> None:
+def enlarge(lm: CausalLM) -> None:
     """Matrices of unit gain, drawn anew: a trained model's states depend on all that it reads."""
     generator = torch.Generator().manual_seed(3)
     for parameter in lm.model.parameters():
@@ -93,7 +94,7 @@ def enlarge(lm: LanguageModel) -> None:
 
 
 @torch.no_grad()
-def _moved(lm: LanguageModel) -> float:
+def _moved(lm: CausalLM) -> float:
     worst = 0.0
     packed = rows(pack=True)
     with lm.evaluating():
@@ -109,15 +110,14 @@ def _moved(lm: LanguageModel) -> float:
     return worst
 
 
-def _step(student: LanguageModel, teacher: LanguageModel, technique: Any, batch: Batch) -> bool:
+def _step(student: CausalLM, teacher: CausalLM, technique: Any, batch: Batch) -> bool:
     """Whether a step trains every learner: finite gradients, and one on the row of the token that opens documents."""
-    members = {"student": Member(student, True)}
-    if technique.kind != "alone":
-        members["teacher"] = Member(teacher, technique.kind == "co")
-    lessons = lessons_of(technique, ["student"], "techniques.0")
-    cohort = Cohort(members, lessons)
-    cohort.forward_backward(batch, {lesson.name: batch.count() for lesson in lessons}, 0.5)
-    for learner in cohort.learners.values():
+    trainable = {"student": student, **({"teacher": teacher} if technique.kind == "co" else {})}
+    sources = {"teacher": LiveTeacher(teacher)} if technique.kind == "soft" else {}
+    loss_terms = loss_terms_of(technique, ["student"])
+    graph = LossGraph(trainable, loss_terms, sources)
+    graph.forward_backward(batch, {loss_term.name: batch.count() for loss_term in loss_terms}, 0.5)
+    for learner in graph.trainable.values():
         gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
         opening = learner.core.get_input_embeddings().weight.grad
         if not gradients or not all(bool(g.isfinite().all()) for g in gradients):
@@ -128,7 +128,7 @@ def _step(student: LanguageModel, teacher: LanguageModel, technique: Any, batch:
 
 
 @torch.no_grad()
-def _hidden(lm: LanguageModel) -> str:
+def _hidden(lm: CausalLM) -> str:
     """Whether the last layer's states, sent through what follows it, are the last states: they are pre-norm."""
     ids = torch.arange(1, 9)[None]
     with lm.evaluating():
@@ -139,10 +139,10 @@ def _hidden(lm: LanguageModel) -> str:
     return "yes" if not torch.equal(before, last) else "no final norm"
 
 
-def _lora(lm: LanguageModel) -> str:
+def _lora(lm: CausalLM) -> str:
     """Whether merged adapters compute what they do beside the weights, or why adapters are refused."""
     try:
-        prove_adapters(with_lora(lm, Lora(rank=2), seed=0), "student.lora")
+        prove_adapters(with_lora(lm, Lora(rank=2), seed=0))
     except RecipeError as error:
         return error.what
     return "exact"

@@ -12,32 +12,35 @@ import numpy as np
 import pytest
 import torch
 
+from limbeck.commands.run import run
 from limbeck.data.packing import Batch, Rows, collate
-from limbeck.errors import InputError, LimbeckError, RecipeError
+from limbeck.errors import InputError, LimbeckError, RecipeError, under
 from limbeck.evaluation.gap import measure
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folders.save import save_model
+from limbeck.models.folders.saved import stored_dtype
 from limbeck.models.generate import Sampling, generate
-from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, prove_adapters, reinitialised, with_lora
-from limbeck.models.saved import stored_dtype
+from limbeck.models.proof import prove
 from limbeck.models.tokenizer import load_tokenizer
-from limbeck.models.vocabulary import choose_tokens, cut_tokenizer
+from limbeck.pipeline.build import check
+from limbeck.pipeline.stages.corpus import check_ids
+from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer
 from limbeck.recipe import ConfigModel, Lora, PathModel, parse_recipe
-from limbeck.run import run
-from limbeck.run.check import Origins, check, check_ids
-from limbeck.run.prepare import save_model
-from limbeck.training.cohort import Cohort, Lesson, Member
-from limbeck.training.meter import read_metrics
+from limbeck.signals.live import LiveTeacher
+from limbeck.training.loss_graph import LossGraph, LossTerm
+from limbeck.training.metrics import read_metrics
 from tests.architectures.cases import CASES
 from tests.architectures.test_matrix import check as check_trial
 from tests.architectures.trial import tried
 from tests.unit.test_data import corpus_of
 
-Make = Callable[..., LanguageModel]
+Make = Callable[..., CausalLM]
 
 
-def of(kind: str, tokenizer: Any, **more: Any) -> LanguageModel:
+def of(kind: str, tokenizer: Any, **more: Any) -> CausalLM:
     config = {"model_type": kind, **CASES[kind], **more}
-    return load_model(ConfigModel(config=config), tokenizer, key="student", seq_len=48)
+    return load_model(ConfigModel(config=config), tokenizer, seq_len=48)
 
 
 def opening_batch() -> Batch:
@@ -55,8 +58,9 @@ def edited(folder: Path, to: Path, **entries: Any) -> Path:
 
 
 def refused(path: Path | str, tokenizer: Any, **more: Any) -> str:
-    with pytest.raises(RecipeError) as caught:
-        load_model(PathModel(path=str(path), **more), tokenizer, key="teacher")
+    with pytest.raises(RecipeError) as caught, under("teacher"):
+        load_model(PathModel(path=str(path), **more), tokenizer)
+    assert caught.value.line().startswith("teacher")
     assert "\n" not in caught.value.line()
     return caught.value.line()
 
@@ -95,7 +99,7 @@ def test_the_proof_changes_nothing(make_lm: Make) -> None:
     lm = make_lm(model_type="mistral", sliding_window=4096)
     lm.model.train()
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    lm.prove("student", fresh=True)
+    prove(lm, fresh=True)
     assert lm.model.training
     assert lm.config.sliding_window == 4096
     for name, tensor in lm.model.state_dict().items():
@@ -106,7 +110,7 @@ def test_the_proof_changes_nothing(make_lm: Make) -> None:
 @pytest.mark.parametrize(("kind", "packs"), [("llama", True), ("bloom", False)])
 def test_low_precision_is_judged_exactly_too(kind: str, packs: bool, dtype: str, tokenizer: Any) -> None:
     spec = ConfigModel.model_validate({"config": {"model_type": kind, **CASES[kind]}, "dtype": dtype})
-    assert load_model(spec, tokenizer, key="student", seq_len=48).packs == packs
+    assert load_model(spec, tokenizer, seq_len=48).packs == packs
 
 
 def test_an_encoder_is_called_what_it_is(tokenizer: Any) -> None:
@@ -125,9 +129,7 @@ def test_the_token_that_opens_documents_learns(kind: str, tokenizer: Any) -> Non
     weight = lm.core.get_input_embeddings().weight
     others = weight[1:].norm(dim=1)
     assert others.min() * 0.5 < weight[0].norm() < others.max() * 1.5
-    Cohort({"student": Member(lm, True)}, [Lesson("student")]).forward_backward(
-        opening_batch(), {"student<labels": 1}, 0.0
-    )
+    LossGraph({"student": lm}, [LossTerm("student")]).forward_backward(opening_batch(), {"student<labels": 1}, 0.0)
     assert weight.grad is not None
     assert weight.grad[0].any()
     assert lm.config.pad_token_id == 0
@@ -136,14 +138,14 @@ def test_the_token_that_opens_documents_learns(kind: str, tokenizer: Any) -> Non
 def test_the_opening_row_is_the_seeds_too(tokenizer: Any) -> None:
     def row(seed: int) -> torch.Tensor:
         spec = ConfigModel(config={"model_type": "llama", **CASES["llama"]})
-        return load_model(spec, tokenizer, key="student", seed=seed).core.get_input_embeddings().weight[0].detach()
+        return load_model(spec, tokenizer, seed=seed).core.get_input_embeddings().weight[0].detach()
 
     assert torch.equal(row(1), row(1))
     assert not torch.equal(row(1), row(2))
 
 
 def test_loaded_and_begun_anew_models_learn_it_too(teacher_folder: Path, tokenizer: Any) -> None:
-    loaded = load_model(PathModel(path=str(teacher_folder)), tokenizer, key="teacher")
+    loaded = load_model(PathModel(path=str(teacher_folder)), tokenizer)
     assert loaded.config.pad_token_id == 0
     for lm in (loaded, reinitialised(loaded, 5)):
         weight = lm.core.get_input_embeddings().weight
@@ -170,12 +172,12 @@ def test_a_folder_runs_no_code_of_its_own(teacher_folder: Path, tmp_path: Path, 
         (folder / "own.py").write_text(code)
         named = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**named, "auto_map": mapped}))
-        tokenizer = load_tokenizer(str(teacher_folder), key="k")
+        tokenizer = load_tokenizer(str(teacher_folder))
         if kind == "own":
             assert "only code of its own reads" in refused(folder, tokenizer)
         else:  # transformers has the class: the folder's is passed over
-            assert load_model(PathModel(path=str(folder)), tokenizer, key="teacher").packs
-            load_tokenizer(str(folder), key="k")
+            assert load_model(PathModel(path=str(folder)), tokenizer).packs
+            load_tokenizer(str(folder))
         assert not touched.exists()
 
 
@@ -193,9 +195,9 @@ def test_an_architecture_that_transformers_does_not_know(teacher_folder: Path, t
 # ------------------------------------------------------------------------------- adapters
 
 
-def adapter(base: Path, tokenizer: Any, folder: Path) -> LanguageModel:
+def adapter(base: Path, tokenizer: Any, folder: Path) -> CausalLM:
     """An adapter folder beside its base, and the model that it should give."""
-    lm = with_lora(load_model(PathModel(path=str(base)), tokenizer, key="teacher"), Lora(rank=2), seed=0)
+    lm = with_lora(load_model(PathModel(path=str(base)), tokenizer), Lora(rank=2), seed=0)
     with torch.no_grad():
         for name, parameter in lm.model.named_parameters():
             if "lora_B" in name:
@@ -207,14 +209,14 @@ def adapter(base: Path, tokenizer: Any, folder: Path) -> LanguageModel:
 
 def test_an_adapter_is_merged_into_its_base(teacher_folder: Path, tmp_path: Path, tokenizer: Any) -> None:
     beside = adapter(teacher_folder, tokenizer, tmp_path / "adapter")
-    own = load_tokenizer(str(tmp_path / "adapter"), key="teacher.path")  # that of its base
-    merged = load_model(PathModel(path=str(tmp_path / "adapter")), own, key="teacher")
+    own = load_tokenizer(str(tmp_path / "adapter"))  # that of its base
+    merged = load_model(PathModel(path=str(tmp_path / "adapter")), own)
     assert not hasattr(merged.model, "peft_config")
     batch = opening_batch()
     with torch.no_grad(), beside.evaluating(), merged.evaluating():
         wanted, got = (lm.hidden(batch.ids_BT, batch.positions_BT) for lm in (beside, merged))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-    bare = load_model(PathModel(path=str(teacher_folder)), own, key="teacher")
+    bare = load_model(PathModel(path=str(teacher_folder)), own)
     with torch.no_grad():
         assert float((bare.hidden(batch.ids_BT, batch.positions_BT) - got).abs().max()) > 1e-2
 
@@ -238,9 +240,11 @@ def test_an_adapter_that_cannot_be_merged_is_one_line(teacher_folder: Path, tmp_
 
 def test_adapters_that_would_be_merged_into_something_else(tokenizer: Any) -> None:
     """Jamba reads the weights of a projection past its adapter: it trains on one model and saves another."""
-    with pytest.raises(RecipeError, match=r"student\.lora\.targets: JambaForCausalLM reads weights past"):
-        prove_adapters(with_lora(of("jamba", tokenizer), Lora(rank=2), seed=0), "student.lora")
-    prove_adapters(with_lora(of("llama", tokenizer), Lora(rank=2), seed=0), "student.lora")
+    adapted = with_lora(of("jamba", tokenizer), Lora(rank=2), seed=0)
+    says = r"student\.lora\.targets: JambaForCausalLM reads weights past"
+    with pytest.raises(RecipeError, match=says), under("student.lora"):
+        prove_adapters(adapted)
+    prove_adapters(with_lora(of("llama", tokenizer), Lora(rank=2), seed=0))
 
 
 # ------------------------------------------------------------------------------- check, dtypes, ids
@@ -266,13 +270,13 @@ def test_what_learns_is_held_in_float32(make_lm: Make) -> None:
         learner, frozen = make_lm(1), make_lm(2)
         learner.model.to(dtype)
         frozen.model.to(dtype)
-        lessons = [Lesson("student"), Lesson("student", "teacher")]
-        cohort = Cohort({"student": Member(learner, True), "teacher": Member(frozen, False)}, lessons)
+        loss_terms = [LossTerm("student"), LossTerm("student", "teacher")]
+        graph = LossGraph({"student": learner}, loss_terms, {"teacher": LiveTeacher(frozen)})
         assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
         assert {p.dtype for p in frozen.model.parameters()} == {dtype}
         batch = opening_batch()
         if dtype == torch.bfloat16:
-            tallies = cohort.forward_backward(batch, {lesson.name: batch.count() for lesson in lessons}, 0.0)
+            tallies = graph.forward_backward(batch, {loss_term.name: batch.count() for loss_term in loss_terms}, 0.0)
             assert all(bool(tally.loss.isfinite()) for tally in tallies.values())
 
 
@@ -291,7 +295,7 @@ def test_a_student_stored_in_float16_is_trained(
     raw_recipe: dict[str, Any], tokenizer: Any, teacher_folder: Path, tmp_path: Path
 ) -> None:
     """Not NaN, and no advice to lower the learning rate."""
-    save_model(load_model(PathModel(path=str(teacher_folder)), tokenizer, key="teacher"), tmp_path / "half", "float16")
+    save_model(load_model(PathModel(path=str(teacher_folder)), tokenizer), tmp_path / "half", "float16")
     raw_recipe["student"] = {"path": str(tmp_path / "half"), "dtype": "auto"}
     raw_recipe["techniques"] = ["alone", "soft"]
     raw_recipe["training"]["tokens"] = 300
@@ -307,7 +311,7 @@ def test_a_student_stored_in_float16_is_trained(
 def test_a_run_saves_students_as_the_recipe_says(
     asked: str, saved: str, raw_recipe: dict[str, Any], tokenizer: Any, teacher_folder: Path, tmp_path: Path
 ) -> None:
-    lm = load_model(PathModel(path=str(teacher_folder)), tokenizer, key="teacher")
+    lm = load_model(PathModel(path=str(teacher_folder)), tokenizer)
     save_model(lm, tmp_path / "teacher", "bfloat16")
     raw_recipe["teacher"]["path"] = str(tmp_path / "teacher")
     raw_recipe["student"]["save_dtype"] = asked
@@ -319,26 +323,26 @@ def test_a_run_saves_students_as_the_recipe_says(
 
 
 def test_tokens_beyond_the_embedding_that_no_text_uses(teacher_folder: Path, tmp_path: Path, tokenizer: Any) -> None:
-    own = load_tokenizer(str(teacher_folder), key="k")
+    own = load_tokenizer(str(teacher_folder))
     own.add_tokens(["<image>"], special_tokens=True)
-    lm = load_model(PathModel(path=str(teacher_folder)), own, key="teacher")
+    lm = load_model(PathModel(path=str(teacher_folder)), own)
     assert lm.vocab_size == lm.rows == 320
-    student = load_model(ConfigModel(config={"model_type": "llama", **CASES["llama"]}), own, key="student")
+    student = load_model(ConfigModel(config={"model_type": "llama", **CASES["llama"]}), own)
     assert student.rows == 321
     documents = [([0, 5, 6, 7], [True] * 4), ([0, 8, 9], [True] * 3)]
     found = measure(student, Rows(corpus_of(documents), 16, pack=False), lm)
     assert found.kl is not None
     assert np.isfinite(found.kl).all()
-    origins = Origins(own, None, {}, rows={"teacher": lm.rows, "student": student.rows})
-    check_ids(origins, own, [corpus_of(documents)])
+    rows = {"teacher": lm.rows, "student": student.rows}
+    check_ids(rows, own, [corpus_of(documents)])
     with pytest.raises(RecipeError, match=r"teacher: the data uses token 320 \('<image>'\)"):
-        check_ids(origins, own, [corpus_of([*documents, ([0, 320, 4], [True] * 3)])])
+        check_ids(rows, own, [corpus_of([*documents, ([0, 320, 4], [True] * 3)])])
 
 
 def test_a_cut_vocabulary_keeps_no_token_without_an_embedding(teacher_folder: Path, tokenizer: Any) -> None:
-    own = load_tokenizer(str(teacher_folder), key="k")
+    own = load_tokenizer(str(teacher_folder))
     own.add_tokens(["<image>"], special_tokens=True)
-    lm = load_model(PathModel(path=str(teacher_folder)), own, key="teacher")
+    lm = load_model(PathModel(path=str(teacher_folder)), own)
     kept = choose_tokens(lm.model, own, {5: 3, 300: 2}, other=True)
     assert kept.teacher_size == 320
     assert int(kept.ids_K.max()) == 300
@@ -372,11 +376,11 @@ def test_states_of_the_last_layer_are_those_before_the_norm(kind: str, norm: str
 
 
 def test_a_gguf_file_that_lacks_tensors_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.models.load import localised
+    from limbeck.formats.localise import localised
     from tests.unit.cutting.gguf_files import write
 
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     file = write(tmp_path / "toy.gguf", llama__block_count=3)  # it holds two
     with pytest.raises(InputError, match=r"lacks the tensor `blk\.2\.attn_k\.weight`"):
-        localised(PathModel(path=str(file)), "teacher")
+        localised(PathModel(path=str(file)))
     assert not list((tmp_path / "cache").rglob("gguf.json"))

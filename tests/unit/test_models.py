@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.errors import InputError, RecipeError
+from limbeck.errors import InputError, RecipeError, under
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.generate import Sampling, generate
-from limbeck.models.language_model import LanguageModel
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
+from limbeck.models.proof import prove
 from limbeck.models.tokenizer import require_equal_maps, token_map_fingerprint, train_tokenizer, vocabulary_size
 from limbeck.recipe import ConfigModel, Lora, PathModel
 
@@ -38,7 +39,7 @@ def test_hidden_states_and_head_make_the_models_own_logits(kind: str, tokenizer:
     }
     if kind != "gpt2":
         config["intermediate_size"] = 48
-    lm = load_model(ConfigModel(config=config), tokenizer, key="student", seq_len=16)
+    lm = load_model(ConfigModel(config=config), tokenizer, seq_len=16)
     lm.model.eval()
     ids = torch.randint(0, lm.vocab_size, (2, 9))
     positions = torch.arange(9).expand(2, 9)
@@ -50,17 +51,17 @@ def test_hidden_states_and_head_make_the_models_own_logits(kind: str, tokenizer:
     assert lm.packs
 
 
-def test_a_model_that_does_something_else_to_its_logits_is_refused(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_model_that_does_something_else_to_its_logits_is_refused(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm()
     forward = lm.model.forward
     lm.model.forward = lambda **kw: (lambda out: (setattr(out, "logits", out.logits * 3), out)[1])(forward(**kw))
     with pytest.raises(RecipeError, match="not one linear head"):
-        lm.prove("teacher")
+        prove(lm)
 
 
 def test_a_model_with_memory_does_not_pack(tokenizer: Any) -> None:
     config = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1}
-    assert not load_model(ConfigModel(config=config), tokenizer, key="student").packs
+    assert not load_model(ConfigModel(config=config), tokenizer).packs
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,8 @@ def test_a_model_with_memory_does_not_pack(tokenizer: Any) -> None:
     ],
 )
 def test_impossible_configs(change: dict[str, Any], key: str, says: str, llama: dict[str, Any], tokenizer: Any) -> None:
-    with pytest.raises(RecipeError) as caught:
-        load_model(ConfigModel(config={**llama, **change}), tokenizer, key="student", seq_len=32)
+    with pytest.raises(RecipeError) as caught, under("student"):
+        load_model(ConfigModel(config={**llama, **change}), tokenizer, seq_len=32)
     assert key in caught.value.line()
     assert says in caught.value.line()
     assert "\n" not in caught.value.line()
@@ -84,7 +85,7 @@ def test_impossible_configs(change: dict[str, Any], key: str, says: str, llama: 
 def test_folders_that_are_no_models(tmp_path: Path, tokenizer: Any, teacher_folder: Path) -> None:
     def line(path: Path) -> str:
         with pytest.raises(RecipeError) as caught:
-            load_model(PathModel(path=str(path)), tokenizer, key="teacher")
+            load_model(PathModel(path=str(path)), tokenizer)
         return caught.value.line()
 
     assert "no weights" in line(tmp_path)
@@ -106,34 +107,34 @@ def test_weights_that_do_not_fit_their_config(tmp_path: Path, tokenizer: Any, te
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(RecipeError, match=r"lack model\.layers\.2"):
-        load_model(PathModel(path=str(tmp_path / "m")), tokenizer, key="teacher")
+        load_model(PathModel(path=str(tmp_path / "m")), tokenizer)
 
 
-def test_a_seed_makes_the_model(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_seed_makes_the_model(make_lm: Callable[..., CausalLM]) -> None:
     assert weights_fingerprint(make_lm(3).model) == weights_fingerprint(make_lm(3).model)
     assert weights_fingerprint(make_lm(3).model) != weights_fingerprint(make_lm(4).model)
 
 
-def test_adapters_train_and_the_head_does_not(make_lm: Callable[..., LanguageModel]) -> None:
+def test_adapters_train_and_the_head_does_not(make_lm: Callable[..., CausalLM]) -> None:
     bare = make_lm()
-    size = bare.parameters()
+    size = bare.n_parameters()
     lm = with_lora(bare, Lora(rank=4), seed=0)
     trainable = {name for name, p in lm.model.named_parameters() if p.requires_grad}
     assert trainable
     assert all("lora_" in name for name in trainable)
     assert not lm.head().weight_VD.requires_grad
-    assert lm.parameters() == size
-    with pytest.raises(RecipeError, match=r"student\.lora\.targets"):
+    assert lm.n_parameters() == size
+    with pytest.raises(RecipeError, match=r"student\.lora\.targets"), under("student.lora"):
         with_lora(make_lm(), Lora(targets=("nothing",)), seed=0)
 
 
 def test_vocabularies_are_compared_by_their_maps(tokenizer: Any, texts: list[str]) -> None:
     same = train_tokenizer(texts, 320)
-    require_equal_maps(tokenizer, same, key="student.path")
+    require_equal_maps(tokenizer, same)
     assert token_map_fingerprint(tokenizer) == token_map_fingerprint(same)
     other = train_tokenizer(texts, 300)
-    with pytest.raises(RecipeError, match=r"student\.path: its vocabulary \(300 tokens\)"):
-        require_equal_maps(tokenizer, other, key="student.path")
+    with pytest.raises(RecipeError, match=r"student\.path: its vocabulary \(300 tokens\)"), under("student.path"):
+        require_equal_maps(tokenizer, other)
 
 
 def test_a_trained_tokenizer_loses_nothing(tokenizer: Any) -> None:
@@ -142,7 +143,7 @@ def test_a_trained_tokenizer_loses_nothing(tokenizer: Any) -> None:
     assert vocabulary_size(tokenizer) == 320
 
 
-def test_writing_is_seeded_and_batches_change_nothing_when_greedy(make_lm: Callable[..., LanguageModel]) -> None:
+def test_writing_is_seeded_and_batches_change_nothing_when_greedy(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(seq_len=64)
     prompts = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
     greedy = Sampling(6, temperature=0)
@@ -154,7 +155,7 @@ def test_writing_is_seeded_and_batches_change_nothing_when_greedy(make_lm: Calla
     assert dict(generate(lm, prompts, drawn, 2)) != dict(generate(lm, prompts, Sampling(6, seed=4), 2))
 
 
-def test_a_text_goes_on_alike_where_others_have_ended(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_text_goes_on_alike_where_others_have_ended(make_lm: Callable[..., CausalLM]) -> None:
     """Rows that ended are left behind; the rest are read again with what they have, to the same text."""
     lm = make_lm(seq_len=64)
     with torch.no_grad():
@@ -174,13 +175,13 @@ def test_a_text_goes_on_alike_where_others_have_ended(make_lm: Callable[..., Lan
     assert dict(generate(lm, prompts, Sampling(24, temperature=0), 1)) == stopped
 
 
-def test_padding_of_the_vocabulary_is_never_written(make_lm: Callable[..., LanguageModel]) -> None:
+def test_padding_of_the_vocabulary_is_never_written(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(vocab_size=4000)
     answers = dict(generate(lm, [[5, 6]] * 8, Sampling(12, temperature=5.0), 8))
     assert max(i for answer in answers.values() for i in answer) < lm.vocab_size
 
 
-def test_the_models_own_generation_file_is_not_asked(make_lm: Callable[..., LanguageModel]) -> None:
+def test_the_models_own_generation_file_is_not_asked(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(seq_len=64)
     greedy = Sampling(12, temperature=0)
     before = dict(generate(lm, [[5, 6, 7]], greedy, 1))
@@ -190,14 +191,14 @@ def test_the_models_own_generation_file_is_not_asked(make_lm: Callable[..., Lang
     assert lm.core.generation_config.no_repeat_ngram_size == 1
 
 
-def test_no_text_grows_beyond_what_the_model_reads(make_lm: Callable[..., LanguageModel]) -> None:
+def test_no_text_grows_beyond_what_the_model_reads(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(max_position_embeddings=16)
     answers = dict(generate(lm, [[5] * 10], Sampling(50, temperature=0), 1))
     assert len(answers[0]) <= 6
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_model_of_nan_writes_nothing(make_lm: Callable[..., LanguageModel], temperature: float) -> None:
+def test_a_model_of_nan_writes_nothing(make_lm: Callable[..., CausalLM], temperature: float) -> None:
     """Sampling would be a traceback of torch, the most probable token of NaN is the first."""
     lm = make_lm(tie_word_embeddings=False)
     with torch.no_grad():

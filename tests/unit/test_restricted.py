@@ -12,13 +12,14 @@ import torch.nn.functional as F  # noqa: N812
 
 from limbeck.data.packing import Rows
 from limbeck.evaluation.gap import dropped_share, measure
+from limbeck.generation.local import LocalSampler
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.generate import Sampling, generate
-from limbeck.models.language_model import LanguageModel
-from limbeck.models.restricted import RestrictedModel
+from limbeck.models.proof import prove
+from limbeck.models.restricted import KeptTokens, RestrictedModel
 from limbeck.models.tokenizer import OTHER
-from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer
 from limbeck.objectives import Dense, Restriction, Term, fused_divergence
-from limbeck.teachers.local import LocalTeacher
+from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer
 from tests.unit.cutting.conftest import make
 from tests.unit.cutting.tokenizers import TEXTS, sentencepiece
 from tests.unit.test_data import corpus_of
@@ -57,7 +58,7 @@ def test_the_rest_of_the_teacher_is_one_outcome(softcap: float | None, tail: boo
 
 
 @pytest.fixture
-def restricted(make_lm: Callable[..., LanguageModel], tokenizer: Any, texts: list[str]) -> RestrictedModel:
+def restricted(make_lm: Callable[..., CausalLM], tokenizer: Any, texts: list[str]) -> RestrictedModel:
     lm = make_lm(2, seq_len=64)
     counts = Counter(i for text in texts[:20] for i in tokenizer(text)["input_ids"])
     kept: KeptTokens = choose_tokens(lm.model, tokenizer, counts, min_count=20, other=True)
@@ -71,7 +72,7 @@ def test_a_restricted_teacher_reads_its_students_ids(restricted: RestrictedModel
     own = restricted.own_ids(ids)
     assert tokenizer.decode(own[0].tolist()) == text
     positions = torch.arange(ids.shape[1])[None]
-    plain = LanguageModel(restricted.model, tokenizer)
+    plain = CausalLM(restricted.model, tokenizer)
     torch.testing.assert_close(restricted.hidden(ids, positions), plain.hidden(own, positions))
     assert restricted.own_ids(torch.tensor([-100, 5])).tolist()[0] == -100
 
@@ -86,13 +87,13 @@ def test_the_share_of_what_was_dropped_is_the_naive_one(restricted: RestrictedMo
             p = restricted.model(input_ids=own).logits[0, :-1, : restricted.own_vocab_size].double().softmax(-1)
         total += float(p[:, restricted.kept.dropped].sum())
         labels += len(row) - 1
-    assert dropped_share(restricted, rows, batch_rows=3, chunk=5) == pytest.approx(total / labels, rel=1e-5)
+    assert dropped_share(restricted, rows, batch_size=3, chunk=5) == pytest.approx(total / labels, rel=1e-5)
     assert 0.0 < total / labels < 1.0
 
 
 @pytest.mark.parametrize("dropped", [1, 20])  # with one dropped, both vocabularies have the same size
 def test_a_teacher_that_learned_along_is_compared_over_its_own_vocabulary(
-    dropped: int, make_lm: Callable[..., LanguageModel], tokenizer: Any, texts: list[str]
+    dropped: int, make_lm: Callable[..., CausalLM], tokenizer: Any, texts: list[str]
 ) -> None:
     before, after = make_lm(2, seq_len=64), make_lm(3, seq_len=64)
     counts = dict.fromkeys(range(320 - dropped), 1)
@@ -113,19 +114,19 @@ def test_a_teacher_that_learned_along_is_compared_over_its_own_vocabulary(
 
 def test_what_it_writes_comes_back_in_its_students_ids(restricted: RestrictedModel, tokenizer: Any) -> None:
     prompt = restricted.tokenizer("the dog")["input_ids"]
-    plain = LanguageModel(restricted.model, tokenizer)
+    plain = CausalLM(restricted.model, tokenizer)
     ((_, theirs),) = generate(plain, [tokenizer("the dog")["input_ids"]], Sampling(12, seed=1), 1)
     ((_, ours),) = generate(restricted, [prompt], Sampling(12, seed=1), 1)
     assert restricted.tokenizer.decode(ours) == tokenizer.decode(theirs)
     assert restricted.tokenizer.get_vocab()[OTHER] not in ours
 
 
-def test_a_student_never_writes_the_bucket(restricted: RestrictedModel, make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_student_never_writes_the_bucket(restricted: RestrictedModel, make_lm: Callable[..., CausalLM]) -> None:
     from limbeck.models.load import load_model
     from limbeck.recipe import ConfigModel
     from tests.conftest import LLAMA
 
-    student = load_model(ConfigModel(config=LLAMA), restricted.tokenizer, key="student")
+    student = load_model(ConfigModel(config=LLAMA), restricted.tokenizer)
     other = student.tokenizer.get_vocab()[OTHER]
     with torch.no_grad():
         student.head().weight_VD[other] *= 1000.0  # tied: it would be written often
@@ -136,10 +137,10 @@ def test_a_student_never_writes_the_bucket(restricted: RestrictedModel, make_lm:
 def test_dropped_tokens_fall_into_their_pieces_where_they_stand() -> None:
     """Of a tokenizer that puts a space before every text: not before a piece of one."""
     own = sentencepiece()
-    lm = LanguageModel(make("llama", vocab_size=len(own)), own)
+    lm = CausalLM(make("llama", vocab_size=len(own)), own)
     counts = Counter(i for text in TEXTS[:2] for i in own(text)["input_ids"])
     kept = choose_tokens(lm.model, own, counts, other=True)
-    lm.prove("teacher")
+    prove(lm)
     restricted = RestrictedModel(lm, kept, cut_tokenizer(own, kept))
     dropped = kept.dropped.tolist()
     assert dropped
@@ -148,7 +149,7 @@ def test_dropped_tokens_fall_into_their_pieces_where_they_stand() -> None:
         assert restricted.tokenizer.decode(restricted.from_own(ids)) == own.decode(ids)
 
 
-def test_a_model_stops_at_every_end_that_its_makers_list(make_lm: Callable[..., LanguageModel], tokenizer: Any) -> None:
+def test_a_model_stops_at_every_end_that_its_makers_list(make_lm: Callable[..., CausalLM], tokenizer: Any) -> None:
     lm = make_lm(2)
     end = tokenizer.eos_token_id
     ((_, free),) = generate(lm, [[5, 6]], Sampling(12, temperature=0, stop=False), 1)
@@ -161,7 +162,7 @@ def test_a_model_stops_at_every_end_that_its_makers_list(make_lm: Callable[..., 
     assert lm.end_ids() == [end]
 
 
-def test_a_teacher_writes_in_bfloat16_if_asked(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_teacher_writes_in_bfloat16_if_asked(make_lm: Callable[..., CausalLM]) -> None:
     """The same words as with weights that were rounded by hand: its linear layers, not its embeddings and norms."""
     teacher, by_hand = make_lm(2), make_lm(2)
     for module in by_hand.model.modules():
@@ -170,6 +171,6 @@ def test_a_teacher_writes_in_bfloat16_if_asked(make_lm: Callable[..., LanguageMo
     prompts, sampling = [[5, 6], [7, 8, 9]], Sampling(6, temperature=0)
     with torch.autocast("cpu", torch.bfloat16):
         expected = dict(generate(by_hand, prompts, sampling, 2))
-    assert dict(LocalTeacher(teacher, "bf16").write(prompts, sampling)) == expected
+    assert dict(LocalSampler(teacher, "bf16").sample(prompts, sampling)) == expected
     assert teacher.core.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert teacher.core.model.embed_tokens.weight.dtype == torch.float32

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from limbeck.formats import sizes as weights
 from limbeck.recipe import PathModel, Recipe
-from limbeck.run import weights
 
 
 def _model(folder: Path) -> Path:
@@ -50,7 +50,7 @@ def test_a_model_of_the_hub_is_measured_in_the_hubs_cache(tmp_path: Path, monkey
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     recipe = _recipe(tmp_path, {"path": "owner/name", "revision": "v2"})
     assert isinstance(recipe.teacher, PathModel)
-    assert weights.stored_teacher(recipe, recipe.teacher) == weights.stored(folder)
+    assert weights.stored_teacher(recipe.teacher, recipe.teacher) == weights.stored(folder)
     assert asked == [("owner/name", "v2", True)]
 
 
@@ -60,4 +60,4 @@ def test_a_gguf_file_is_measured_itself_and_not_what_was_read_from_it(tmp_path: 
     read = _model(tmp_path / "read")
     (read / "gguf.json").write_text(json.dumps({}))
     recipe = _recipe(tmp_path, {"path": str(file)})
-    assert weights.stored_teacher(recipe, PathModel(path=str(read))) == weights.Stored(100, "GGUF")
+    assert weights.stored_teacher(recipe.teacher, PathModel(path=str(read))) == weights.Stored(100, "GGUF")

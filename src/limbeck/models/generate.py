@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.errors import InputError
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -25,16 +25,16 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
     stop: bool = True
-    """At an end mark; otherwise every text has ``max_new_tokens``."""
+    """At an EOS token; otherwise every text has ``max_new_tokens``."""
 
 
 @torch.no_grad()
 def generate(
-    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, batch_rows: int
+    lm: CausalLM, prompts: list[list[int]], sampling: Sampling, batch_size: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Continuations as ``(number of the prompt, new ids)``, an end mark included, batch by batch.
+    """Continuations as ``(number of the prompt, new ids)``, an EOS token included, batch by batch.
 
-    Every batch is seeded by its own number, so it comes out the same whoever asks for it alone. No text
+    Every batch is seeded by its own number, so that it comes out the same when it is asked for alone. No text
     grows beyond the positions that the model reads.
 
     Raises:
@@ -59,10 +59,10 @@ def generate(
         suppress_tokens=lm.unwritten() or None,
     )
     prompts = [lm.own_ids(torch.tensor(prompt, dtype=torch.long)).tolist() for prompt in prompts]
-    room = getattr(lm.config, "max_position_embeddings", None) or 10**9
+    room = lm.traits.max_positions or 10**9
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
-    for start in range(0, len(order), batch_rows):
-        chosen = order[start : start + batch_rows]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
         width = max(len(prompts[i]) for i in chosen)
         limit = max(min(sampling.max_new_tokens, room - width), 1)
         torch.manual_seed(sampling.seed * 1_000_003 + start)
@@ -78,7 +78,7 @@ def generate(
             yield i, lm.from_own(new)
 
 
-def _round(lm: LanguageModel, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
+def _round(lm: CausalLM, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
     """What each row gains until half of them have ended: those are not carried along to the end of the longest."""
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 

@@ -10,17 +10,16 @@ Shape letters: B rows, T tokens, D width.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-
-if TYPE_CHECKING:
-    from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
 
 EXACT = 1e-5
 """The greatest relative movement of a float32 state that counts as rounding."""
@@ -36,21 +35,20 @@ _SMALL = 50_000_000
 
 
 @torch.no_grad()
-def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
-    """Whether ``lm`` may read packed rows.
+def prove(lm: CausalLM, *, fresh: bool = False) -> None:
+    """Verify ``lm.traits`` with real forward passes, and find out whether it may read packed rows (``traits.packs``).
 
     Args:
-        lm: the model; it is left as it was.
-        key: its place in the recipe, for errors.
+        lm: the model; its weights and mode are left as they were.
         fresh: its weights were just initialised. They are small, and some are zero, so that they hide leaks.
 
     Raises:
         RecipeError: its weights or logits are not finite, it is not causal, or its head does not make its logits.
     """
     with lm.evaluating():
-        _prove_finite(lm, key)
-        _prove_causal(lm, key)
-        _prove_head(lm, key)
+        _prove_finite(lm)
+        _prove_causal(lm)
+        _prove_head(lm)
         with _short_windows(lm.config) as shortened:
             found = _stays_apart(lm)
         if found and shortened:
@@ -59,10 +57,10 @@ def prove(lm: LanguageModel, key: str, *, fresh: bool) -> bool:
         if found and (fresh or small):
             with _enlarged(lm.model), _short_windows(lm.config):
                 found = _stays_apart(lm)
-        return found
+    lm.traits = dataclasses.replace(lm.traits, packs=found)
 
 
-def _prove_finite(lm: LanguageModel, key: str) -> None:
+def _prove_finite(lm: CausalLM) -> None:
     """Refuse weights with NaN or infinity. One token's may be all that is wrong: no other text would show it."""
     for name, p in lm.model.named_parameters():
         if not p.is_floating_point() or bool(torch.linalg.vector_norm(p, float("inf")).isfinite()):
@@ -71,10 +69,10 @@ def _prove_finite(lm: LanguageModel, key: str) -> None:
         where = f" (row {row})" if row is not None else ""
         if p is lm.core.get_input_embeddings().weight:
             where = f" (token {row}, {lm.own_tokenizer.convert_ids_to_tokens(row)!r})"
-        raise RecipeError(f"the weights hold NaN or infinity in {name}{where}", key=key, fix="Use whole weights")
+        raise RecipeError(f"the weights hold NaN or infinity in {name}{where}", fix="Use whole weights")
 
 
-def _prove_causal(lm: LanguageModel, key: str) -> None:
+def _prove_causal(lm: CausalLM) -> None:
     """Refuse a model whose states depend on tokens that come later."""
     ids_BT, positions_BT = _ids(lm, (7, 7))[:1], torch.arange(14, device=lm.device)[None]
     later_BT = ids_BT.clone()
@@ -83,12 +81,11 @@ def _prove_causal(lm: LanguageModel, key: str) -> None:
     if bool(before_BTD.isfinite().all()) and _moved(before_BTD, after_BTD) > 100 * _epsilon(before_BTD):
         raise RecipeError(
             f"{type(lm.core).__name__} is not a causal language model: its states depend on later tokens",
-            key=key,
             fix="Use a model that reads from left to right",
         )
 
 
-def _prove_head(lm: LanguageModel, key: str) -> None:
+def _prove_head(lm: CausalLM) -> None:
     """Refuse a model whose logits are not its head applied to its last hidden states."""
     ids_BT = torch.arange(7, device=lm.device)[None] % lm.vocab_size
     positions_BT = torch.arange(7, device=lm.device)[None]
@@ -99,7 +96,6 @@ def _prove_head(lm: LanguageModel, key: str) -> None:
         raise RecipeError(
             "its logits are not finite: "
             + ("float16 overflows, or the weights hold NaN" if half else "the weights hold NaN or infinity"),
-            key=key,
             fix="Write `dtype: float32`" if half else "Use whole weights",
         )
     tolerance = 1e-4 if theirs.dtype == torch.float32 else 0.02
@@ -108,12 +104,11 @@ def _prove_head(lm: LanguageModel, key: str) -> None:
         raise RecipeError(
             f"the logits of {type(lm.core).__name__} are not one linear head applied to its last hidden states, "
             "scaled or soft-capped",
-            key=key,
             fix="Use another architecture for this model",
         )
 
 
-def _stays_apart(lm: LanguageModel) -> bool:
+def _stays_apart(lm: CausalLM) -> bool:
     """Whether packed documents do not see each other; in low precision judged in float32 where rounding blurs it."""
     if lm.core.dtype == torch.float32:
         return _judge(lm, strict=True)
@@ -121,12 +116,10 @@ def _stays_apart(lm: LanguageModel) -> bool:
         return True
     if sum(p.numel() for p in lm.model.parameters()) > 20 * _SMALL:
         return False  # a copy in float32 would not fit beside it
-    exact = copy.copy(lm)
-    exact.model = copy.deepcopy(lm.model).float()
-    return _judge(exact, strict=True)
+    return _judge(CausalLM(copy.deepcopy(lm.model).float(), lm.tokenizer), strict=True)
 
 
-def _judge(lm: LanguageModel, *, strict: bool) -> bool:
+def _judge(lm: CausalLM, *, strict: bool) -> bool:
     """Replace a document, and compare the others with what they were, and with themselves alone in a row.
 
     ``strict``: movements up to ``EXACT`` are rounding. Otherwise, in low precision, none is: masked positions
@@ -173,22 +166,22 @@ def _epsilon(states: Tensor) -> float:
     return float(torch.finfo(states.dtype).eps)
 
 
-def _fitting(lm: LanguageModel) -> tuple[int, ...]:
+def _fitting(lm: CausalLM) -> tuple[int, ...]:
     """Lengths of three documents that together fit the positions that the model has."""
-    room = getattr(lm.config, "max_position_embeddings", None) or sum(_LENGTHS)
+    room = lm.traits.max_positions or sum(_LENGTHS)
     if room >= sum(_LENGTHS):
         return _LENGTHS
     return (max(room // 6, 1), max(room // 3, 1), max(room // 3, 1))
 
 
-def _ids(lm: LanguageModel, lengths: tuple[int, ...]) -> Tensor:
+def _ids(lm: CausalLM, lengths: tuple[int, ...]) -> Tensor:
     """Two rows [2, T] of the same pseudo-random documents, in the second one in the reverse order."""
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(0, lm.vocab_size, (length,), generator=generator) for length in lengths]
     return torch.stack([torch.cat(documents), torch.cat(documents[::-1])]).to(lm.device)
 
 
-def _positions(lm: LanguageModel, lengths: tuple[int, ...]) -> Tensor:
+def _positions(lm: CausalLM, lengths: tuple[int, ...]) -> Tensor:
     documents = [torch.arange(length) for length in lengths]
     return torch.stack([torch.cat(documents), torch.cat(documents[::-1])]).to(lm.device)
 

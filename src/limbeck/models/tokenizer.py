@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RecipeError
-from limbeck.models.saved import one_line, tokenizer_places
+from limbeck.models.folders.saved import model_places, one_line
 
 END = "<|endoftext|>"
 OTHER = "<|other|>"
 """The token of a cut vocabulary that stands for all that were dropped; predicted, never written."""
 
 
-def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
-    """A fast tokenizer from a folder or hub name. Raises RecipeError naming ``key``."""
+def load_tokenizer(path: str, *, revision: str | None = None) -> Any:
+    """A fast tokenizer from a folder or hub name.
+
+    Raises:
+        RecipeError: there is none, or a slow one.
+    """
     from transformers import AutoTokenizer
 
     if (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).exists():
         fix = "Write it out: ~ is not expanded here" if path.startswith("~") else "Check the path"
-        raise RecipeError(f"there is no folder {path}", key=key, fix=fix)  # the hub need not be asked
+        raise RecipeError(f"there is no folder {path}", fix=fix)  # the hub need not be asked
     tokenizer: Any = None
     failed: list[Exception] = []
-    for place, its_revision in tokenizer_places(path, revision):
+    for place, its_revision in model_places(path, revision):
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=its_revision, trust_remote_code=False)
             break
@@ -33,11 +37,9 @@ def load_tokenizer(path: str, *, key: str, revision: str | None = None) -> Any:
             failed.append(error)
     if tokenizer is None:
         where = "the folder holds no tokenizer" if Path(path).is_dir() else f"there is no tokenizer at {path}"
-        raise RecipeError(
-            f"{where} ({one_line(failed[0])})", key=key, fix="Name a folder with a tokenizer.json"
-        ) from None
+        raise RecipeError(f"{where} ({one_line(failed[0])})", fix="Name a folder with a tokenizer.json") from None
     if not tokenizer.is_fast:
-        raise RecipeError("a slow tokenizer has no offsets", key=key, fix="Convert it to a tokenizer.json")
+        raise RecipeError("a slow tokenizer has no offsets", fix="Convert it to a tokenizer.json")
     for how in ("is_local", "local_files_only"):  # how it was found here says nothing of it, yet would be saved
         tokenizer.init_kwargs.pop(how, None)
     return tokenizer
@@ -75,7 +77,7 @@ def token_map_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
 
 
-def require_equal_maps(ours: Any, theirs: Any, *, key: str) -> None:
+def require_equal_maps(ours: Any, theirs: Any) -> None:
     """Refuse to compare two vocabularies by id unless their token maps are equal.
 
     Raises:
@@ -88,6 +90,5 @@ def require_equal_maps(ours: Any, theirs: Any, *, key: str) -> None:
     raise RecipeError(
         f"its vocabulary ({len(b)} tokens) is not the teacher's ({len(a)} tokens): "
         f"{differing!r} is {b.get(differing, 'absent')} here and {a.get(differing, 'absent')} there",
-        key=key,
         fix="Use a student with the teacher's tokenizer, or a `config`",
     )

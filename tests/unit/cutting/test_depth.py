@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.errors import RecipeError
-from limbeck.models.architectures import architecture_of, llama_cpp_reads_windows, window_period
-from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
+from limbeck.errors import RecipeError, under
+from limbeck.pruning.architectures import architecture_of, llama_cpp_reads_windows, window_period
+from limbeck.pruning.depth import choose_layers, cut_depth, layer_cosines
 from tests.unit.cutting import reference
 from tests.unit.cutting.conftest import BY_HAND, Batch, batch_of, check_lives, logits, make
 
@@ -190,7 +190,7 @@ def test_cosines_are_those_of_the_residual_stream(model: Any) -> None:
     ],
 )
 def test_bad_input_is_one_line(call: Callable[[], Any], line: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as caught, under("student"):
         call()
     assert line in caught.value.line()
     assert "student.layers" in caught.value.line()
@@ -200,8 +200,8 @@ def test_what_is_not_described_is_refused_by_name() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gpt2 = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_embd=8, n_layer=2, n_head=2, vocab_size=20))
-    with pytest.raises(RecipeError, match=r"student: limbeck cannot cut the architecture `gpt2` \(GPT2LMHeadModel\)"):
-        architecture_of(gpt2, key="student")
+    with pytest.raises(RecipeError, match=r"^limbeck cannot cut the architecture `gpt2` \(GPT2LMHeadModel\)"):
+        architecture_of(gpt2)
     odd = make("llama")
     odd.model.layers[0].self_attn.register_parameter("sink", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(RecipeError, match=r"a weight that limbeck does not know, model.layers.0.self_attn.sink"):

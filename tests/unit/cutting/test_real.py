@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
-from limbeck.models.gguf import load_gguf, package_file
-from limbeck.models.vocabulary import KeptTokens, choose_tokens, cut_tokenizer, cut_vocabulary
-from limbeck.models.width import cut_width, measure_importance
+from limbeck.formats.gguf import load_gguf, package_file
+from limbeck.models.restricted import KeptTokens
+from limbeck.pruning.depth import choose_layers, cut_depth, layer_cosines
+from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer, cut_vocabulary
+from limbeck.pruning.width import cut_width, measure_importance
 from tests.unit.cutting.conftest import batch_of, make
 
 pytestmark = pytest.mark.real

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from limbeck.errors import RecipeError
-from limbeck.models.bpe import Bpe, template_ids
+from limbeck.errors import RecipeError, under
+from limbeck.models.restricted import KeptTokens
 from limbeck.models.tokenizer import vocabulary_size
-from limbeck.models.vocabulary import OTHER, KeptTokens, choose_tokens, cut_tokenizer, cut_vocabulary
+from limbeck.pruning.bpe import Bpe, template_ids
+from limbeck.pruning.vocabulary import OTHER, choose_tokens, cut_tokenizer, cut_vocabulary
 from tests.unit.cutting.conftest import KINDS, batch_of, check_lives, logits, make
 from tests.unit.cutting.tokenizers import BUILDS, TEXTS, byte_level, sentencepiece
 
@@ -76,7 +77,7 @@ def test_kept_text_keeps_its_ids_and_no_text_is_lost(build: str, kept: list[str]
 def test_the_parts_of_a_token_are_enough_to_make_it(build: str) -> None:
     """Each token alone with its parts and the bytes: the rebuilt tokenizer still makes it. Without them it does not."""
     old = teacher(build)
-    bpe = Bpe.of(old, key="k")
+    bpe = Bpe.of(old)
     core = old.backend_tokenizer
     made = 0
     for token, i in bpe.raw["model"]["vocab"].items():
@@ -139,7 +140,7 @@ def test_frequent_tokens_come_first() -> None:
     twice = set(choose_tokens(model_of("byte_level"), old, counts, min_count=2).ids_K.tolist())
     assert {i for i, n in counts.items() if n >= 2} <= twice
     assert twice < set(everything.ids_K.tolist())
-    bpe = Bpe.of(old, key="k")
+    bpe = Bpe.of(old)
     for other in (False, True):
         for size in range(least + other, everything.size + 2, 7):
             tokens = choose_tokens(model_of("byte_level"), old, counts, size=size, other=other)
@@ -298,7 +299,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     made = tokenizer()
     model = make("llama", num_hidden_layers=1, vocab_size=max(vocabulary_size(made), 101), bos_token_id=None)
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as caught, under("student.vocabulary"):
         cut_vocabulary(model, made, counts, **options)
     assert line in caught.value.line()
     assert caught.value.line().startswith("student.vocabulary")
@@ -308,7 +309,8 @@ def test_an_unknown_architecture_is_named() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gpt2 = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=2, vocab_size=500))
-    with pytest.raises(RecipeError, match=r"student.vocabulary: limbeck cannot cut the architecture `gpt2`"):
+    says = r"^student.vocabulary: limbeck cannot cut the architecture `gpt2`"
+    with pytest.raises(RecipeError, match=says), under("student.vocabulary"):
         cut_vocabulary(gpt2, teacher("byte_level"), {})
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
+from limbeck.models.folders.saved import quiet
 
 Axis = Literal["vocab", "hidden", "ffn", "query", "kv", "head_dim"]
 Axes = tuple[Axis, ...]
@@ -159,7 +160,7 @@ class Sizes:
         return self.heads // self.kv_heads
 
 
-def architecture_of(model: Any, *, key: str | None = None) -> Architecture:
+def architecture_of(model: Any) -> Architecture:
     """The description that fits a transformers causal language model.
 
     Raises:
@@ -170,14 +171,12 @@ def architecture_of(model: Any, *, key: str | None = None) -> Architecture:
     if found is None:
         raise RecipeError(
             f"limbeck cannot cut the architecture `{kind}` ({type(model).__name__})",
-            key=key,
             fix=f"It knows {', '.join(ARCHITECTURES)}; give the student a `path` or a `config` instead",
         )
     for name in model.state_dict():
         if found.axes(name) is None:
             raise RecipeError(
                 f"this {kind} model has a weight that limbeck does not know, {name}",
-                key=key,
                 fix="Merge adapters into the model first; otherwise give the student a `path` or a `config`",
             )
     return found
@@ -258,8 +257,6 @@ def rebuild(model: Any, config: Any, state: Mapping[str, Tensor], *, copies: boo
     The weights are copied, so that nothing is shared with ``model``, unless ``copies`` is false.
     Tied embeddings are tied again.
     """
-    from limbeck.models.load import quiet
-
     quiet()
     config.dtype = model.dtype
     own = {name: tensor.detach().clone() if copies else tensor.detach() for name, tensor in state.items()}

@@ -37,7 +37,7 @@ class Bpe:
     added: dict[str, int]
 
     @classmethod
-    def of(cls, tokenizer: Any, *, key: str) -> Bpe:
+    def of(cls, tokenizer: Any) -> Bpe:
         """Read a fast tokenizer.
 
         Raises:
@@ -48,20 +48,18 @@ class Bpe:
         if model["type"] != "BPE":
             raise RecipeError(
                 f"limbeck cannot cut a vocabulary of the kind {model['type']}",
-                key=key,
                 fix="It knows byte-pair encoding; leave `vocabulary` out",
             )
         for odd in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
             if model.get(odd):
                 raise RecipeError(
-                    f"limbeck cannot cut a byte-pair vocabulary with `{odd}`", key=key, fix="Leave `vocabulary` out"
+                    f"limbeck cannot cut a byte-pair vocabulary with `{odd}`", fix="Leave `vocabulary` out"
                 )
         added = {token["content"]: token["id"] for token in raw["added_tokens"]}
         bpe = cls(raw, {**model["vocab"], **added}, added)
         if len(bpe.bytes) < 2:
             raise RecipeError(
                 "the vocabulary has no tokens for bytes: text outside the kept tokens would be lost",
-                key=key,
                 fix="Leave `vocabulary` out",
             )
         return bpe

@@ -8,16 +8,15 @@ Shape letters: B rows, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
-from limbeck.models.proof import prove
 from limbeck.models.tokenizer import OTHER, vocabulary_size
 from limbeck.objectives.targets import Dense
 
@@ -26,6 +25,32 @@ PROJECTIONS = "limbeck_projections"
 
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configurations call the soft cap of the logits."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What distillation relies on in a model: read from its configuration, verified on loading (``models/proof.py``).
+
+    Attributes:
+        softcap: cap of the logits, or None.
+        scale: factor of the logits, before the cap.
+        max_positions: tokens of the longest row that it reads; None: there is no limit.
+        packs: documents packed into a row do not see each other. False until it is proven.
+    """
+
+    softcap: float | None = None
+    scale: float = 1.0
+    max_positions: int | None = None
+    packs: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> Traits:
+        """The traits that a transformers configuration claims."""
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        caps = (getattr(config, name, None) for name in _SOFTCAPS)
+        return cls(next((cap for cap in caps if cap), None), scale, getattr(config, "max_position_embeddings", None))
 
 
 @dataclass(frozen=True)
@@ -43,16 +68,46 @@ class Head:
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
 
-class LanguageModel:
-    """A transformers model (or peft's wrapping of one) with its tokenizer."""
+class CausalLM(nn.Module):
+    """A transformers model (or peft's wrapping of one) with its tokenizer.
+
+    A forward pass gives hidden states, not logits. It is one call of one module, so that gradient hooks, autocast, DDP
+    and FSDP2 see it. The head is used afterwards, by the objective: :meth:`head`.
+
+    Attributes:
+        model: the transformers model; it may be replaced by another of the same shape.
+        tokenizer: of the ids that are read and learned.
+        traits: what is known of the model.
+        shared: other users hold the same weights (``runtime/pool.py``), so that they must not be changed.
+    """
+
+    model: Any
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
         self.model, self.tokenizer = model, tokenizer
+        self.traits, self.shared = Traits.of(self.config), False
         unfreeze_padding(model)
         # A tokenizer may have tokens beyond the embedding (Gemma 3's image token): no text uses them.
-        self.vocab_size = min(vocabulary_size(tokenizer), self.rows)
+        self.vocab_size = min(vocabulary_size(tokenizer), len(self.head().weight_VD))
         # A teacher may have another vocabulary of its own than the run (models/restricted.py).
         self.own_tokenizer, self.own_vocab_size = tokenizer, self.vocab_size
+
+    def __getattr__(self, name: str) -> Any:
+        # A property that fails with an AttributeError ends up here, where torch would hide what was missing.
+        found = getattr(type(self), name, None)
+        return found.fget(self) if isinstance(found, property) and found.fget else super().__getattr__(name)
+
+    @property
+    def training(self) -> bool:
+        """The mode of the inner model, also where that was switched by itself."""
+        model = self.__dict__.get("_modules", {}).get("model")
+        return model is None or bool(model.training)
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if (model := self.__dict__.get("_modules", {}).get("model")) is not None:
+            model.training = mode
 
     @property
     def core(self) -> Any:
@@ -79,7 +134,12 @@ class LanguageModel:
         """Rows of the head: the vocabulary with its padding."""
         return int(self.head().weight_VD.shape[0])
 
-    def parameters(self) -> int:
+    @property
+    def packs(self) -> bool:
+        """Whether documents packed into a row are known not to see each other."""
+        return self.traits.packs
+
+    def n_parameters(self) -> int:
         """Number of parameters; tied ones count once, adapters are counted as merged."""
         return sum(p.numel() for p in self._own())
 
@@ -88,17 +148,15 @@ class LanguageModel:
         added = ("lora_", f"{PROJECTIONS}.")
         return [p for name, p in self.model.named_parameters() if not any(part in name for part in added)]
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Last hidden states [B, T, D]. Documents packed into a row do not see each other:
-        where a position does not follow its neighbour's, a new one begins."""
-        out = self.decoder(input_ids=self.own_ids(ids_BT), position_ids=positions_BT, use_cache=False)
-        return out.last_hidden_state
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Last hidden states (the final norm is in them), and those after each of ``layers``, all [B, T, D].
 
-    def hidden_of_layers(self, ids_BT: Tensor, positions_BT: Tensor, layers: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """Last hidden states (the final norm is in them), and those after each of ``layers`` (from 0), all [B, T, D].
-
-        After the last layer, too, they are what it gives to the final norm, so that they compare with those
-        after any other layer.
+        Args:
+            ids_BT: int64 [B, T], in the ids of ``tokenizer``.
+            positions_BT: int64 [B, T]. Documents packed into a row do not see each other: where a position does not
+                follow its neighbour's, a new one begins.
+            layers: numbers from 0. After the last layer, too, the states are what it gives to the final norm, so that
+                they compare with those after any other layer.
 
         Raises:
             RecipeError: the layers are not found, or give something else.
@@ -108,10 +166,11 @@ class LanguageModel:
         def keep(layer: int) -> Any:
             return lambda _module, _args, out: found.__setitem__(layer, out if isinstance(out, Tensor) else out[0])
 
-        modules = self.layers()
+        modules = self.layers() if layers else nn.ModuleList()
         hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in sorted(set(layers))]
         try:
-            last_BTD = self.hidden(ids_BT, positions_BT)
+            out = self.decoder(input_ids=self.own_ids(ids_BT), position_ids=positions_BT, use_cache=False)
+            last_BTD = out.last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()
@@ -122,14 +181,26 @@ class LanguageModel:
             )
         return last_BTD, [found[layer] for layer in layers]
 
-    def layers(self) -> torch.nn.ModuleList:
+    def hidden(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, D]: a forward pass, see :meth:`forward`."""
+        last_BTD: Tensor = self(ids_BT, positions_BT)[0]
+        return last_BTD
+
+    def hidden_of_layers(
+        self, ids_BT: Tensor, positions_BT: Tensor, layers: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same with the states after each of ``layers``."""
+        found: tuple[Tensor, list[Tensor]] = self(ids_BT, positions_BT, layers)
+        return found
+
+    def layers(self) -> nn.ModuleList:
         """The decoder's layers, first to last.
 
         Raises:
             RecipeError: the architecture keeps them in another way than all known ones.
         """
         for module in self.decoder.modules():
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self.n_layers:
+            if isinstance(module, nn.ModuleList) and len(module) == self.n_layers:
                 return module
         raise RecipeError(
             f"limbeck does not find the layers of {type(self.core).__name__}",
@@ -154,7 +225,7 @@ class LanguageModel:
         return [*range(self.own_vocab_size, self.rows), *([] if other is None else [other])]
 
     def end_ids(self) -> list[int]:
-        """Own ids that end a text: the tokenizer's end mark, and what else the model's makers list beside it (the
+        """Own ids that end a text: the tokenizer's EOS token, and what else the model's makers list beside it (the
         end of a turn, in Gemma 3 and Llama 3). A list without the tokenizer's mark is of another tokenizer."""
         end = self.own_tokenizer.eos_token_id
         if end is None:
@@ -172,51 +243,60 @@ class LanguageModel:
         return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
 
     def head(self) -> Head:
-        layer, config = self.core.get_output_embeddings(), self.config
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        caps = (getattr(config, name, None) for name in _SOFTCAPS)
-        return Head(layer.weight, getattr(layer, "bias", None), next((cap for cap in caps if cap), None), scale)
+        """The head as it is now; under FSDP, whole only between a forward pass and its backward pass."""
+        layer, traits = self.core.get_output_embeddings(), self.traits
+        return Head(layer.weight, getattr(layer, "bias", None), traits.softcap, traits.scale)
 
-    def prove(self, key: str, *, fresh: bool = False) -> None:
-        """Check on real forward passes that head and hidden states make this model's logits, and
-        whether documents packed into one row stay apart; sets ``self.packs``.
-
-        Raises:
-            RecipeError: it is not causal, or does something to its logits that is not known here.
-        """
-        self.packs = prove(self, key, fresh=fresh)
+    def linear_layers(self) -> list[nn.Linear]:
+        """All but the head, which may be tied to the embedding, and is the objective's."""
+        head = self.core.get_output_embeddings()
+        return [module for module in self.model.modules() if isinstance(module, nn.Linear) and module is not head]
 
     def hold_in_bfloat16(self) -> None:
-        """Round the linear layers of a model that does not learn, once.
+        """Round the linear layers of a frozen model, once.
 
-        Autocast rounds them to the same numbers, but keeps what it rounded only of weights that learn: a frozen
-        teacher's would be rounded anew in every forward pass. The head, which may be tied, is the objective's.
+        Autocast rounds them to the same numbers, but keeps what it rounded only of weights that are trained: a frozen
+        teacher's would be rounded anew in every forward pass.
+
+        Raises:
+            RuntimeError: others hold the same weights, and they are not rounded yet.
         """
-        head = self.core.get_output_embeddings()
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.Linear) and module is not head:
-                module.to(torch.bfloat16)
+        for layer in self.linear_layers():
+            if any(p.is_floating_point() and p.dtype != torch.bfloat16 for p in layer.parameters()):
+                self.require_private()
+                layer.to(torch.bfloat16)
 
     def hold_in_float32(self) -> None:
         """Hold what is trained in float32: in half precision, most updates are smaller than one rounding step.
 
         Adapters are float32 already (peft); under them, float16 would overflow, while bfloat16 may stay.
+
+        Raises:
+            RuntimeError: others hold the same weights, and they are in half precision.
         """
         adapted = hasattr(self.model, "peft_config")
         if self.core.dtype == torch.float16 or (self.core.dtype == torch.bfloat16 and not adapted):
+            self.require_private()
             self.model.float()
+
+    def require_private(self) -> None:
+        """Refuse to change weights that others hold too.
+
+        Raises:
+            RuntimeError: the model is shared.
+        """
+        if self.shared:
+            raise RuntimeError("the weights of a shared model are not changed: lease it `rounded`, or `trainable`")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Without dropout; afterwards the model is in the mode it was in."""
-        training = self.model.training
-        self.model.eval()
+        training = self.training
+        self.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            self.train(training)
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.errors import RecipeError
-from limbeck.models.architectures import architecture_of, layers_of, rebuild, window_period
-from limbeck.models.calibration import TokenBatch, forwards
+from limbeck.errors import RecipeError, under
+from limbeck.pruning.architectures import architecture_of, layers_of, rebuild, window_period
+from limbeck.pruning.calibration import TokenBatch, forwards
 
 Chooser = Literal["even", "block_influence", "contiguous"]
 
 
-def layer_cosines(model: Any, batches: Iterable[TokenBatch], *, key: str = "student.layers") -> Tensor:
+@under(".layers")
+def layer_cosines(model: Any, batches: Iterable[TokenBatch]) -> Tensor:
     """Mean cosine between the residual stream before layer i and before layer j, over all positions.
 
     ``1 - c[i, i + 1]`` is ShortGPT's Block Influence of layer i, ``1 - c[i, i + n]`` that of the
@@ -39,7 +40,7 @@ def layer_cosines(model: Any, batches: Iterable[TokenBatch], *, key: str = "stud
     Raises:
         RecipeError: unknown architecture, or an empty calibration set.
     """
-    layers = layers_of(model, architecture_of(model, key=key))
+    layers = layers_of(model, architecture_of(model))
     stream: list[Tensor] = []
 
     def keep(hidden_BTD: Tensor, mask_BT: Tensor) -> None:
@@ -48,7 +49,7 @@ def layer_cosines(model: Any, batches: Iterable[TokenBatch], *, key: str = "stud
     # Every layer's input, and the last one's output.
     total = torch.zeros(len(layers) + 1, len(layers) + 1, dtype=torch.float64)
     count = 0
-    for mask_BT in forwards(model, batches, inputs=dict.fromkeys(layers, keep), outputs={layers[-1]: keep}, key=key):
+    for mask_BT in forwards(model, batches, inputs=dict.fromkeys(layers, keep), outputs={layers[-1]: keep}):
         units = torch.stack(stream)  # [L + 1, N * D]: the sum over positions is one matrix product
         stream.clear()
         total += (units @ units.T).double().cpu()
@@ -56,6 +57,7 @@ def layer_cosines(model: Any, batches: Iterable[TokenBatch], *, key: str = "stud
     return total / count
 
 
+@under(".layers")
 def choose_layers(
     n_layers: int,
     count: int,
@@ -64,7 +66,6 @@ def choose_layers(
     cosines: Tensor | None = None,
     keep_ends: bool = True,
     layer_types: Sequence[str] | None = None,
-    key: str = "student.layers",
 ) -> list[int]:
     """Which layers the student keeps, ascending.
 
@@ -81,7 +82,6 @@ def choose_layers(
         cosines: [n_layers + 1, n_layers + 1] from ``layer_cosines``; all choosers but ``even`` need it.
         keep_ends: the first and the last layer are kept whatever was measured.
         layer_types: the teacher's ``config.layer_types``.
-        key: the recipe's key, for errors.
 
     Raises:
         RecipeError: the count is impossible.
@@ -90,9 +90,7 @@ def choose_layers(
     if not fewest <= count <= n_layers:
         told = "first and last are kept" if keep_ends and count else "a model needs a layer"
         what = f"got {count}, but the teacher has {n_layers} layers"
-        raise RecipeError(
-            what if count > n_layers else f"got {count}, but {told}", key=key, fix=f"Write {fewest} to {n_layers}"
-        )
+        raise RecipeError(what if count > n_layers else f"got {count}, but {told}", fix=f"Write {fewest} to {n_layers}")
     if how == "even":
         if keep_ends:
             wanted = [i * (n_layers - 1) / max(count - 1, 1) for i in range(count)]
@@ -144,7 +142,8 @@ def _best(score: list[list[float]], keep_ends: bool, layer_types: Sequence[str] 
     raise AssertionError("without a pattern there is always a choice")
 
 
-def cut_depth(model: Any, keep: Sequence[int], *, key: str = "student.layers") -> Any:
+@under(".layers")
+def cut_depth(model: Any, keep: Sequence[int]) -> Any:
     """A new model of the teacher's layers ``keep``, in their order; the teacher is left as it is.
 
     Each layer keeps its own kind of attention (``layer_types`` follow), and layers are numbered
@@ -158,16 +157,16 @@ def cut_depth(model: Any, keep: Sequence[int], *, key: str = "student.layers") -
         RecipeError: unknown architecture; a list that names no layer, a layer that is not there,
             or one twice.
     """
-    architecture = architecture_of(model, key=key)
+    architecture = architecture_of(model)
     n_layers = model.config.num_hidden_layers
     keep = list(keep)
     for layer in keep:
         if not 0 <= layer < n_layers:
             raise RecipeError(
-                f"there is no layer {layer}: the teacher has {n_layers}", key=key, fix=f"Write 0 to {n_layers - 1}"
+                f"there is no layer {layer}: the teacher has {n_layers}", fix=f"Write 0 to {n_layers - 1}"
             )
     if not keep or keep != sorted(set(keep)):
-        raise RecipeError(f"got {keep}", key=key, fix="Write each layer once, from the first to the last")
+        raise RecipeError(f"got {keep}", fix="Write each layer once, from the first to the last")
 
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(keep)

@@ -19,61 +19,11 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.architectures import Architecture, architecture_of, rebuild, select
-from limbeck.models.bpe import Bpe, template_ids
-from limbeck.models.calibration import TokenBatch, forwards
+from limbeck.models.restricted import KeptTokens
 from limbeck.models.tokenizer import OTHER, vocabulary_size
-from limbeck.objectives.targets import Restriction
-
-
-@dataclass(frozen=True)
-class KeptTokens:
-    """Which of the teacher's tokens the student has.
-
-    Attributes:
-        ids_K: int64 [K] teacher ids, ascending; student id k is teacher id ``ids_K[k]``.
-        teacher_size: V, tokens of the teacher's tokenizer (padding rows of its head do not count).
-        other: student id K of the row for all dropped tokens together, or None.
-    """
-
-    ids_K: Tensor
-    teacher_size: int
-    other: int | None
-
-    @property
-    def size(self) -> int:
-        """Tokens of the student, ``other`` included."""
-        return len(self.ids_K) + (self.other is not None)
-
-    @property
-    def dropped(self) -> Tensor:
-        """int64 [V - K] teacher ids that the student does not have, ascending."""
-        gone = torch.ones(self.teacher_size, dtype=torch.bool)
-        gone[self.ids_K] = False
-        return gone.nonzero().flatten()
-
-    def to_student(self) -> Tensor:
-        """int64 [V] student id of each teacher id: ``other`` for a dropped one, -100 where there is none.
-
-        A dropped token must not be fed to the student; as a label, ``other`` (or -100) is right.
-        """
-        table = torch.full((self.teacher_size,), -100 if self.other is None else self.other)
-        table[self.ids_K] = torch.arange(len(self.ids_K))
-        return table
-
-    def restrict(self, logits_NV: Tensor) -> Tensor:
-        """The teacher's logits [N, >= V] over the student's tokens [N, size].
-
-        With ``other``, its logit is the log of the dropped tokens' summed exponentials, so a softmax
-        gives the teacher's own probabilities and theirs together. Without, the softmax is the
-        teacher's, given that the token is a kept one.
-        """
-        return self.restriction.apply(logits_NV)
-
-    @property
-    def restriction(self) -> Restriction:
-        """The same, as the objective knows it."""
-        return Restriction(self.ids_K, self.teacher_size, self.other is not None)
+from limbeck.pruning.architectures import Architecture, architecture_of, rebuild, select
+from limbeck.pruning.bpe import Bpe, template_ids
+from limbeck.pruning.calibration import TokenBatch, forwards
 
 
 @dataclass(frozen=True)
@@ -94,7 +44,6 @@ def choose_tokens(
     size: int | None = None,
     other: bool = False,
     added: Literal["all", "used"] = "all",
-    key: str = "student.vocabulary",
 ) -> KeptTokens:
     """The tokens that occur at least ``min_count`` times, and those that cannot be missed.
 
@@ -113,9 +62,9 @@ def choose_tokens(
         RecipeError: a tokenizer that cannot be cut, a size below what has to be kept, or counts of
             tokens that are not the tokenizer's.
     """
-    bpe = Bpe.of(tokenizer, key=key)
+    bpe = Bpe.of(tokenizer)
     if other:
-        _refuse_other(bpe, key)
+        _refuse_other(bpe)
     # Tokens beyond the embedding (Gemma 3's image token) have no row to keep.
     teacher_size = min(vocabulary_size(tokenizer), model.get_input_embeddings().weight.shape[0])
     known = {i for i in bpe.vocab.values() if i < teacher_size}
@@ -123,7 +72,6 @@ def choose_tokens(
     if strange:
         raise RecipeError(
             f"the data uses token {strange[0]}, which this tokenizer ({teacher_size} tokens) does not have",
-            key=key,
             fix="Count with the teacher's tokenizer",
         )
     must = bpe.bytes | set(tokenizer.all_special_ids) | template_ids(tokenizer) | _configured(model)
@@ -134,7 +82,7 @@ def choose_tokens(
     if len(kept) > room:
         raise RecipeError(
             f"got {size}, but {len(kept) + other} tokens have to be kept (bytes, special and added tokens)",
-            key=f"{key}.size",
+            key=".size",
             fix=f"Write {len(kept) + other} or more",
         )
     for token in sorted((i for i in counts if counts[i] >= max(min_count, 1)), key=lambda i: (-counts[i], i)):
@@ -145,12 +93,10 @@ def choose_tokens(
     return KeptTokens(ids_K, teacher_size, len(ids_K) if other else None)
 
 
-def _refuse_other(bpe: Bpe, key: str) -> None:
+def _refuse_other(bpe: Bpe) -> None:
     if OTHER in bpe.vocab:
         raise RecipeError(
-            f"the teacher has a token {OTHER}: its own vocabulary was cut",
-            key=key,
-            fix="Leave it out, or cut its teacher",
+            f"the teacher has a token {OTHER}: its own vocabulary was cut", fix="Leave it out, or cut its teacher"
         )
 
 
@@ -159,12 +105,10 @@ def cut_vocabulary(
     tokenizer: Any,
     counts: Mapping[int, int],
     *,
-    min_count: int = 1,
     size: int | None = None,
     other: bool = False,
     added: Literal["all", "used"] = "all",
     calibration: Iterable[TokenBatch] | None = None,
-    key: str = "student.vocabulary",
 ) -> VocabularyCut:
     """A new model and tokenizer with the tokens that the data uses; see ``choose_tokens``.
 
@@ -182,11 +126,11 @@ def cut_vocabulary(
     Raises:
         RecipeError: what ``choose_tokens`` raises, or an unknown architecture.
     """
-    architecture = architecture_of(model, key=key)
-    kept = choose_tokens(model, tokenizer, counts, min_count=min_count, size=size, other=other, added=added, key=key)
+    architecture = architecture_of(model)
+    kept = choose_tokens(model, tokenizer, counts, size=size, other=other, added=added)
     state = select(model.state_dict(), architecture, {"vocab": kept.ids_K})
     if other:
-        _add_other(state, model, architecture, kept, calibration, key)
+        _add_other(state, model, architecture, kept, calibration)
     new_id = dict(zip(kept.ids_K.tolist(), range(len(kept.ids_K)), strict=True))
     config = copy.deepcopy(model.config)
     config.vocab_size = kept.size
@@ -197,10 +141,10 @@ def cut_vocabulary(
         if other:
             suppressed = cut.generation_config.suppress_tokens or []
             cut.generation_config.suppress_tokens = [*suppressed, kept.other]
-    return VocabularyCut(cut, cut_tokenizer(tokenizer, kept, key=key), kept)
+    return VocabularyCut(cut, cut_tokenizer(tokenizer, kept), kept)
 
 
-def cut_tokenizer(tokenizer: Any, kept: KeptTokens, *, key: str = "student.vocabulary") -> Any:
+def cut_tokenizer(tokenizer: Any, kept: KeptTokens) -> Any:
     """The tokenizer of the kept tokens, with the same special tokens, template and limits.
 
     Raises:
@@ -209,9 +153,9 @@ def cut_tokenizer(tokenizer: Any, kept: KeptTokens, *, key: str = "student.vocab
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    bpe = Bpe.of(tokenizer, key=key)
+    bpe = Bpe.of(tokenizer)
     if kept.other is not None:
-        _refuse_other(bpe, key)
+        _refuse_other(bpe)
     ids = kept.ids_K.tolist()
     raw = bpe.cut(ids, OTHER if kept.other is not None else None)
     new = PreTrainedTokenizerFast(
@@ -228,7 +172,7 @@ def cut_tokenizer(tokenizer: Any, kept: KeptTokens, *, key: str = "student.vocab
     if kept.other is not None:
         wanted[OTHER] = kept.other
     if new.get_vocab() != wanted:
-        raise RecipeError("the tokenizer's added tokens cannot be renumbered", key=key, fix="Leave `vocabulary` out")
+        raise RecipeError("the tokenizer's added tokens cannot be renumbered", fix="Leave `vocabulary` out")
     return new
 
 
@@ -238,7 +182,6 @@ def _add_other(
     architecture: Architecture,
     kept: KeptTokens,
     calibration: Iterable[TokenBatch] | None,
-    key: str,
 ) -> None:
     """Append the row of ``other`` to every weight over the vocabulary."""
     old, dropped = model.state_dict(), kept.dropped.to(model.device)
@@ -248,7 +191,7 @@ def _add_other(
         else:
             row = old[name][dropped].float().mean(0)
         if name == architecture.head and calibration is not None and len(dropped):
-            row = _fit_tail(model, architecture, dropped, row, calibration, key)
+            row = _fit_tail(model, architecture, dropped, row, calibration)
         state[name] = torch.cat([state[name], row.to(state[name])[None]])
     if model.config.tie_word_embeddings:
         # One row serves both, and `other` is only ever predicted.
@@ -261,7 +204,6 @@ def _fit_tail(
     dropped: Tensor,
     prior_D: Tensor,
     batches: Iterable[TokenBatch],
-    key: str,
     chunk: int = 256,
 ) -> Tensor:
     """The row w that makes hidden · w nearest to log Σ exp(hidden · dropped rows), least squares.
@@ -288,7 +230,7 @@ def _fit_tail(
             moment.add_(hidden_ND.T @ (mass_N.double().cpu() - hidden_ND @ prior_D.double().cpu()))
 
     norm = model.get_submodule(architecture.final_norm.removesuffix(".weight"))
-    for _ in forwards(model, batches, outputs={norm: add}, key=key):
+    for _ in forwards(model, batches, outputs={norm: add}):
         pass
     ridge = 0.01 * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
     return prior_D + torch.linalg.solve(gram + ridge, moment).to(prior_D)

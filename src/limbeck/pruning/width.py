@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.models.architectures import (
+from limbeck.pruning.architectures import (
     Architecture,
     Axis,
     Sizes,
@@ -41,7 +41,7 @@ from limbeck.models.architectures import (
     select,
     sizes_of,
 )
-from limbeck.models.calibration import TokenBatch, Watcher, forwards
+from limbeck.pruning.calibration import TokenBatch, Watcher, forwards
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Importance:
     hidden_D: Tensor
 
 
-def measure_importance(model: Any, batches: Iterable[TokenBatch], *, key: str = "student") -> Importance:
+def measure_importance(model: Any, batches: Iterable[TokenBatch]) -> Importance:
     """Activation importance of neurons, query heads and hidden channels on a calibration set.
 
     Raises:
         RecipeError: unknown architecture, or an empty calibration set.
     """
-    architecture, sizes = architecture_of(model, key=key), sizes_of(model)
+    architecture, sizes = architecture_of(model), sizes_of(model)
     layers = layers_of(model, architecture)
     ffn_LF = torch.zeros(sizes.layers, sizes.ffn, dtype=torch.float64)
     heads_LQ = torch.zeros(sizes.layers, sizes.heads, dtype=torch.float64)
@@ -83,7 +83,7 @@ def measure_importance(model: Any, batches: Iterable[TokenBatch], *, key: str = 
         outputs[layer.get_submodule(architecture.attention_norm)] = watch(norms_ND[2 * i], torch.abs)
         outputs[layer.get_submodule(architecture.ffn_norm)] = watch(norms_ND[2 * i + 1], torch.abs)
     outputs[model.get_submodule(architecture.final_norm.removesuffix(".weight"))] = watch(norms_ND[-1], torch.abs)
-    for _ in forwards(model, batches, inputs=inputs, outputs=outputs, key=key):
+    for _ in forwards(model, batches, inputs=inputs, outputs=outputs):
         pass
     return Importance(ffn_LF.sqrt(), heads_LQ.sqrt(), norms_ND.sqrt().sum(0))
 
@@ -96,7 +96,6 @@ def cut_width(
     heads: int | None = None,
     kv_heads: int | None = None,
     hidden: int | None = None,
-    key: str = "student",
 ) -> Any:
     """A new, narrower model; what is not named stays as it is, and so does the teacher.
 
@@ -108,13 +107,12 @@ def cut_width(
         kv_heads: key-value heads; with ``heads``, each keeps ``heads / kv_heads`` of its query heads.
         hidden: hidden size. Tied embeddings stay tied; norms follow. Where embeddings are scaled by
             the square root of the hidden size (Gemma), the weights make up for the changed scale.
-        key: the recipe's section, for errors: ``student`` names ``student.heads``.
 
     Raises:
-        RecipeError: unknown architecture, or sizes that are no cut of it.
+        RecipeError: unknown architecture, or sizes that are no cut of it (``.heads`` and the like).
     """
-    architecture, old = architecture_of(model, key=key), sizes_of(model)
-    new = _new_sizes(architecture, old, ffn, heads, kv_heads, hidden, key)
+    architecture, old = architecture_of(model), sizes_of(model)
+    new = _new_sizes(architecture, old, ffn, heads, kv_heads, hidden)
     kept: dict[Axis, Tensor] = {"hidden": _top(importance.hidden_D, new.hidden)}
     in_layer: list[dict[Axis, Tensor]] = []
     for ffn_F, heads_Q in zip(importance.ffn_LF, importance.heads_LQ, strict=True):
@@ -143,10 +141,9 @@ def check_width(
     heads: int | None = None,
     kv_heads: int | None = None,
     hidden: int | None = None,
-    key: str = "student",
 ) -> None:
     """Raise what ``cut_width`` would, without cutting."""
-    _new_sizes(architecture_of(model, key=key), sizes_of(model), ffn, heads, kv_heads, hidden, key)
+    _new_sizes(architecture_of(model), sizes_of(model), ffn, heads, kv_heads, hidden)
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
@@ -187,13 +184,12 @@ def _new_sizes(
     heads: int | None,
     kv_heads: int | None,
     hidden: int | None,
-    key: str,
 ) -> Sizes:
     def check(name: str, count: int, most: int) -> None:
         if not 1 <= count <= most:
             raise RecipeError(
                 f"got {count}, but the teacher has {most}",
-                key=f"{key}.{name}",
+                key=f".{name}",
                 fix=f"Write 1 to {most}, or leave it out",
             )
 
@@ -207,14 +203,14 @@ def _new_sizes(
         if heads % old.group:
             raise RecipeError(
                 f"got {heads}, but {old.group} query heads share each key-value head: the groups would break",
-                key=f"{key}.heads",
+                key=".heads",
                 fix=f"Write a multiple of {old.group}, or `kv_heads` as well",
             )
         kv_heads = heads // old.group
     if heads % kv_heads or heads // kv_heads > old.group:
         raise RecipeError(
             f"{heads} query heads cannot be shared out to {kv_heads} key-value heads with at most {old.group} each",
-            key=f"{key}.heads",
+            key=".heads",
             fix=f"Write a multiple of {kv_heads} up to {kv_heads * old.group}",
         )
     own_hidden = hidden is not None
@@ -226,19 +222,19 @@ def _new_sizes(
         raise RecipeError(
             f"{architecture.model_type} takes its heads' width from hidden size / heads, which would change from "
             f"{old.head_dim} to {hidden / heads:g}",
-            key=f"{key}.hidden",
+            key=".hidden",
             fix=f"Cut both: `hidden` has to be {old.head_dim} times `heads`",
         )
     if architecture.hidden_in_heads and hidden % heads and not own_hidden:
         raise RecipeError(
             f"{architecture.model_type} wants a hidden size ({hidden}) that its heads divide, got {heads} of them",
-            key=f"{key}.{named}",
+            key=f".{named}",
             fix=f"Cut `hidden` too: {hidden - hidden % heads}, say" if hidden >= heads else "Write fewer",
         )
     if architecture.hidden_in_heads and hidden % heads:
         raise RecipeError(
             f"{architecture.model_type} wants a hidden size that {heads} heads divide, got {hidden}",
-            key=f"{key}.hidden",
+            key=".hidden",
             fix=f"Write {hidden - hidden % heads}" if hidden >= heads else f"Write at least {heads}",
         )
     return Sizes(old.layers, hidden, ffn, heads, kv_heads, old.head_dim, old.vocab)

@@ -36,7 +36,6 @@ def forwards(
     *,
     inputs: Mapping[torch.nn.Module, Watcher] | None = None,
     outputs: Mapping[torch.nn.Module, Watcher] | None = None,
-    key: str | None = None,
 ) -> Iterator[Tensor]:
     """Run the decoder over the batches without gradients, handing activations to watchers.
 
@@ -87,5 +86,5 @@ def forwards(
             handle.remove()
     if not read:
         raise RecipeError(
-            "there is no text to measure the teacher's layers on", key=key, fix="Give the calibration set documents"
+            "there is no text to measure the teacher's layers on", fix="Give the calibration set documents"
         )
