@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from limbeck.data.packing import Batch, Rows, collate
+from limbeck.evaluation.choosing import choose_kept
 from limbeck.evaluation.gap import mean_kl, taught
-from limbeck.models.depth import choose_layers, cut_depth, layer_cosines
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
+from limbeck.pruning.depth import choose_layers, cut_depth, layer_cosines
 from limbeck.recipe import CutStudent
-from limbeck.run.teacher import choose_kept
 from tests.unit.cutting.conftest import make
 from tests.unit.test_data import corpus_of
 from tests.unit.test_training import ragged_rows
@@ -28,7 +28,7 @@ def spec(chooser: str, layers: int, keep_ends: bool = True) -> CutStudent:
     return CutStudent.model_validate({"from": "teacher", "layers": layers, "chooser": chooser, "keep_ends": keep_ends})
 
 
-def naive_kl(lm: LanguageModel, teacher: LanguageModel) -> float:
+def naive_kl(lm: CausalLM, teacher: CausalLM) -> float:
     total, positions = 0.0, 0
     for batch in calibration():
         real = batch.segments_BT >= 0
@@ -45,12 +45,12 @@ def naive_kl(lm: LanguageModel, teacher: LanguageModel) -> float:
     return total / positions
 
 
-def test_the_mean_distance_is_the_naive_one(make_lm: Callable[..., LanguageModel]) -> None:
+def test_the_mean_distance_is_the_naive_one(make_lm: Callable[..., CausalLM]) -> None:
     student, teacher = make_lm(1), make_lm(2, hidden_size=48, vocab_size=384)
     assert mean_kl(student, taught(teacher, calibration())) == pytest.approx(naive_kl(student, teacher), rel=1e-4)
 
 
-def test_auto_keeps_what_is_nearer_to_the_teacher(make_lm: Callable[..., LanguageModel]) -> None:
+def test_auto_keeps_what_is_nearer_to_the_teacher(make_lm: Callable[..., CausalLM]) -> None:
     winners = set()
     for seed in range(10):
         lm = make_lm(seed, num_hidden_layers=8)
@@ -67,10 +67,10 @@ def test_auto_keeps_what_is_nearer_to_the_teacher(make_lm: Callable[..., Languag
                 layers[4].self_attn.o_proj.weight.mul_(-1)
         cosines = layer_cosines(lm.model, calibration())
         both = [choose_layers(8, 6, how, cosines=cosines) for how in ("block_influence", "contiguous")]
-        kls = [naive_kl(LanguageModel(cut_depth(lm.model, kept), lm.tokenizer), lm) for kept in both]
+        kls = [naive_kl(CausalLM(cut_depth(lm.model, kept), lm.tokenizer), lm) for kept in both]
         nearer = int(kls[1] < kls[0])
-        assert choose_kept(lm, spec("auto", 6), calibration, "student") == both[nearer]
-        assert choose_kept(lm, spec("contiguous", 6), calibration, "student") == both[1]
+        assert choose_kept(lm, spec("auto", 6), calibration) == both[nearer]
+        assert choose_kept(lm, spec("contiguous", 6), calibration) == both[1]
         if both[0] != both[1]:
             winners.add(nearer)
     assert winners == {0, 1}
@@ -78,7 +78,7 @@ def test_auto_keeps_what_is_nearer_to_the_teacher(make_lm: Callable[..., Languag
 
 def test_auto_keeps_the_windows_regular(tokenizer: object) -> None:
     """Gemma's layers with full attention stay where other programs expect them, though the other cut be nearer."""
-    lm = LanguageModel(make("gemma3_text", num_hidden_layers=12, vocab_size=320), tokenizer)
+    lm = CausalLM(make("gemma3_text", num_hidden_layers=12, vocab_size=320), tokenizer)
     layers = lm.model.model.layers
     with torch.no_grad():  # every layer adds a little; two add twice as much, and the second undoes the first
         layers[4].load_state_dict(layers[3].state_dict())
@@ -87,10 +87,10 @@ def test_auto_keeps_the_windows_regular(tokenizer: object) -> None:
             for norm in (layer.post_feedforward_layernorm, layer.post_attention_layernorm):
                 norm.weight.fill_(adds - 1)  # it multiplies by one and the weight
     regular, block, auto = (
-        choose_kept(lm, spec(how, 10, keep_ends=False), calibration, "s")
+        choose_kept(lm, spec(how, 10, keep_ends=False), calibration)
         for how in ("block_influence", "contiguous", "auto")
     )
     assert block == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
-    near, nearer = (naive_kl(LanguageModel(cut_depth(lm.model, kept), tokenizer), lm) for kept in (regular, block))
+    near, nearer = (naive_kl(CausalLM(cut_depth(lm.model, kept), tokenizer), lm) for kept in (regular, block))
     assert nearer < near
     assert auto == regular

@@ -11,23 +11,23 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from limbeck.data.chat import MARK, WORDS
+from limbeck.data.chat.encode import MARK, WORDS
 from limbeck.data.packing import Rows
 from limbeck.evaluation import gap, speed
 from limbeck.evaluation.gap import Measured, measure
+from limbeck.evaluation.heldout import bits_per_byte
 from limbeck.evaluation.speed import generation_speed
-from limbeck.models.language_model import LanguageModel
-from limbeck.run.measure import bits_per_byte
+from limbeck.models.causal_lm import CausalLM
 from limbeck.statistics import bootstrap
 from tests.unit.test_data import corpus_of
 from tests.unit.test_training import ragged_rows
 
 
-def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., LanguageModel]) -> None:
+def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., CausalLM]) -> None:
     documents = [(ids, [*learn[:-1], MARK]) for ids, learn in ragged_rows(9)]  # each ends with an end token
     rows = Rows(corpus_of(documents), 6, pack=False)  # long documents are measured in pieces
     student, teacher = make_lm(1), make_lm(2, hidden_size=48, vocab_size=384)
-    found = measure(student, rows, teacher, batch_rows=4)
+    found = measure(student, rows, teacher, batch_size=4)
     student.model.eval()
     teacher.model.eval()
     for d, (ids, learn) in enumerate(documents):
@@ -56,7 +56,7 @@ def test_measured_sums_are_the_naive_ones(make_lm: Callable[..., LanguageModel])
     assert 0 < found.tokens_words.sum() < found.tokens.sum()  # marks are there, and told apart
 
 
-def test_a_model_is_its_own_perfect_student(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_model_is_its_own_perfect_student(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(1)
     found = measure(lm, Rows(corpus_of(ragged_rows(9)), 16, pack=False), lm)
     assert found.kl is not None
@@ -132,7 +132,7 @@ def test_unpaired_samples_are_refused() -> None:
 
 
 def test_speed_is_measured_on_as_many_tokens_as_asked_for(
-    make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+    make_lm: Callable[..., CausalLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = make_lm(1)
     written: list[int] = []

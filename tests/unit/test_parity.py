@@ -11,12 +11,13 @@ import torch
 
 from limbeck.data.packing import Rows
 from limbeck.integrations.hf_trainer import DistillationTrainer
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
 from limbeck.recipe import Soft, Training
-from limbeck.training.batches import CorpusBatches
-from limbeck.training.cohort import Cohort, Member
-from limbeck.training.loop import train
-from limbeck.training.techniques import lessons_of
+from limbeck.signals.live import LiveTeacher
+from limbeck.training.loop import TrainingJob, train
+from limbeck.training.loss_graph import LossGraph
+from limbeck.training.sources import ONE_PROCESS, CorpusBatches
+from limbeck.training.techniques import loss_terms_of
 from tests.unit.test_data import corpus_of
 from tests.unit.test_training import ragged_rows
 
@@ -24,7 +25,7 @@ pytest.importorskip("accelerate")
 
 
 def test_the_trainer_and_the_loop_make_the_same_student(
-    tmp_path: Path, make_lm: Callable[..., LanguageModel], tokenizer: Any
+    tmp_path: Path, make_lm: Callable[..., CausalLM], tokenizer: Any
 ) -> None:
     """Five steps of four rows, the same rows in the same order: parameters equal to rounding."""
     from transformers import TrainingArguments
@@ -33,14 +34,24 @@ def test_the_trainer_and_the_loop_make_the_same_student(
     corpus = corpus_of(documents)
     ours, theirs, teacher = make_lm(1), make_lm(1), make_lm(2, hidden_size=48)
     section = Training(
-        tokens=1, batch_rows=4, lr=1e-3, warmup=0, schedule="constant", weight_decay=0.0, betas=(0.9, 0.999), clip=0.0
+        tokens=1,
+        micro_batch_size=4,
+        lr=1e-3,
+        warmup=0,
+        schedule="constant",
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        clip=0.0,
     )
-    batches = CorpusBatches(Rows(corpus, 16, pack=False), tokens=1, batch_rows=4, accumulation=1, seed=3)
+    batches = CorpusBatches(
+        Rows(corpus, 16, pack=False), tokens=1, micro_batch_size=4, gradient_accumulation_steps=1, seed=3
+    )
     batches.steps = 5
-    order = [row for step in batches.start_at(0) for batch in step for row in batch.ids_BT.tolist()]
-    members = {"student": Member(ours, True), "teacher": Member(teacher, False)}
-    lessons = lessons_of(Soft(soft_weight=0.8, hard_weight=0.2), ["student"], "techniques.0")
-    train(Cohort(members, lessons), batches, section, tmp_path / "ours", seed=0)
+    steps = [batches.step(n, ONE_PROCESS) for n in range(len(batches))]
+    order = [row for step in steps for batch in step for row in batch.ids_BT.tolist()]
+    loss_terms = loss_terms_of(Soft(kd_weight=0.8, ce_weight=0.2), ["student"])
+    graph = LossGraph({"student": ours}, loss_terms, {"teacher": LiveTeacher(teacher)})
+    train(graph, batches, TrainingJob(section, tmp_path / "ours", seed=0))
 
     by_start = {tuple(ids[:-1]): (ids, learn) for ids, learn in documents}
     examples = []
@@ -75,8 +86,8 @@ def test_the_trainer_and_the_loop_make_the_same_student(
     )
     DistillationTrainer(
         teacher=teacher.model,
-        soft_weight=0.8,
-        hard_weight=0.2,
+        kd_weight=0.8,
+        ce_weight=0.2,
         model=theirs.model,
         args=arguments,
         train_dataset=examples,

@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from limbeck.data.packing import IGNORED, Batch, Row, Rows, collate
-from limbeck.errors import DivergedError, InputError, RecipeError
-from limbeck.models.language_model import LanguageModel
+from limbeck.errors import DivergedError, InputError, RecipeError, under
+from limbeck.evaluation.heldout import Heldout
+from limbeck.models.causal_lm import CausalLM
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Co, Soft, Training, parse_recipe
-from limbeck.run.measure import Heldout
-from limbeck.training.batches import CorpusBatches
+from limbeck.signals.live import LiveTeacher
 from limbeck.training.checkpoint import Checkpoints
-from limbeck.training.cohort import Cohort, HiddenLesson, Lesson, Member, Tally
 from limbeck.training.diagnosis import faulty_teacher
-from limbeck.training.loop import train
-from limbeck.training.meter import Meter, loss_said, read_metrics
-from limbeck.training.optim import LearnerOptimiser
-from limbeck.training.techniques import lessons_of, matched_layers
+from limbeck.training.learner import Learner
+from limbeck.training.loop import TrainingJob, train
+from limbeck.training.loss_graph import HiddenLossTerm, LossGraph, LossTerm, Tally
+from limbeck.training.metrics import Meter, loss_said, read_metrics
+from limbeck.training.sources import ONE_PROCESS, CorpusBatches
+from limbeck.training.techniques import loss_terms_of, matched_layers
 from tests.unit.test_data import corpus_of
 
-Make = Callable[..., LanguageModel]
+Make = Callable[..., CausalLM]
 
 
 def ragged_rows(n: int = 16, seed: int = 0) -> list[tuple[list[int], list[bool]]]:
@@ -42,7 +43,7 @@ def ragged_rows(n: int = 16, seed: int = 0) -> list[tuple[list[int], list[bool]]
     return rows
 
 
-def naive(student: LanguageModel, teacher: LanguageModel | None, batch: Any, soft: float, hard: float) -> torch.Tensor:
+def naive(student: CausalLM, teacher: CausalLM | None, batch: Any, soft: float, hard: float) -> torch.Tensor:
     """The same loss as anyone would write it, in float64: sums over tokens."""
     keep = batch.labels_BT != IGNORED
     logits = student.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False).logits[keep]
@@ -56,7 +57,7 @@ def naive(student: LanguageModel, teacher: LanguageModel | None, batch: Any, sof
     return loss
 
 
-def grads(lm: LanguageModel) -> dict[str, torch.Tensor]:
+def grads(lm: CausalLM) -> dict[str, torch.Tensor]:
     """The gradient of every parameter that has one; at least one has, and it is not zero."""
     found = {name: p.grad.clone() for name, p in lm.model.named_parameters() if p.grad is not None}
     assert any(bool(grad.any()) for grad in found.values())
@@ -73,13 +74,13 @@ def assert_same_grads(
         )
 
 
-def test_a_cohorts_gradient_is_the_naive_formulas(make_lm: Make) -> None:
+def test_a_loss_graphs_gradient_is_the_naive_formulas(make_lm: Make) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(3)])
     count = batch.count()
     student, twin, teacher = make_lm(1), make_lm(1), make_lm(2, hidden_size=48)
-    lessons = lessons_of(Soft(soft_weight=0.7, hard_weight=0.3), ["student"], "techniques.0")
-    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
-    tallies = cohort.forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.5)
+    loss_terms = loss_terms_of(Soft(kd_weight=0.7, ce_weight=0.3), ["student"])
+    graph = LossGraph({"student": student}, loss_terms, {"teacher": LiveTeacher(teacher)})
+    tallies = graph.forward_backward(batch, {loss_term.name: count for loss_term in loss_terms}, 0.5)
     (naive(twin, teacher, batch, 0.7, 0.3) / count).backward()
     assert_same_grads(grads(student), grads(twin), rtol=2e-4, atol=2e-6)
     assert all(p.grad is None for p in teacher.model.parameters())
@@ -91,11 +92,12 @@ def test_a_cohorts_gradient_is_the_naive_formulas(make_lm: Make) -> None:
 def test_temperature_enters_with_its_square(make_lm: Make) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
     student, teacher = make_lm(1), make_lm(2)
-    cohort = Cohort(
-        {"student": Member(student, True), "teacher": Member(teacher, False)},
-        [Lesson("student", "teacher", temperature=3.0)],
+    graph = LossGraph(
+        {"student": student},
+        [LossTerm("student", "teacher", temperature=3.0)],
+        {"teacher": LiveTeacher(teacher)},
     )
-    cohort.forward_backward(batch, {"student<teacher": 1}, 0.0)
+    graph.forward_backward(batch, {"student<teacher": 1}, 0.0)
     got = grads(student)
     student.model.zero_grad()
     keep = batch.labels_BT != IGNORED
@@ -108,14 +110,14 @@ def test_temperature_enters_with_its_square(make_lm: Make) -> None:
 def test_in_co_both_learn_and_nothing_flows_back_into_the_teacher(make_lm: Make) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
     count = batch.count()
-    lessons = lessons_of(Co(soft_weight=1.0, hard_weight=0.5), ["a", "b"], "techniques.0")
+    loss_terms = loss_terms_of(Co(kd_weight=1.0, ce_weight=0.5), ["a", "b"])
     teacher, twin = make_lm(2), make_lm(2)
-    members = {"a": Member(make_lm(1), True), "b": Member(make_lm(3), True), "teacher": Member(teacher, True)}
-    Cohort(members, lessons).forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.0)
+    members = {"a": make_lm(1), "b": make_lm(3), "teacher": teacher}
+    LossGraph(members, loss_terms).forward_backward(batch, {loss_term.name: count for loss_term in loss_terms}, 0.0)
     (naive(twin, None, batch, 0.0, 1.0) / count).backward()
     assert_same_grads(grads(teacher), grads(twin), rtol=2e-4, atol=2e-6)
-    assert grads(members["a"].lm)
-    assert grads(members["b"].lm)
+    assert grads(members["a"])
+    assert grads(members["b"])
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -123,37 +125,38 @@ def test_a_frozen_teacher_is_rounded_once_to_what_autocast_rounds_it_to(
     make_lm: Make, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(3)])
-    lessons = lessons_of(Soft(), ["student"], "techniques.0")
+    loss_terms = loss_terms_of(Soft(), ["student"])
     found = []
     for rounded in (True, False):
         if not rounded:
-            monkeypatch.setattr(LanguageModel, "hold_in_bfloat16", lambda lm: None)
+            monkeypatch.setattr(CausalLM, "hold_in_bfloat16", lambda lm: None)
         student, teacher = make_lm(1), make_lm(2, tie_word_embeddings=tied)
-        cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons, "bf16")
-        cohort.forward_backward(batch, {lesson.name: batch.count() for lesson in lessons}, 0.0)
+        graph = LossGraph({"student": student}, loss_terms, {"teacher": LiveTeacher(teacher, "bf16")}, "bf16")
+        graph.forward_backward(batch, {loss_term.name: batch.count() for loss_term in loss_terms}, 0.0)
         found.append(grads(student))
         assert _a_linear(teacher).weight.dtype == (torch.bfloat16 if rounded else torch.float32)
         assert teacher.head().weight_VD.dtype == torch.float32
     assert_same_grads(*found)
 
 
-def _a_linear(lm: LanguageModel) -> torch.nn.Linear:
+def _a_linear(lm: CausalLM) -> torch.nn.Linear:
     return next(m for m in lm.model.modules() if isinstance(m, torch.nn.Linear))
 
 
-def test_a_cohort_needs_sense(make_lm: Make) -> None:
+def test_a_loss_graph_needs_sense(make_lm: Make) -> None:
     lm = make_lm()
     with pytest.raises(ValueError, match="there is no teacher"):
-        Cohort({"student": Member(lm, True)}, [Lesson("student", "teacher")])
+        LossGraph({"student": lm}, [LossTerm("student", "teacher")])
     with pytest.raises(ValueError, match="does not learn"):
-        Cohort({"student": Member(lm, False)}, [Lesson("student")])
+        LossGraph({}, [LossTerm("student")], {"student": LiveTeacher(lm)})
     with pytest.raises(ValueError, match="layers 0 and 9"):
-        Cohort(
-            {"student": Member(lm, True), "teacher": Member(make_lm(2), False)},
-            [Lesson("student"), HiddenLesson("student", "teacher", ((0, 9),))],
+        LossGraph(
+            {"student": lm},
+            [LossTerm("student"), HiddenLossTerm("student", "teacher", ((0, 9),))],
+            {"teacher": LiveTeacher(make_lm(2))},
         )
     with pytest.raises(ValueError, match="nothing to learn"):
-        Cohort({"student": Member(lm, True), "other": Member(lm, True)}, [Lesson("student")])
+        LossGraph({"student": lm, "other": lm}, [LossTerm("student")])
 
 
 # ---------------------------------------------------------------------------------- hidden states
@@ -161,10 +164,10 @@ def test_a_cohort_needs_sense(make_lm: Make) -> None:
 
 def test_states_after_the_last_layer_compare_with_those_after_any(make_lm: Make) -> None:
     """A teacher without its last layer agrees with the whole one after the layers that it has."""
-    from limbeck.models.depth import cut_depth
+    from limbeck.pruning.depth import cut_depth
 
     teacher = make_lm(2, num_hidden_layers=3)
-    student = LanguageModel(cut_depth(teacher.model, [0, 1]), teacher.tokenizer)
+    student = CausalLM(cut_depth(teacher.model, [0, 1]), teacher.tokenizer)
     ids, positions = torch.tensor([[3, 4, 5, 6]]), torch.arange(4)[None]
     ours, theirs = (lm.hidden_of_layers(ids, positions, [0, 1])[1] for lm in (student, teacher))
     for a, b in zip(ours, theirs, strict=True):
@@ -173,25 +176,25 @@ def test_states_after_the_last_layer_compare_with_those_after_any(make_lm: Make)
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 @pytest.mark.parametrize("width", [32, 48])
-def test_a_lesson_on_hidden_states_is_the_naive_formula(make_lm: Make, distance: Any, width: int) -> None:
+def test_a_loss_term_on_hidden_states_is_the_naive_formula(make_lm: Make, distance: Any, width: int) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[r] for r in range(2)])
     count = batch.count()
     student, teacher = make_lm(1), make_lm(2, hidden_size=width, num_hidden_layers=3)
-    lessons = [
-        Lesson("student"),
-        HiddenLesson("student", "teacher", ((0, 1), (1, 2)), distance, Schedule.constant(0.5)),
+    loss_terms = [
+        LossTerm("student"),
+        HiddenLossTerm("student", "teacher", ((0, 1), (1, 2)), distance, Schedule.constant(0.5)),
     ]
-    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
-    size = student.parameters()
-    tallies = cohort.forward_backward(batch, {lesson.name: count for lesson in lessons}, 0.0)
+    graph = LossGraph({"student": student}, loss_terms, {"teacher": LiveTeacher(teacher)})
+    size = student.n_parameters()
+    tallies = graph.forward_backward(batch, {loss_term.name: count for loss_term in loss_terms}, 0.0)
     got = grads(student)
     assert any("limbeck_projections" in name for name in got) == (width != 32)
-    assert size == make_lm(1).parameters()
+    assert size == make_lm(1).n_parameters()
 
     student.model.zero_grad()
     keep = batch.labels_BT != IGNORED
 
-    def after_layers(m: LanguageModel) -> list[torch.Tensor]:
+    def after_layers(m: CausalLM) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
         hooks = [layer.register_forward_hook(lambda _, __, out: found.append(out)) for layer in m.core.model.layers]
         m.hidden(batch.ids_BT, batch.positions_BT)
@@ -219,9 +222,11 @@ def test_every_student_is_asked_for_its_own_layers_only(make_lm: Make) -> None:
         make_lm(3, num_hidden_layers=1),
         make_lm(2, num_hidden_layers=3),
     )
-    members = {"deep": Member(deep, True), "shallow": Member(shallow, True), "teacher": Member(teacher, False)}
-    lessons = [HiddenLesson("deep", "teacher", ((0, 0), (1, 2))), HiddenLesson("shallow", "teacher", ((0, 1),))]
-    tallies = Cohort(members, lessons).forward_backward(batch, {lesson.name: 1 for lesson in lessons}, 0.0)
+    members = {"deep": deep, "shallow": shallow}
+    loss_terms = [HiddenLossTerm("deep", "teacher", ((0, 0), (1, 2))), HiddenLossTerm("shallow", "teacher", ((0, 1),))]
+    tallies = LossGraph(members, loss_terms, {"teacher": LiveTeacher(teacher)}).forward_backward(
+        batch, {loss_term.name: 1 for loss_term in loss_terms}, 0.0
+    )
     assert set(tallies) == {"deep<teacher.hidden", "shallow<teacher.hidden"}
     assert grads(deep)
     assert grads(shallow)
@@ -241,14 +246,24 @@ def test_batch_and_accumulation_change_nothing(tmp_path: Path, make_lm: Make, te
     """8×1, 4×2 and 2×4 give the same parameters after three steps: ragged padding, prompt masks."""
     rows = Rows(corpus_of(ragged_rows(40)), 12, pack=pack)
     results = []
-    for batch_rows, accumulation in ((8, 1), (4, 2), (2, 4)):
-        section = Training(tokens=10_000, batch_rows=batch_rows, accumulation=accumulation, lr=1e-2, warmup=0)
-        batches = CorpusBatches(rows, tokens=10_000, batch_rows=batch_rows, accumulation=accumulation, seed=5)
+    for micro_batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        section = Training(
+            tokens=10_000,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=accumulation,
+            lr=1e-2,
+            warmup=0,
+        )
+        batches = CorpusBatches(
+            rows, tokens=10_000, micro_batch_size=micro_batch_size, gradient_accumulation_steps=accumulation, seed=5
+        )
         batches.steps = 3
         student, teacher = make_lm(1), make_lm(2, hidden_size=48)
-        members = {"student": Member(student, True), "teacher": Member(teacher, isinstance(technique, Co))}
-        cohort = Cohort(members, lessons_of(technique, ["student"], "techniques.0"))
-        train(cohort, batches, section, tmp_path / f"{batch_rows}", seed=0)
+        co = isinstance(technique, Co)
+        members = {"student": student, "teacher": teacher} if co else {"student": student}
+        sources = {} if co else {"teacher": LiveTeacher(teacher)}
+        graph = LossGraph(members, loss_terms_of(technique, ["student"]), sources)
+        train(graph, batches, TrainingJob(section, tmp_path / f"{micro_batch_size}", seed=0))
         results.append({name: p.detach() for name, p in student.model.named_parameters()})
     start = dict(make_lm(1).model.named_parameters())
     for name, p in results[0].items():
@@ -275,7 +290,7 @@ def test_gradient_reaches_the_first_response_token_and_not_past_the_end(make_lm:
         return out
 
     lm.hidden = hidden  # type: ignore[method-assign]
-    Cohort({"student": Member(lm, True)}, [Lesson("student")]).forward_backward(batch, {"student<labels": 1}, 0.0)
+    LossGraph({"student": lm}, [LossTerm("student")]).forward_backward(batch, {"student<labels": 1}, 0.0)
     size_BT = held[0].grad.abs().sum(-1)
     assert (size_BT[0] > 0).tolist() == [False, False, True, True, False, False]
     assert (size_BT[1] > 0).all()
@@ -288,8 +303,8 @@ def test_packed_documents_teach_as_if_apart(make_lm: Make) -> None:
         rows = Rows(corpus, 64, pack=pack)
         lm = make_lm(1)
         batch = collate([rows[r] for r in range(len(rows))])
-        cohort = Cohort({"student": Member(lm, True)}, [Lesson("student")])
-        losses.append(float(cohort.forward_backward(batch, {"student<labels": 1}, 0.0)["student<labels"].loss))
+        graph = LossGraph({"student": lm}, [LossTerm("student")])
+        losses.append(float(graph.forward_backward(batch, {"student<labels": 1}, 0.0)["student<labels"].loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -299,12 +314,13 @@ def test_packed_documents_teach_as_if_apart(make_lm: Make) -> None:
 @pytest.mark.parametrize("tokens", [1, 50, 400, 1234])
 def test_a_budget_is_met_to_a_step(tokens: int) -> None:
     rows = Rows(corpus_of(ragged_rows(40)), 12, pack=False)
-    batches = CorpusBatches(rows, tokens=tokens, batch_rows=2, accumulation=2, seed=1)
-    seen = [sum(batch.count() for batch in step) for step in batches.start_at(0)]
+    batches = CorpusBatches(rows, tokens=tokens, micro_batch_size=2, gradient_accumulation_steps=2, seed=1)
+    seen = [sum(batch.count() for batch in batches.step(n, ONE_PROCESS)) for n in range(len(batches))]
     assert len(seen) == len(batches)
     assert sum(seen) >= tokens
     assert sum(seen[:-1]) < tokens
-    resumed = [sum(batch.count() for batch in step) for step in batches.start_at(len(seen) // 2)]
+    again = CorpusBatches(rows, tokens=tokens, micro_batch_size=2, gradient_accumulation_steps=2, seed=1)
+    resumed = [sum(batch.count() for batch in again.step(n, ONE_PROCESS)) for n in range(len(seen) // 2, len(seen))]
     assert resumed == seen[len(seen) // 2 :]
 
 
@@ -312,49 +328,49 @@ def test_weights_move_as_the_recipe_says() -> None:
     ramp = Schedule(0.2, 0.8, begin=0.25, until=0.75)
     assert [ramp.at(x) for x in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.2, 0.2, 0.5, 0.8, 0.8])
     assert Schedule(1, 0, cosine=True).at(0.5) == pytest.approx(0.5)
-    lessons = lessons_of(Soft(soft_weight=0.4, hard_weight=0), ["s"], "techniques.0")
-    assert [lesson.name for lesson in lessons] == ["s<teacher"]
-    with pytest.raises(RecipeError, match=r"techniques\.2\.divergence.*foward_kl"):
-        lessons_of(Soft(divergence="foward_kl"), ["s"], "techniques.2")
+    loss_terms = loss_terms_of(Soft(kd_weight=0.4, ce_weight=0), ["s"])
+    assert [loss_term.name for loss_term in loss_terms] == ["s<teacher"]
+    with pytest.raises(RecipeError, match=r"techniques\.2\.divergence.*foward_kl"), under("techniques.2"):
+        loss_terms_of(Soft(divergence="foward_kl"), ["s"])
 
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "linear", "constant"])
 def test_schedules_warm_up_and_end_where_they_should(name: Any, make_lm: Make) -> None:
     section = Training(tokens=1, lr=1.0, schedule=name, warmup=0.1, min_lr_ratio=0.1)
     lm = make_lm()
-    optimiser = LearnerOptimiser(lm, section, 100)
+    learner = Learner(lm, section, 100)
     lrs = []
     for _ in range(100):
-        lrs.append(optimiser.lr)
-        for p in optimiser.parameters:
+        lrs.append(learner.lr)
+        for p in learner.parameters:
             p.grad = torch.zeros_like(p)
-        optimiser.step()
+        learner.step()
     assert lrs[0] <= 0.1
     assert max(lrs) == pytest.approx(1.0)
     assert lrs[5] == pytest.approx(0.5, abs=0.06)
     end = {"cosine": 0.1, "wsd": 0.1, "linear": 0.0, "constant": 1.0}[name]
-    assert optimiser.lr == pytest.approx(end, abs=0.02)
+    assert learner.lr == pytest.approx(end, abs=0.02)
 
 
 def test_norms_are_not_decayed_and_matrices_are(make_lm: Make) -> None:
-    optimiser = LearnerOptimiser(make_lm(), Training(tokens=1, weight_decay=0.3), 10)
-    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in optimiser.adamw.param_groups}
+    learner = Learner(make_lm(), Training(tokens=1, weight_decay=0.3), 10)
+    decays = {group["weight_decay"]: {p.ndim for p in group["params"]} for group in learner.adamw.param_groups}
     assert decays == {0.3: {2}, 0.0: {1}}
 
 
 # ------------------------------------------------------------------------ checkpoints and meters
 
 
-def toy_training(
-    make_lm: Make, folder: Path, tokens: int = 600, **changes: Any
-) -> tuple[LanguageModel, dict[str, float]]:
+def toy_training(make_lm: Make, folder: Path, tokens: int = 600, **changes: Any) -> tuple[CausalLM, dict[str, float]]:
     section = Training(
-        tokens=tokens, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, **{"lr": 1e-2, **changes}
+        tokens=tokens, micro_batch_size=4, checkpoint_every_steps=4, log_every_steps=3, **{"lr": 1e-2, **changes}
     )
     rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
     lm = make_lm(1, attention_dropout=0.1)
-    batches = CorpusBatches(rows, tokens=tokens, batch_rows=4, accumulation=1, seed=2)
-    return lm, train(Cohort({"student": Member(lm, True)}, [Lesson("student")]), batches, section, folder, seed=3)
+    batches = CorpusBatches(rows, tokens=tokens, micro_batch_size=4, gradient_accumulation_steps=1, seed=2)
+    with under("training", DivergedError):
+        graph = LossGraph({"student": lm}, [LossTerm("student")])
+        return lm, train(graph, batches, TrainingJob(section, folder, seed=3))
 
 
 class Stop(Exception):  # noqa: N818
@@ -363,19 +379,19 @@ class Stop(Exception):  # noqa: N818
 
 def stopped_training(make_lm: Make, folder: Path, after: int) -> None:
     rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
-    section = Training(tokens=600, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
-    batches = CorpusBatches(rows, tokens=600, batch_rows=4, accumulation=1, seed=2)
-    cohort = Cohort({"student": Member(make_lm(1, attention_dropout=0.1), True)}, [Lesson("student")])
+    section = Training(tokens=600, micro_batch_size=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
+    batches = CorpusBatches(rows, tokens=600, micro_batch_size=4, gradient_accumulation_steps=1, seed=2)
+    graph = LossGraph({"student": make_lm(1, attention_dropout=0.1)}, [LossTerm("student")])
 
     def stop(step: int, *_: Any) -> None:
         if step == after:
             raise Stop
 
     with pytest.raises(Stop):
-        train(cohort, batches, section, folder, seed=3, on_step=stop)
+        train(graph, batches, TrainingJob(section, folder, seed=3), on_step=stop)
 
 
-def same(a: LanguageModel, b: LanguageModel) -> bool:
+def same(a: CausalLM, b: CausalLM) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
 
 
@@ -409,10 +425,10 @@ def test_checkpoints_hold_nothing_that_can_run(tmp_path: Path, make_lm: Make) ->
     stopped_training(make_lm, tmp_path / "cut", 5)
     files = [path for path in (tmp_path / "cut" / "checkpoints").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".json"}
-    assert Checkpoints(tmp_path / "absent", {}, {}).restore() is None
+    assert Checkpoints(tmp_path / "absent", {}).restore() is None
 
 
-class Accidents(Cohort):
+class Accidents(LossGraph):
     """Infinite gradients at given steps of a training whose seed is 3; they follow the step, as real ones do."""
 
     def __init__(self, *args: Any, at: set[int]) -> None:
@@ -423,23 +439,24 @@ class Accidents(Cohort):
         step = torch.initial_seed() - 3 * 1_000_003
         tallies = super().forward_backward(batch, denominators, progress)
         if step in self.at:
-            gradient = next(p.grad for p in self.learners["student"].model.parameters() if p.grad is not None)
+            gradient = next(p.grad for p in self.trainable["student"].model.parameters() if p.grad is not None)
             gradient.view(-1)[0] = math.inf
         return tallies
 
 
-def accidental(make_lm: Make, folder: Path, at: set[int], stop: int | None = None) -> tuple[LanguageModel, Any]:
+def accidental(make_lm: Make, folder: Path, at: set[int], stop: int | None = None) -> tuple[CausalLM, Any]:
     rows = Rows(corpus_of(ragged_rows(40)), 12, pack=True)
-    section = Training(tokens=600, batch_rows=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
-    batches = CorpusBatches(rows, tokens=600, batch_rows=4, accumulation=1, seed=2)
+    section = Training(tokens=600, micro_batch_size=4, checkpoint_every_steps=4, log_every_steps=3, lr=1e-2)
+    batches = CorpusBatches(rows, tokens=600, micro_batch_size=4, gradient_accumulation_steps=1, seed=2)
     lm = make_lm(1, attention_dropout=0.1)
-    cohort = Accidents({"student": Member(lm, True)}, [Lesson("student")], at=at)
+    graph = Accidents({"student": lm}, [LossTerm("student")], at=at)
 
     def on_step(step: int, *_: Any) -> None:
         if step == stop:
             raise Stop
 
-    return lm, train(cohort, batches, section, folder, seed=3, on_step=on_step)
+    with under("training", DivergedError):
+        return lm, train(graph, batches, TrainingJob(section, folder, seed=3), on_step=on_step)
 
 
 def test_an_infinite_gradient_costs_one_update(tmp_path: Path, make_lm: Make) -> None:
@@ -519,12 +536,12 @@ def test_a_teacher_of_nan_is_blamed_with_its_token_and_text(
         teacher.model.get_input_embeddings().weight[310] = math.nan
     assert not any(310 in other for i, (other, _) in enumerate(documents) if i != 7)
     rows = Rows(corpus_of(documents), 64, pack=pack)
-    section = Training(tokens=2000, batch_rows=4)
-    batches = CorpusBatches(rows, tokens=2000, batch_rows=4, accumulation=1, seed=2)
-    lessons = lessons_of(Soft(divergence=divergence), ["student"], "techniques.0")
-    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
+    section = Training(tokens=2000, micro_batch_size=4)
+    batches = CorpusBatches(rows, tokens=2000, micro_batch_size=4, gradient_accumulation_steps=1, seed=2)
+    loss_terms = loss_terms_of(Soft(divergence=divergence), ["student"])
+    graph = LossGraph({"student": student}, loss_terms, {"teacher": LiveTeacher(teacher)})
     with pytest.raises(InputError) as caught:
-        train(cohort, batches, section, tmp_path, seed=0)
+        train(graph, batches, TrainingJob(section, tmp_path, seed=0))
     assert caught.value.key == "teacher"
     assert "are not finite at token 310 (" in caught.value.what
     at = ids.index(310) + 1
@@ -544,21 +561,21 @@ def test_a_teacher_of_nan_is_blamed_where_it_is_measured(make_lm: Make) -> None:
     assert np.isfinite(text.measure(teacher).nats).all()
     with torch.no_grad():
         teacher.model.get_input_embeddings().weight[310] = math.nan
-    with pytest.raises(InputError, match=r"teacher: the logits of .* are not finite at token 310 .* number 3 of the"):
+    says = r"teacher: the logits of .* are not finite at token 310 .* number 3 of the"
+    with pytest.raises(InputError, match=says), under("teacher"):
         text.measure(teacher)
-    with pytest.raises(InputError, match="alone-seed0-student: the logits"):
-        text.measure(teacher, make_lm(1), key="alone-seed0-student")
+    with pytest.raises(InputError, match="alone-seed0-student: the logits"), under("alone-seed0-student"):
+        text.measure(teacher, make_lm(1))
 
 
 def test_a_teacher_whose_head_alone_overflows_is_blamed(make_lm: Make) -> None:
     batch = collate([Rows(corpus_of(ragged_rows()), 16, pack=True)[0]])
     student, teacher = make_lm(1), make_lm(2)
-    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)},
-                    [Lesson("student", "teacher")])  # fmt: skip
-    assert faulty_teacher(cohort, [batch]) is None
+    graph = LossGraph({"student": student}, [LossTerm("student", "teacher")], {"teacher": LiveTeacher(teacher)})
+    assert faulty_teacher(graph, [batch]) is None
     with torch.no_grad():
         teacher.model.get_output_embeddings().weight[5] = math.inf
-    fault = faulty_teacher(cohort, [batch])
+    fault = faulty_teacher(graph, [batch])
     assert fault is not None
     assert fault.key == "teacher"
 
@@ -568,14 +585,14 @@ def test_the_loss_shown_is_what_is_minimised(tmp_path: Path, make_lm: Make) -> N
     count = batch.count()
     student, twin, teacher = make_lm(1), make_lm(1), make_lm(2, hidden_size=48)
     ramp = {"start": 0.2, "end": 0.8}
-    lessons: list[Lesson | HiddenLesson] = [
-        *lessons_of(Soft(temperature=2.0, soft_weight=ramp, hard_weight=0.3), ["student"], "techniques.0"),
-        HiddenLesson("student", "teacher", ((0, 1),), weight=Schedule.constant(0.4)),
+    loss_terms: list[LossTerm | HiddenLossTerm] = [
+        *loss_terms_of(Soft(temperature=2.0, kd_weight=ramp, ce_weight=0.3), ["student"]),
+        HiddenLossTerm("student", "teacher", ((0, 1),), weight=Schedule.constant(0.4)),
     ]
-    cohort = Cohort({"student": Member(student, True), "teacher": Member(teacher, False)}, lessons)
-    denominators = {lesson.name: count for lesson in lessons}
-    tallies = cohort.forward_backward(batch, denominators, 0.5)
-    found = float(cohort.objectives(tallies, denominators, 0.5)["student"])
+    graph = LossGraph({"student": student}, loss_terms, {"teacher": LiveTeacher(teacher)})
+    denominators = {loss_term.name: count for loss_term in loss_terms}
+    tallies = graph.forward_backward(batch, denominators, 0.5)
+    found = float(graph.objectives(tallies, denominators, 0.5)["student"])
     means = {name: float(tally.loss) / count for name, tally in tallies.items()}
     keep = batch.labels_BT != IGNORED
     ids, positions = batch.ids_BT, batch.positions_BT
@@ -651,9 +668,9 @@ def test_metrics_are_means_over_tokens_and_reach_tensorboard(tmp_path: Path, mak
     assert records(tmp_path) == lines
 
 
-def test_techniques_of_a_recipe_have_lessons(raw_recipe: dict[str, Any]) -> None:
+def test_techniques_of_a_recipe_have_loss_terms(raw_recipe: dict[str, Any]) -> None:
     recipe = parse_recipe(raw_recipe)
-    names = {t.kind: [lesson.name for lesson in lessons_of(t, ["student"], "k")] for t in recipe.techniques}
+    names = {t.kind: [loss_term.name for loss_term in loss_terms_of(t, ["student"])] for t in recipe.techniques}
     assert names == {
         "alone": ["student<labels"],
         "hard": ["student<labels"],

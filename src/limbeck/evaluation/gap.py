@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, on documents that no one trained on.
+"""How far a student is from its teacher, on held-out documents.
 
 Everything is measured per document, so that it can be resampled and compared in pairs.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from limbeck.data.packing import IGNORED, Batch, Rows, collate
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.restricted import RestrictedModel
 from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
 from limbeck.objectives.targets import Labels, Target
@@ -47,11 +47,11 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    lm: LanguageModel,
+    lm: CausalLM,
     rows: Rows,
-    teacher: LanguageModel | None = None,
+    teacher: CausalLM | None = None,
     *,
-    batch_rows: int = 8,
+    batch_size: int = 8,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Measured:
     """Measure a model, and its distance to ``teacher``, over unpacked rows of held-out documents."""
@@ -60,8 +60,8 @@ def measure(
     lengths = [sum(len(ids) for ids, _ in rows[r].pieces) for r in range(len(rows))]
     order = np.argsort(lengths, kind="stable").tolist()  # like lengths together: less padding
     with lm.evaluating(), teacher.evaluating() if teacher is not None else nullcontext():
-        for start in range(0, len(order), batch_rows):
-            chosen = order[start : start + batch_rows]
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
             batch = collate([rows[r] for r in chosen]).to(lm.device)
             learned = batch.labels_BT != IGNORED
             of_row = torch.tensor([rows.document_of(r) for r in chosen])[:, None].expand(learned.shape)
@@ -94,7 +94,7 @@ def measure(
 
 
 @torch.no_grad()
-def taught(teacher: LanguageModel, batches: Iterable[Batch]) -> list[tuple[Batch, Target]]:
+def taught(teacher: CausalLM, batches: Iterable[Batch]) -> list[tuple[Batch, Target]]:
     """A teacher's targets at all positions of ``batches``, for several models to be measured against: its last hidden
     states are kept, as many bytes as positions times its width."""
     found: list[tuple[Batch, Target]] = []
@@ -107,7 +107,7 @@ def taught(teacher: LanguageModel, batches: Iterable[Batch]) -> list[tuple[Batch
 
 
 @torch.no_grad()
-def mean_kl(lm: LanguageModel, targets: list[tuple[Batch, Target]]) -> float:
+def mean_kl(lm: CausalLM, targets: list[tuple[Batch, Target]]) -> float:
     """KL(teacher ‖ model) in nats per token over what ``taught`` found, in the ids of both."""
     with lm.evaluating():
         total = sum(float(_against(lm, batch, batch.segments_BT >= 0, [target]).loss_sum) for batch, target in targets)
@@ -115,11 +115,11 @@ def mean_kl(lm: LanguageModel, targets: list[tuple[Batch, Target]]) -> float:
 
 
 @torch.no_grad()
-def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, chunk: int = 256) -> float:
+def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_size: int = 8, chunk: int = 256) -> float:
     """The mean probability that a teacher gives to all tokens that its students do not have, over all labels."""
     restriction, head, total, positions = teacher.kept.restriction, teacher.head(), 0.0, 0
-    for start in range(0, len(rows), batch_rows):
-        batch = collate([rows[r] for r in range(start, min(start + batch_rows, len(rows)))]).to(teacher.device)
+    for start in range(0, len(rows), batch_size):
+        batch = collate([rows[r] for r in range(start, min(start + batch_size, len(rows)))]).to(teacher.device)
         with teacher.evaluating():
             hidden_ND = teacher.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED]
         for part_nD in hidden_ND.split(chunk):
@@ -129,7 +129,7 @@ def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_rows: int = 8, 
     return total / max(positions, 1)
 
 
-def _against(lm: LanguageModel, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
+def _against(lm: CausalLM, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
     """What the objective says of a model at the positions ``read_BT``."""
     hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
     terms = [Term(target) for target in targets]

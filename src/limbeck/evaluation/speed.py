@@ -5,26 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-import torch
-
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.generate import Sampling, generate
-from limbeck.models.language_model import LanguageModel
+from limbeck.runtime.world import synchronise
 
 
-def generation_speed(lm: LanguageModel, prompt: list[int], tokens: int) -> float:
+def generation_speed(lm: CausalLM, prompt: list[int], tokens: int) -> float:
     """Tokens per second of one greedy answer of ``tokens`` tokens.
 
     EOS is not waited for: what is timed is the same number of tokens for every model.
     """
-    _synchronise()
+    synchronise()
     start = time.perf_counter()
     ((_, new),) = generate(lm, [prompt], Sampling(tokens, temperature=0, stop=False), 1)
-    _synchronise()
+    synchronise()
     return len(new) / (time.perf_counter() - start)
 
 
 def speeds_in_turn(
-    models: Mapping[str, Callable[[], LanguageModel]],
+    models: Mapping[str, Callable[[], CausalLM]],
     prompt: list[int],
     tokens: int,
     rounds: int,
@@ -48,8 +47,3 @@ def speeds_in_turn(
             del lm
             progress()
     return found
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from limbeck.files import whole_folder
-from limbeck.models.language_model import LanguageModel
-from limbeck.training.optim import LearnerOptimiser
+from limbeck.models.causal_lm import CausalLM
+from limbeck.training.learner import Learner
 
 
 class Checkpoints:
     """The checkpoints of one training, in ``folder``; the newest two are kept."""
 
-    def __init__(
-        self, folder: Path, learners: dict[str, LanguageModel], optimisers: dict[str, LearnerOptimiser]
-    ) -> None:
-        self.folder, self.learners, self.optimisers = folder, learners, optimisers
+    def __init__(self, folder: Path, learners: Mapping[str, Learner]) -> None:
+        self.folder, self.learners = folder, learners
 
     def save(self, step: int, extra: dict[str, Any]) -> None:
         """Write the state after ``step`` steps; ``extra`` is given back by ``restore``."""
         with whole_folder(self.folder / f"step-{step:08d}") as scratch:
-            for name, lm in self.learners.items():
-                save_file(_trainable(lm), scratch / f"{name}.weights.safetensors")
-                tensors, rest = _flatten(self.optimisers[name].adamw.state_dict())
+            for name, learner in self.learners.items():
+                save_file(_trainable(learner.lm), scratch / f"{name}.weights.safetensors")
+                tensors, rest = _flatten(learner.adamw.state_dict())
                 save_file(tensors, scratch / f"{name}.optimiser.safetensors")
-                rest["schedule"] = _plain(self.optimisers[name].schedule.state_dict())
+                rest["schedule"] = _plain(learner.schedule.state_dict())
                 (scratch / f"{name}.optimiser.json").write_text(json.dumps(rest))
             sums = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
             (scratch / "state.json").write_text(json.dumps({"step": step, "sha256": sums, **extra}))
@@ -44,20 +43,20 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint into learners and optimisers; None if there is none."""
+        """Load the newest whole checkpoint into the learners. Returns its step and ``extra``; None if there is none."""
         for folder in reversed(self._found()):
             state = _verified(folder)
             if state is None:
                 continue  # torn by a full disk or a hand: the one before it is as good, only older
-            for name, lm in self.learners.items():
+            for name, learner in self.learners.items():
                 weights = load_file(folder / f"{name}.weights.safetensors")
-                own = _trainable(lm)
+                own = _trainable(learner.lm)
                 for key, tensor in weights.items():
                     own[key].copy_(tensor)
                 rest = json.loads((folder / f"{name}.optimiser.json").read_text())
                 tensors = load_file(folder / f"{name}.optimiser.safetensors")
-                self.optimisers[name].schedule.load_state_dict(rest.pop("schedule"))
-                self.optimisers[name].adamw.load_state_dict(_unflatten(tensors, rest))
+                learner.schedule.load_state_dict(rest.pop("schedule"))
+                learner.adamw.load_state_dict(_unflatten(tensors, rest))
             return state
         return None
 
@@ -77,7 +76,7 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _trainable(lm: LanguageModel) -> dict[str, torch.Tensor]:
+def _trainable(lm: CausalLM) -> dict[str, torch.Tensor]:
     return {name: p.data for name, p in lm.model.named_parameters() if p.requires_grad}
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,12 @@ import torch
 from limbeck.data.packing import Batch
 from limbeck.errors import DivergedError
 from limbeck.recipe import Training
-from limbeck.training.batches import CorpusBatches
 from limbeck.training.checkpoint import Checkpoints
-from limbeck.training.cohort import Cohort, Tally
 from limbeck.training.diagnosis import faulty_teacher
-from limbeck.training.meter import Meter
-from limbeck.training.optim import LearnerOptimiser
+from limbeck.training.learner import Learner
+from limbeck.training.loss_graph import LossGraph, Tally
+from limbeck.training.metrics import Meter
+from limbeck.training.sources import ONE_PROCESS, BatchSource, World
 
 OnStep = Callable[[int, int, int, Mapping[str, float]], None]
 """Step, of how many, tokens so far, and the losses of the current window (:meth:`Meter.means`)."""
@@ -31,10 +32,39 @@ PROBES = 3
 
 
 class Peak(NamedTuple):
-    """A learner's peak learning rate, and where it stands in the recipe."""
+    """A learner's peak learning rate, and where it stands in the recipe, for errors.
+
+    Attributes:
+        key: relative to the section of the training if it begins with a dot.
+    """
 
     lr: float
-    key: str
+    key: str = ".lr"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """How a loss graph is trained.
+
+    Attributes:
+        section: the recipe's numbers.
+        folder: for metrics, TensorBoard and checkpoints.
+        seed: of what is random inside a step (dropout); with the step's number it makes the step's
+            own seed, so that a resumed run draws the same.
+        peaks: peak learning rates of learners that do not use the section's.
+    """
+
+    section: Training
+    folder: Path
+    seed: int
+    peaks: Mapping[str, Peak] = field(default_factory=dict)
+
+    def peak(self, learner: str) -> Peak:
+        return self.peaks.get(learner, Peak(self.section.lr))
+
+    def seed_of(self, step: int) -> int:
+        """Of step number ``step``, from 1; of 0: of what follows the last one."""
+        return self.seed * 1_000_003 + step
 
 
 class Skips:
@@ -56,30 +86,37 @@ class Skips:
             self.total[name] = self.total.get(name, 0) + 1
 
 
+class StepSums(NamedTuple):
+    """What the batches of one step come to, on all ranks together.
+
+    Attributes:
+        labels: tokens that were learned from.
+        tallies: sums by name of the loss term.
+        objectives: by learner, what it minimises, a float64 scalar.
+    """
+
+    labels: int
+    tallies: dict[str, Tally]
+    objectives: dict[str, torch.Tensor]
+
+
 def train(
-    cohort: Cohort,
-    batches: CorpusBatches,
-    section: Training,
-    folder: Path,
+    graph: LossGraph,
+    source: BatchSource,
+    job: TrainingJob,
     *,
-    seed: int,
-    key: str = "training",
-    lrs: Mapping[str, Peak] | None = None,
+    world: World = ONE_PROCESS,
     on_step: OnStep = lambda step, steps, tokens, losses: None,
 ) -> dict[str, Any]:
-    """Train a cohort's learners; goes on from the newest checkpoint in ``folder`` if there is one.
+    """Train a graph's models; goes on from the newest checkpoint in the job's folder if there is one.
 
     An update whose gradient or loss is not finite is skipped and counted.
 
     Args:
-        cohort: who learns what.
-        batches: from what, in steps of microbatches.
-        section: the recipe's ``training``.
-        folder: for metrics, TensorBoard and checkpoints.
-        seed: of what is random inside a step (dropout); with the step's number it makes the step's
-            own seed, so that a resumed run draws the same.
-        key: where that section stands in the recipe, for errors.
-        lrs: peak learning rates of learners that do not use the section's.
+        graph: the models and their loss terms.
+        source: from what, in steps of micro-batches.
+        job: how fast, where to, and with which seed.
+        world: the processes that train together.
         on_step: told of every finished step.
 
     Returns:
@@ -87,113 +124,124 @@ def train(
         skipped updates by learner, if there were any.
 
     Raises:
-        DivergedError: a learner's gradients stay infinite or NaN. Checkpoints are kept.
-        InputError: a teacher's logits are not finite.
+        DivergedError: a learner's gradients stay infinite or NaN. Checkpoints are kept. Its key is that of the
+            learning rate, relative to the section.
+        InputError: a teacher's logits are not finite; names the teacher.
     """
-    lrs = {name: (lrs or {}).get(name, Peak(section.lr, f"{key}.lr")) for name in cohort.learners}
-    optimisers = {
-        name: LearnerOptimiser(lm, section, len(batches), lrs[name].lr) for name, lm in cohort.learners.items()
-    }
-    checkpoints = Checkpoints(folder / "checkpoints", cohort.learners, optimisers)
+    section, steps = job.section, len(source)
+    learners = {name: Learner(lm, section, steps, job.peak(name).lr) for name, lm in graph.trainable.items()}
+    checkpoints = Checkpoints(job.folder / "checkpoints", learners)
     state = checkpoints.restore() or {"step": 0, "tokens": 0, "metrics_bytes": 0, "seconds": 0.0}
-    meter = Meter(folder, (state["metrics_bytes"], state["step"]))
-    meter.clock -= state["seconds"]
     tokens, skips = state["tokens"], Skips(state.get("skipped", {}))
-    device = next(iter(cohort.learners.values())).device
-    try:
-        for step, microbatches in enumerate(batches.start_at(state["step"]), state["step"] + 1):
-            torch.manual_seed(seed * 1_000_003 + step)
-            moved = [batch.to(device) for batch in microbatches]
-            count = sum(batch.count() for batch in microbatches)  # the whole step, before any backward
-            lr = {f"lr/{name}": optimiser.lr for name, optimiser in optimisers.items()}
-            tallies, norms = _step(cohort, optimisers, moved, count, (step - 1) / max(len(batches) - 1, 1))
+    with _meter(job.folder, state) as meter:
+        for n in range(state["step"], steps):
+            step = n + 1
+            torch.manual_seed(job.seed_of(step))
+            batches = source.step(n, world)
+            sums = _forward_backward(graph, batches, world, n / max(steps - 1, 1))
+            lrs = {f"lr/{name}": learner.lr for name, learner in learners.items()}
+            norms = _update(learners, sums)
             skips.count([name for name, norm in norms.items() if not math.isfinite(norm)])
             if skips.in_a_row:
-                _refuse_to_go_on(cohort, moved, skips, step, checkpoints, lrs)
-            meter.add({name: tally for name, tally in tallies.items() if name.split("<")[0] not in skips.in_a_row})
-            tokens += count
-            meter.count(count)
-            on_step(step, len(batches), tokens, meter.means())
-            keep = step % section.checkpoint_every_steps == 0 and step < len(batches)
-            if keep or step % section.log_every_steps == 0 or step == len(batches):
+                _refuse_teachers_of_nan(graph, batches)
+                _refuse_divergence(job, skips, step, checkpoints)
+            tokens += sums.labels
+            _add(meter, sums, skips)
+            on_step(step, steps, tokens, meter.means())
+            keep = step % section.checkpoint_every_steps == 0 and step < steps
+            if keep or step % section.log_every_steps == 0 or step == steps:
                 gradients = {f"grad_norm/{name}": norm for name, norm in norms.items()}
-                skipped = {f"skipped/{name}": float(n) for name, n in skips.total.items()}
-                meter.line(step, tokens, {**lr, **gradients, **skipped})
+                skipped = {f"skipped/{name}": float(count) for name, count in skips.total.items()}
+                meter.line(step, tokens, {**lrs, **gradients, **skipped})
             if keep and not skips.in_a_row:
                 extra = {"tokens": tokens, "metrics_bytes": meter.position(), "seconds": meter.seconds()}
                 checkpoints.save(step, {**extra, "skipped": skips.total})
-        torch.manual_seed(seed * 1_000_003)
-        for name in _broken(cohort, optimisers, batches, device):
-            raise _diverged(name, skips, len(batches), checkpoints, lrs)
-        result = {"steps": len(batches), "tokens": tokens, "seconds": round(meter.seconds(), 2)}
+        torch.manual_seed(job.seed_of(0))
+        for name in _broken(graph, learners, source, world):
+            raise _diverged(name, job, skips, steps, checkpoints)
+        result = {"steps": steps, "tokens": tokens, "seconds": round(meter.seconds(), 2)}
         return {**result, "skipped": skips.total} if skips.total else result
+
+
+@contextmanager
+def _meter(folder: Path, state: Mapping[str, Any]) -> Iterator[Meter]:
+    """Metrics that go on where a checkpoint left them."""
+    meter = Meter(folder, (state["metrics_bytes"], state["step"]))
+    meter.clock -= state["seconds"]
+    try:
+        yield meter
     finally:
         meter.close()
 
 
-def _step(
-    cohort: Cohort,
-    optimisers: Mapping[str, LearnerOptimiser],
-    microbatches: list[Batch],
-    count: int,
-    progress: float,
-    *,
-    update: bool = True,
-) -> tuple[dict[str, Tally], dict[str, float]]:
-    """One update of every learner whose gradient and loss are finite; without ``update``, only what it would be of.
+def _add(meter: Meter, sums: StepSums, skips: Skips) -> None:
+    """Count a step, without what a skipped learner would have learned."""
+    objectives = {
+        name: Tally(objective * sums.labels, torch.tensor(sums.labels)) for name, objective in sums.objectives.items()
+    }
+    tallies = {**sums.tallies, **objectives}
+    meter.add({name: tally for name, tally in tallies.items() if name.split("<")[0] not in skips.in_a_row})
+    meter.count(sums.labels)
+
+
+def _forward_backward(graph: LossGraph, batches: Sequence[Batch], world: World, progress: float) -> StepSums:
+    """Add one step's gradients to every trainable model."""
+    # Counted over the whole step, on all ranks, before any backward pass: how it is split changes nothing.
+    labels = torch.tensor([sum(batch.count() for batch in batches)])
+    counts = world.sum(torch.cat([labels, graph.count_labels(batches)]).to(graph.device))
+    denominators = graph.denominators(counts[1:])
+    tallies: dict[str, Tally] = {}
+    for batch in batches:
+        for name, tally in graph.forward_backward(batch.to(graph.device), denominators, progress).items():
+            tallies[name] = tallies[name] + tally if name in tallies else tally
+    tallies = {name: tally.over(world.sum) for name, tally in tallies.items()}
+    return StepSums(int(counts[0]), tallies, graph.objectives(tallies, denominators, progress))
+
+
+def _update(learners: Mapping[str, Learner], sums: StepSums, *, update: bool = True) -> dict[str, float]:
+    """Update every learner whose gradient and loss are finite; with ``update=False``, none.
 
     Returns:
-        Sums by lesson, and by learner of what it minimises; the norm of each learner's gradient, NaN where only its
-        loss is not finite.
+        The norm of each learner's gradient, NaN where only its loss is not finite.
     """
-    denominators = {lesson.name: count for lesson in cohort.lessons}
-    tallies: dict[str, Tally] = {}
-    for batch in microbatches:
-        for name, tally in cohort.forward_backward(batch, denominators, progress).items():
-            tallies[name] = tallies[name] + tally if name in tallies else tally
     norms = {}
-    for name, objective in cohort.objectives(tallies, denominators, progress).items():
-        finite = bool(torch.isfinite(objective))
-        norm = optimisers[name].step(update=update and finite)
+    for name, learner in learners.items():
+        finite = bool(torch.isfinite(sums.objectives[name]))
+        norm = learner.step(update=update and finite)
         norms[name] = norm if finite else math.nan
-        tallies[name] = Tally(objective * count, torch.tensor(count))
-    return tallies, norms
+    return norms
 
 
-def _broken(
-    cohort: Cohort, optimisers: Mapping[str, LearnerOptimiser], batches: CorpusBatches, device: torch.device
-) -> list[str]:
+def _broken(graph: LossGraph, learners: Mapping[str, Learner], source: BatchSource, world: World) -> list[str]:
     """Learners whose gradients are not finite after the last step, which no further step would find.
 
     One batch is enough to see that they are; the first ones of the training, so that a resumed one asks the same.
     """
-    broken = list(optimisers)
-    for microbatches in islice(batches.start_at(0), PROBES):
-        _, norms = _step(cohort, optimisers, [microbatches[0].to(device)], microbatches[0].count(), 1.0, update=False)
+    broken = list(learners)
+    for n in range(min(PROBES, len(source))):
+        sums = _forward_backward(graph, source.step(n, world)[:1], world, 1.0)
+        norms = _update(learners, sums, update=False)
         broken = [name for name in broken if not math.isfinite(norms[name])]
         if not broken:
             break
     return broken
 
 
-def _refuse_to_go_on(
-    cohort: Cohort,
-    microbatches: list[Batch],
-    skips: Skips,
-    step: int,
-    checkpoints: Checkpoints,
-    lrs: Mapping[str, Peak],
-) -> None:
-    """Raise where a skipped update is a teacher's fault, or one of too many in a row."""
-    fault = faulty_teacher(cohort, microbatches)
+def _refuse_teachers_of_nan(graph: LossGraph, batches: Sequence[Batch]) -> None:
+    """Raise where a skipped update is a teacher's fault."""
+    fault = faulty_teacher(graph, [batch.to(graph.device) for batch in batches])
     if fault is not None:
         raise fault
+
+
+def _refuse_divergence(job: TrainingJob, skips: Skips, step: int, checkpoints: Checkpoints) -> None:
+    """Raise where a skipped update is one of too many in a row."""
     for name, n in skips.in_a_row.items():
         if n >= MOST_SKIPPED_IN_A_ROW:
-            raise _diverged(name, skips, step, checkpoints, lrs)
+            raise _diverged(name, job, skips, step, checkpoints)
 
 
-def _diverged(name: str, skips: Skips, step: int, checkpoints: Checkpoints, lrs: Mapping[str, Peak]) -> DivergedError:
+def _diverged(name: str, job: TrainingJob, skips: Skips, step: int, checkpoints: Checkpoints) -> DivergedError:
     n = skips.in_a_row.get(name, 0)
     # The weights of a checkpoint are known to be good once a later step has found a finite gradient with them.
     good = checkpoints.newest_before(step - n)
@@ -201,6 +249,6 @@ def _diverged(name: str, skips: Skips, step: int, checkpoints: Checkpoints, lrs:
     kept = f"the last good checkpoint is {good}" if good is not None else "there is no good checkpoint"
     return DivergedError(
         f"the gradient of {name} was not finite {when} step {step}; {kept}",
-        key=lrs[name].key,
+        key=job.peak(name).key,
         fix="Lower it, or clip harder" + (", in another `run:` folder" if checkpoints.any() else ""),
     )

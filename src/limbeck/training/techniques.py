@@ -1,6 +1,6 @@
-"""What each technique means: a function from its section of the recipe to lessons.
+"""Each technique as a function from its section of the recipe to loss terms.
 
-None of them owns a loop. They differ in who learns what from whom, and in where batches come from.
+No technique owns a loop. Techniques differ in their loss terms and in the source of their batches.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ from limbeck.errors import RecipeError
 from limbeck.objectives.divergences import resolve
 from limbeck.objectives.schedules import Schedule
 from limbeck.recipe import Alone, Co, Divergence, Hard, Ramp, Soft, Technique, Weight
-from limbeck.training.cohort import HiddenLesson, Lesson
+from limbeck.training.loss_graph import HiddenLossTerm, LossTerm
 
 TEACHER = "teacher"
 
 
-def lessons_of(technique: Technique, students: list[str], key: str) -> list[Lesson]:
-    """The lessons of a cohort. ``alone`` and ``hard`` learn labels (the data's, or what the teacher
+def loss_terms_of(technique: Technique, students: list[str]) -> list[LossTerm]:
+    """The loss terms of a graph. ``alone`` and ``hard`` learn labels (the data's, or what the teacher
     wrote); ``soft`` and ``co`` learn the teacher's probabilities too; in ``co`` it learns itself.
 
     Raises:
-        RecipeError: a divergence that does not exist; names ``key``.
+        RecipeError: a divergence that does not exist; its key is relative to the technique.
     """
     match technique:
         case Alone() | Hard():
-            return [Lesson(student) for student in students]
+            return [LossTerm(student) for student in students]
         case Soft() | Co():
-            divergence = _divergence(technique.divergence, f"{key}.divergence")
-            lessons = [Lesson(TEACHER)] if isinstance(technique, Co) else []
+            divergence = _divergence(technique.divergence)
+            loss_terms = [LossTerm(TEACHER)] if isinstance(technique, Co) else []
             for student in students:
-                lessons.append(
-                    Lesson(student, TEACHER, divergence, technique.temperature, schedule(technique.soft_weight))
+                loss_terms.append(
+                    LossTerm(student, TEACHER, divergence, technique.temperature, schedule(technique.kd_weight))
                 )
-                if technique.hard_weight != 0:
-                    lessons.append(Lesson(student, weight=schedule(technique.hard_weight)))
-            return lessons
+                if technique.ce_weight != 0:
+                    loss_terms.append(LossTerm(student, weight=schedule(technique.ce_weight)))
+            return loss_terms
 
 
-def hidden_lessons(technique: Technique, matched: dict[str, list[tuple[int, int]]]) -> list[HiddenLesson]:
-    """The lessons on hidden states.
+def hidden_loss_terms(technique: Technique, matched: dict[str, list[tuple[int, int]]]) -> list[HiddenLossTerm]:
+    """The loss terms on hidden states.
 
     Args:
         technique: a section of the recipe.
@@ -49,7 +49,7 @@ def hidden_lessons(technique: Technique, matched: dict[str, list[tuple[int, int]
         return []
     section = technique.hidden
     return [
-        HiddenLesson(
+        HiddenLossTerm(
             student,
             TEACHER,
             tuple(pairs) if section.layers == "matched" else section.layers,
@@ -68,7 +68,7 @@ def matched_layers(students_layers: int, teachers_layers: int, kept: list[int] |
 
 
 def needs_teacher(technique: Technique) -> bool:
-    """Whether the teacher is in the cohort (rather than having written its text before)."""
+    """Whether the teacher is in the graph (rather than having written its text before)."""
     return isinstance(technique, Soft | Co)
 
 
@@ -78,9 +78,9 @@ def schedule(weight: Weight) -> Schedule:
     return Schedule.constant(float(weight))
 
 
-def _divergence(section: str | Divergence, key: str) -> Any:
+def _divergence(section: str | Divergence) -> Any:
     try:
         return resolve(section if isinstance(section, str) else section.model_dump())
     except (ValueError, TypeError, KeyError) as error:
         said = str(error.args[0]) if error.args else str(error)
-        raise RecipeError(said, key=key) from None
+        raise RecipeError(said, key=".divergence") from None

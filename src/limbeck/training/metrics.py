@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.training.cohort import Tally
+from limbeck.training.loss_graph import Tally
 
 
 class Meter:
@@ -48,7 +48,7 @@ class Meter:
         self.window_tokens += tokens
 
     def means(self) -> dict[str, float]:
-        """Per lesson, its mean over the tokens of the window; per learner, what it minimises: their weighted sum."""
+        """Per loss term, its mean over the tokens of the window; per learner, what it minimises: their weighted sum."""
         return {name: float(loss / max(float(count), 1.0)) for name, (loss, count, _) in self.sums.items()}
 
     def line(self, step: int, tokens: int, extra: dict[str, float]) -> None:

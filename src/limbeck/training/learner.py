@@ -1,4 +1,4 @@
-"""AdamW and its schedule, one for each learner."""
+"""What updates a trainable model: AdamW, its schedule, and clipping."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from limbeck.models.language_model import LanguageModel
+from limbeck.models.causal_lm import CausalLM
 from limbeck.recipe import Optimiser
 
 
-class LearnerOptimiser:
-    """The optimiser, the schedule and the clipping of one learner.
+class Learner:
+    """A trainable model with its optimiser and its schedule.
 
     Args:
         lm: whose trainable parameters are updated.
@@ -21,7 +21,8 @@ class LearnerOptimiser:
         lr: peak learning rate, if not the section's.
     """
 
-    def __init__(self, lm: LanguageModel, section: Optimiser, total_steps: int, lr: float | None = None) -> None:
+    def __init__(self, lm: CausalLM, section: Optimiser, total_steps: int, lr: float | None = None) -> None:
+        self.lm = lm
         self.parameters = [p for p in lm.model.parameters() if p.requires_grad]
         self.clip = section.clip
         groups = [
@@ -32,6 +33,11 @@ class LearnerOptimiser:
             [group for group in groups if group["params"]], lr=lr or section.lr, betas=section.betas, fused=True
         )
         self.schedule = make_schedule(self.adamw, section, total_steps)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.schedule.get_last_lr()[0])
 
     def step(self, *, update: bool = True) -> float:
         """Clip, update, and forget the gradients. Returns the gradient's norm before clipping.
@@ -49,10 +55,6 @@ class LearnerOptimiser:
             self.schedule.step()
         self.adamw.zero_grad(set_to_none=True)
         return float(norm)
-
-    @property
-    def lr(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
 
 
 def make_schedule(adamw: torch.optim.Optimizer, section: Optimiser, total_steps: int) -> Any:
