@@ -70,7 +70,7 @@ def make_lm(tokenizer: Any) -> Callable[..., Any]:
     from limbeck.recipe import ConfigModel
 
     def make(seed: int = 0, seq_len: int | None = None, **sizes: Any) -> Any:
-        return load_model(ConfigModel(config={**LLAMA, **sizes}), tokenizer, key="student", seed=seed, seq_len=seq_len)
+        return load_model(ConfigModel(config={**LLAMA, **sizes}), tokenizer, seed=seed, seq_len=seq_len)
 
     return make
 
@@ -78,13 +78,13 @@ def make_lm(tokenizer: Any) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """A toy teacher as a ``save_pretrained`` folder."""
+    from limbeck.models.folders.save import save_model
     from limbeck.models.load import load_model
     from limbeck.recipe import ConfigModel
-    from limbeck.run.prepare import save_model
 
     folder = tmp_path_factory.mktemp("models") / "teacher"
     config = {**LLAMA, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 512}
-    save_model(load_model(ConfigModel(config=config), tokenizer, key="teacher", seed=7), folder)
+    save_model(load_model(ConfigModel(config=config), tokenizer, seed=7), folder)
     return folder
 
 
@@ -97,8 +97,9 @@ def raw_recipe(tmp_path: Path, corpus_file: Path, teacher_folder: Path) -> dict[
         "student": {"config": copy.deepcopy(LLAMA)},
         "data": {"corpus": [{"text": str(corpus_file), "separator": "\n\n"}], "heldout": 0.2, "seq_len": 32},
         "threads": 1,
-        "techniques": ["alone", "soft", {"kind": "hard", "writing": {"batch_rows": 8}}, "co"],
-        "training": {"tokens": 1500, "batch_rows": 4, "checkpoint_every_steps": 3, "log_every_steps": 2},
+        "jobs": 1,
+        "techniques": ["alone", "soft", {"kind": "hard", "generation": {"batch_size": 8}}, "co"],
+        "training": {"tokens": 1500, "micro_batch_size": 4, "checkpoint_every_steps": 3, "log_every_steps": 2},
         "evaluation": {"max_documents": 10, "bootstrap": 100, "samples": 2, "sample_tokens": 6, "speed_tokens": 4},
     }
 

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limbeck.commands.run import run
     from limbeck.objectives import Dense, Labels, Sparse, Term, fused_divergence
     from limbeck.recipe import load_recipe
-    from limbeck.run import run
 
 _WHERE = {
     "load_recipe": "limbeck.recipe",
-    "run": "limbeck.run",
+    "run": "limbeck.commands.run",
     "fused_divergence": "limbeck.objectives",
     "Term": "limbeck.objectives",
     "Labels": "limbeck.objectives",

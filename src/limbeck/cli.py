@@ -33,6 +33,11 @@ _Overrides = Annotated[
     ),
 ]
 
+SPINS = "20000"
+"""How long threads of OpenMP spin while they wait for each other, before they sleep. By default they do for
+milliseconds: where another process takes a core, a small model then trains at a third of its speed (docs/log.md).
+"""
+
 _debug = False  # set while the command line is parsed, read when an error is shown
 
 
@@ -51,6 +56,15 @@ _Debug = Annotated[
 def run(
     recipe: _RecipeFile,
     overrides: _Overrides = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages that run at a time; default: the recipe's `jobs`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be kept, run and refused, and why; do nothing.")
+    ] = False,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Keep what an older limbeck made and this one would make otherwise.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     debug: _Debug = False,
 ) -> None:
@@ -62,36 +76,52 @@ def run(
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    from limbeck.commands.run import decisions, show_result
+    from limbeck.commands.run import run as do
     from limbeck.display import Display
-    from limbeck.report.text import table
-    from limbeck.report.verdict import verdict
-    from limbeck.run import run as do
 
     display = Display(quiet=quiet)
+    if dry_run:
+        from limbeck.commands.status import show_decisions
+
+        show_decisions(decisions(loaded, keep_stale=keep_stale), display.console)
+        return
     display.say(f"[bold]limbeck[/] {recipe} → {loaded.run}")
-    report = do(loaded, display)
+    report = do(loaded, display, jobs=jobs, keep_stale=keep_stale)
     if not quiet:
-        print("\n" + table(report.rows, min(display.console.width, 100)) + "\n")
-        print(_wrapped(report.verdict or verdict(report.rows)))
-        for warning in report.warnings:
-            print(_wrapped(f"Note: {warning}"))
-        if len(loaded.seeds) == 1:
-            print(_wrapped("Note: one seed; the intervals do not cover the luck of a training."))
-        print(f"\nReport: {Path(loaded.run) / 'report.html'}")
+        show_result(report, loaded, display)
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Say where a run stands, stage by stage, also while it goes on."""
+    from rich.console import Console
+
+    from limbeck.commands.status import as_json, show_status
+    from limbeck.workflow.status import status_of
+
+    found = status_of(run)
+    print(as_json(found)) if json_ else show_status(found, Console(highlight=False))
 
 
 @app.command()
 def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
-    """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all."""
-    import yaml
+    """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all.
 
+    Configurations, tokenizers and the first documents are read, and no weights.
+    """
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from limbeck.run.check import check as refuse
+    from limbeck.pipeline.build import check as refuse
+    from limbeck.pipeline.build import resolved
 
     refuse(loaded)
-    print(yaml.safe_dump(loaded.model_dump(mode="json", exclude_none=True), sort_keys=False), end="")
+    print(resolved(loaded), end="")
 
 
 @app.command()
@@ -108,8 +138,8 @@ def data(
     """
     from rich.console import Console
 
+    from limbeck.commands.data import show_data
     from limbeck.recipe import load_recipe
-    from limbeck.run.show_data import show_data
 
     show_data(load_recipe(recipe, overrides or []), show, Console(highlight=False))
 
@@ -135,7 +165,7 @@ def chat(
     from rich.console import Console
     from rich.text import Text
 
-    from limbeck.chatting import held_out_questions, speakers
+    from limbeck.commands.chat import held_out_questions, speakers
     from limbeck.models.generate import Sampling
 
     console = Console(highlight=False)
@@ -193,13 +223,6 @@ def _main(
     pass
 
 
-def _wrapped(text: str) -> str:
-    import shutil
-    import textwrap
-
-    return textwrap.fill(text, min(shutil.get_terminal_size().columns, 100))
-
-
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -229,6 +252,7 @@ def main() -> None:
     """Run the command line; what the user can mend is one line, and the exit code says of what kind it is."""
     global _debug
     _debug = False
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported; for worker processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is an interrupt
     try:
         if app(standalone_mode=False) == INTERRUPTED:  # typer turns an interrupt into its exit code

@@ -46,13 +46,13 @@ def _folder_for_file(raw: dict[str, Any], tmp: Path) -> None:
 
 
 def _other_vocabulary(raw: dict[str, Any], tmp: Path) -> None:
+    from limbeck.models.folders.save import save_model
     from limbeck.models.load import load_model
     from limbeck.models.tokenizer import train_tokenizer
     from limbeck.recipe import ConfigModel
-    from limbeck.run.prepare import save_model
 
     other = train_tokenizer(["quite another text"], 290)
-    save_model(load_model(ConfigModel(config=raw["student"]["config"]), other, key="student"), tmp / "other")
+    save_model(load_model(ConfigModel(config=raw["student"]["config"]), other), tmp / "other")
     raw["student"] = {"path": str(tmp / "other")}
 
 
@@ -119,15 +119,15 @@ def _nan_at_one_token(raw: dict[str, Any], tmp: Path) -> None:
 
     from safetensors.torch import load_file, save_file
 
+    from limbeck.models.folders.save import save_model
     from limbeck.models.load import load_model
     from limbeck.models.tokenizer import load_tokenizer
     from limbeck.recipe import ConfigModel
-    from limbeck.run.prepare import save_model
     from tests.conftest import LLAMA
 
-    tokenizer = load_tokenizer(raw["teacher"]["path"], key="x")
+    tokenizer = load_tokenizer(raw["teacher"]["path"])
     config = {**LLAMA, "tie_word_embeddings": False, "max_position_embeddings": 512}
-    save_model(load_model(ConfigModel(config=config), tokenizer, key="x"), tmp / "one")
+    save_model(load_model(ConfigModel(config=config), tokenizer), tmp / "one")
     weights = load_file(tmp / "one" / "model.safetensors")
     weights["model.embed_tokens.weight"][tokenizer.convert_tokens_to_ids("z")] = math.nan
     save_file(weights, tmp / "one" / "model.safetensors", metadata={"format": "pt"})
@@ -147,17 +147,17 @@ def _rows(*rows: Any, **more: Any) -> Change:
 
 def _cut_teacher(raw: dict[str, Any], tmp: Path) -> None:
     """A teacher whose own vocabulary was cut."""
-    from limbeck.models.language_model import LanguageModel
+    from limbeck.models.causal_lm import CausalLM
+    from limbeck.models.folders.save import save_model
     from limbeck.models.load import load_model
     from limbeck.models.tokenizer import load_tokenizer
-    from limbeck.models.vocabulary import cut_vocabulary
+    from limbeck.pruning.vocabulary import cut_vocabulary
     from limbeck.recipe import PathModel
-    from limbeck.run.prepare import save_model
 
-    tokenizer = load_tokenizer(raw["teacher"]["path"], key="x")
-    whole = load_model(PathModel(path=raw["teacher"]["path"]), tokenizer, key="x")
+    tokenizer = load_tokenizer(raw["teacher"]["path"])
+    whole = load_model(PathModel(path=raw["teacher"]["path"]), tokenizer)
     cut = cut_vocabulary(whole.model, tokenizer, {}, other=True)
-    save_model(LanguageModel(cut.model, cut.tokenizer), tmp / "cut")
+    save_model(CausalLM(cut.model, cut.tokenizer), tmp / "cut")
     raw["teacher"]["path"] = str(tmp / "cut")
     raw["student"] = {"from": "teacher", "vocabulary": {}}
 
@@ -218,12 +218,12 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
         _set(techniques=[{"kind": "soft", "temperature": float("inf")}]), "techniques.0", "finite"
     ),
     "a ramp backwards": (
-        _set(techniques=[{"kind": "soft", "soft_weight": {"start": 1, "end": 0, "begin": 0.9, "until": 0.1}}]),
-        "techniques.0.soft_weight",
+        _set(techniques=[{"kind": "soft", "kd_weight": {"start": 1, "end": 0, "begin": 0.9, "until": 0.1}}]),
+        "techniques.0.kd_weight",
         "until must be greater",
     ),
     "prompts that leave no room": (
-        _set(techniques=[{"kind": "hard", "writing": {"prompt_tokens": 30}}]), "techniques.0.writing", "no room"
+        _set(techniques=[{"kind": "hard", "generation": {"prompt_tokens": 30}}]), "techniques.0.generation", "no room"
     ),
     "more layers than the teacher has": (_set(student={"from": "teacher", "layers": 9}), "student.layers", "2 layers"),
     "heads that break the groups": (_set(student={"from": "teacher", "heads": 7}), "student.heads", "heads"),
@@ -273,11 +273,11 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "no document leaves room for an answer": (
         _rows(*[{"prompt": f"{i} the cat sat on a mat " * 9, "response": "b"} for i in range(4)],
               techniques=["alone", "hard"]),
-        "techniques.1.writing",
+        "techniques.1.generation",
         "Raise data.seq_len",
     ),
     "a correction that blows up": (
-        _set(teacher__correct={"tokens": 1500, "batch_rows": 4, "lr": 1e30, "clip": 0.0}),
+        _set(teacher__correct={"tokens": 1500, "micro_batch_size": 4, "lr": 1e30, "clip": 0.0}),
         "teacher.correct.lr",
         "Lower",
     ),
@@ -348,6 +348,9 @@ AT_CHECK = [
         "half a surrogate pair, where tokens are counted",
         "text that means a cut vocabulary's bucket",
         "no document leaves room for an answer",
+        # `check` reads no weights.
+        "teacher of NaN",
+        "teacher of NaN at one token",
     }
 ]
 
@@ -483,15 +486,15 @@ def test_a_lack_of_memory_is_one_line(
 ) -> None:
     import torch
 
-    import limbeck.run.arms as arms
+    from limbeck.pipeline.shared import fit
 
     def too_much(*_: Any, **__: Any) -> None:
         torch.empty(2**60)
 
-    monkeypatch.setattr(arms, "train", too_much)
+    monkeypatch.setattr(fit, "train", too_much)
     raw_recipe["techniques"] = ["alone"]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(raw_recipe))
     code, err = run(monkeypatch, capsys, "run", str(tmp_path / "r.yaml"))
     assert code == 4
-    assert "training.batch_rows: there is not enough memory" in err
+    assert "training.micro_batch_size: there is not enough memory" in err
     assert len(err.strip().splitlines()) == 1

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from limbeck import cli
+from limbeck.models.folders.save import save_model
 from limbeck.models.load import load_model
 from limbeck.models.tokenizer import train_tokenizer
 from limbeck.recipe import ConfigModel
-from limbeck.run.prepare import save_model
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -38,7 +38,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def recipe(tmp_path: Path) -> dict[str, Any]:
     tokenizer = train_tokenizer(["what is a cat. a dog. [bold]"], 300)
     tokenizer.chat_template = CHATML
-    save_model(load_model(ConfigModel(config=SIZES), tokenizer, key="teacher"), tmp_path / "teacher")
+    save_model(load_model(ConfigModel(config=SIZES), tokenizer), tmp_path / "teacher")
     rows = [
         {
             "conversations": [{"from": "human", "value": "cat?\u27e6"}, {"from": "gpt", "value": "a [bold]dog\x1b[0m"}],

@@ -16,14 +16,14 @@ import yaml
 
 from limbeck import cli
 from limbeck.data.corpus import _Writer, open_corpus
-from limbeck.data.spool import Spool
-from limbeck.run import budget
+from limbeck.data.documents.spool import Spool
+from limbeck.pipeline import build
 
 DYING = """
 import os, signal, sys
 from limbeck import cli
 from limbeck.data.corpus import _Writer
-from limbeck.data.spool import Spool
+from limbeck.data.documents.spool import Spool
 whole, add, left = Spool.block_end, _Writer.add, int(sys.argv.pop(1))
 Spool.block_end = lambda self, start, stop: whole(self, start, stop, 1_500)
 def dying(self, *args):
@@ -96,7 +96,7 @@ def test_a_small_budget_tokenises_a_part_and_a_larger_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(budget, "TRAIN_FLOOR", 100)
+    monkeypatch.setattr(build, "TRAIN_FLOOR", 100)
     path, folder = recipe(raw_recipe, tmp_path, tokens=300), Path(raw_recipe["run"])
     assert run(monkeypatch, path) == 0
     train = facts(folder)["train"]

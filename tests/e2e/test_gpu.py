@@ -38,7 +38,7 @@ def nats(folder: Path, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_trains_what_the_cpu_trains(tmp_path: Path, raw_recipe: dict[str, Any], precision: str) -> None:
-    raw_recipe["teacher"]["correct"] = {"tokens": 600, "batch_rows": 4, "precision": precision}
+    raw_recipe["teacher"]["correct"] = {"tokens": 600, "micro_batch_size": 4, "precision": precision}
     raw_recipe.pop("student")
     vocabulary = {"min_count": 2}
     raw_recipe["students"] = {
@@ -59,8 +59,8 @@ def test_a_gpu_trains_what_the_cpu_trains(tmp_path: Path, raw_recipe: dict[str, 
 
 def test_text_is_written_on_a_gpu(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     raw_recipe["techniques"] = [
-        {"kind": "hard", "writing": {"batch_rows": 8}},
-        {"kind": "soft", "name": "mixed", "writing": {"batch_rows": 8}},
+        {"kind": "hard", "generation": {"batch_size": 8}},
+        {"kind": "soft", "name": "mixed", "generation": {"batch_size": 8}},
     ]
     report = (run(raw_recipe, tmp_path / "gpu") / "report.html").read_text()
     assert torch.cuda.get_device_name(0) in report

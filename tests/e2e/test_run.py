@@ -219,10 +219,10 @@ def test_a_teacher_from_a_config_is_trained_once(
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
     raw_recipe["teacher"] = {
         "config": raw_recipe["student"]["config"],
-        "pretraining": {"tokens": 800, "batch_rows": 4, "lr": 1e-2},
+        "pretraining": {"tokens": 800, "micro_batch_size": 4, "lr": 1e-2},
     }
     raw_recipe["tokenizer"] = {"train": {"vocab_size": 300}}
-    raw_recipe["techniques"] = [{"kind": "co", "teacher_start": "scratch", "soft_weight": {"start": 0, "end": 1}}]
+    raw_recipe["techniques"] = [{"kind": "co", "teacher_start": "scratch", "kd_weight": {"start": 0, "end": 1}}]
     limbeck(write(raw_recipe, tmp_path / "r.yaml"))
     second = limbeck(tmp_path / "r.yaml", f"run={tmp_path / 'second'}")
     assert "from the cache" in second.stdout
@@ -241,13 +241,13 @@ def test_conversations(tmp_path: Path, raw_recipe: dict[str, Any], texts: list[s
         "seq_len": 48,
         "pack": False,
     }
-    raw_recipe["techniques"] = ["soft", {"kind": "hard", "writing": {"batch_rows": 8, "tokens": 300}}]
+    raw_recipe["techniques"] = ["soft", {"kind": "hard", "generation": {"batch_size": 8, "tokens": 300}}]
     raw_recipe["training"]["tokens"] = 600
     assert "hard" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
 
 
 def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
-    raw_recipe["teacher"]["correct"] = {"tokens": 600, "batch_rows": 4, "lora": {"rank": 2}}
+    raw_recipe["teacher"]["correct"] = {"tokens": 600, "micro_batch_size": 4, "lora": {"rank": 2}}
     raw_recipe.pop("student")
     raw_recipe["students"] = {
         "shallow": {
@@ -260,7 +260,7 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
         "middle": {"from": "teacher", "ffn": 48},
         "narrow": {"from": "teacher", "ffn": 32, "heads": 2, "hidden": 24},
     }
-    raw_recipe["techniques"] = ["alone", {"kind": "soft", "writing": {"batch_rows": 8, "tokens": 300}}]
+    raw_recipe["techniques"] = ["alone", {"kind": "soft", "generation": {"batch_size": 8, "tokens": 300}}]
     raw_recipe["training"]["tokens"] = 400
     recipe = write(raw_recipe, tmp_path / "r.yaml")
     first = limbeck(recipe)
@@ -301,7 +301,7 @@ def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict
 
 
 def test_a_correction_that_harms_is_said(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
-    raw_recipe["teacher"]["correct"] = {"tokens": 300, "batch_rows": 4, "lr": 1.0}
+    raw_recipe["teacher"]["correct"] = {"tokens": 300, "micro_batch_size": 4, "lr": 1.0}
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 100
     assert "it is worse for it" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
@@ -338,14 +338,15 @@ def test_another_teacher_makes_other_students(tmp_path: Path, raw_recipe: dict[s
 def test_a_correction_does_not_go_on_from_another_ones_checkpoints(
     tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from limbeck.commands.run import run
     from limbeck.display import Display
     from limbeck.errors import RunFolderError
+    from limbeck.pipeline.shared import fit
     from limbeck.recipe import parse_recipe
-    from limbeck.run import run, teacher
 
-    raw_recipe["teacher"]["correct"] = {"tokens": 2000, "batch_rows": 4, "lr": 1e-3, "checkpoint_every_steps": 1}
+    raw_recipe["teacher"]["correct"] = {"tokens": 2000, "micro_batch_size": 4, "lr": 1e-3, "checkpoint_every_steps": 1}
     raw_recipe["techniques"] = ["soft"]
-    train = teacher.train
+    train = fit.train
 
     def killed(*args: Any, on_step: Callable[..., None], **more: Any) -> Any:
         def step(number: int, *rest: Any) -> None:
@@ -354,10 +355,10 @@ def test_a_correction_does_not_go_on_from_another_ones_checkpoints(
 
         return train(*args, on_step=step, **more)
 
-    monkeypatch.setattr(teacher, "train", killed)
+    monkeypatch.setattr(fit, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         run(parse_recipe(raw_recipe), Display(quiet=True))
-    monkeypatch.setattr(teacher, "train", train)
+    monkeypatch.setattr(fit, "train", train)
     raw_recipe["teacher"]["correct"]["lr"] = 1e-9
     with pytest.raises(RunFolderError, match=r"was run with 0\.001, now it is 1e-09") as error:
         run(parse_recipe(raw_recipe), Display(quiet=True))
@@ -381,7 +382,7 @@ def test_a_teacher_is_measured_in_its_own_tokens(tmp_path: Path, raw_recipe: dic
 
 def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     raw_recipe["student"] = {"from": "teacher", "layers": 2, "vocabulary": {"min_count": 12}}
-    raw_recipe["techniques"] = ["alone", "soft", {"kind": "hard", "writing": {"batch_rows": 8, "tokens": 300}}, "co"]
+    raw_recipe["techniques"] = ["alone", "soft", {"kind": "hard", "generation": {"batch_size": 8, "tokens": 300}}, "co"]
     raw_recipe["training"]["tokens"] = 400
     recipe, run = write(raw_recipe, tmp_path / "r.yaml"), Path(raw_recipe["run"])
     limbeck(recipe)
@@ -404,15 +405,15 @@ def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -
 
 def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     from limbeck.errors import RunFolderError
-    from limbeck.run.folder import RunFolder
+    from limbeck.workflow.lock import RunLock
 
-    with RunFolder(Path(raw_recipe["run"])):
+    with RunLock(Path(raw_recipe["run"])):
         refused = limbeck(write(raw_recipe, tmp_path / "r.yaml"), check=False)
         assert refused.returncode == 2
         assert f"in use by another limbeck (process {os.getpid()})" in refused.stderr
         with pytest.raises(RunFolderError, match="in use by another limbeck"):
-            RunFolder(Path(raw_recipe["run"]))
-    with RunFolder(Path(raw_recipe["run"])):
+            RunLock(Path(raw_recipe["run"]))
+    with RunLock(Path(raw_recipe["run"])):
         pass
 
 
@@ -445,7 +446,7 @@ def test_an_interrupt_is_told(tmp_path: Path, raw_recipe: dict[str, Any], kind: 
 
 def cut_in_every_way(raw: dict[str, Any]) -> None:
     """A corrected teacher; students of fewer layers, narrower, of fewer tokens; its text, its hidden states."""
-    raw["teacher"]["correct"] = {"tokens": 3_000, "batch_rows": 4, "checkpoint_every_steps": 5}
+    raw["teacher"]["correct"] = {"tokens": 3_000, "micro_batch_size": 4, "checkpoint_every_steps": 5}
     raw.pop("student")
     vocabulary = {"min_count": 12}
     raw["students"] = {
@@ -455,7 +456,7 @@ def cut_in_every_way(raw: dict[str, Any]) -> None:
     raw["techniques"] = [
         "alone",
         {"kind": "soft", "hidden": {}},
-        {"kind": "soft", "name": "mixed", "writing": {"batch_rows": 8, "tokens": 2_000}},
+        {"kind": "soft", "name": "mixed", "generation": {"batch_size": 8, "tokens": 2_000}},
     ]
     raw["training"].update(tokens=30_000, checkpoint_every_steps=10)
 

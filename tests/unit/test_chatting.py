@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from limbeck import cli
-from limbeck.chatting import Speaker, held_out_questions, speakers
+from limbeck.commands.chat import Speaker, held_out_questions, speakers
 from limbeck.errors import LimbeckError
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.generate import Sampling
-from limbeck.models.language_model import LanguageModel
 from tests.unit.test_data import CHATML
 
 
-def test_a_speaker_remembers(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_speaker_remembers(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(1, max_position_embeddings=128)
     lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
     lm.tokenizer.chat_template = CHATML
@@ -31,7 +31,7 @@ def test_a_speaker_remembers(make_lm: Callable[..., LanguageModel]) -> None:
         old.answer("one big dog run over blue hills", Sampling(8, temperature=0))
 
 
-def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(1, max_position_embeddings=64)
     lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
     prompts: list[str] = []
@@ -50,7 +50,7 @@ def test_a_model_without_a_template_sees_its_opening_mark(make_lm: Callable[...,
     assert Speaker("d", lm).go_on("", Sampling(4)) == ""
 
 
-def test_a_template_that_writes_the_date_is_told_the_speakers(make_lm: Callable[..., LanguageModel]) -> None:
+def test_a_template_that_writes_the_date_is_told_the_speakers(make_lm: Callable[..., CausalLM]) -> None:
     lm = make_lm(1, max_position_embeddings=64)
     lm.tokenizer = lm.own_tokenizer = copy.deepcopy(lm.tokenizer)
     lm.tokenizer.chat_template = "{{ strftime_now('%Y') }}" + CHATML
@@ -87,9 +87,9 @@ def test_models_by_folder_and_side_by_side(
 
 
 def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    from limbeck.commands.run import run
     from limbeck.display import Display
     from limbeck.recipe import parse_recipe
-    from limbeck.run import run
 
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 200
@@ -102,9 +102,9 @@ def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[
 def test_the_first_held_out_questions_of_a_run(
     tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from limbeck.commands.run import run
     from limbeck.display import Display
     from limbeck.recipe import parse_recipe
-    from limbeck.run import run
 
     raw_recipe["techniques"] = ["alone"]
     raw_recipe["training"]["tokens"] = 200

@@ -55,8 +55,8 @@ def test_there_are_shipped_recipes() -> None:
         (["techniques=[{kind: soft, temprature: 2}]"], "techniques.0.temprature", "`temperature`"),
         (["techniques=[{name: x}]"], "techniques.0", "`kind:`"),
         (["techniques=[soft, soft]"], "techniques", "stands twice"),
-        (["techniques=[{kind: soft, soft_weight: 0}]"], "techniques.0", "kind: alone"),
-        (["techniques=[{kind: soft, soft_weight: {start: 1, ends: 0}}]"], "techniques.0.soft_weight.ends", "`end`"),
+        (["techniques=[{kind: soft, kd_weight: 0}]"], "techniques.0", "kind: alone"),
+        (["techniques=[{kind: soft, kd_weight: {start: 1, ends: 0}}]"], "techniques.0.kd_weight.ends", "`end`"),
         (["training.lr=abc"], "training.lr", "'abc'"),
         (["training.lr=-1"], "training.lr", "greater than 0"),
         (["training.lr=yes"], "training.lr", "true, where a number belongs"),
@@ -100,9 +100,13 @@ def test_there_are_shipped_recipes() -> None:
         ([f"techniques=[{{kind: soft, name: {'a' * 61}}}]"], "techniques.0.name", "at most 60"),
         (["seeds=[4294967296]"], "seeds.0", "less than 4294967296"),
         (["seeds=[true]"], "seeds.0", "a number belongs"),
-        (["techniques=[{kind: hard, writing: {seed: -1}}]"], "techniques.0.writing.seed", "greater than or equal to 0"),
-        (["techniques=[{kind: soft, writing: {seed: 4294967296}}]"], "techniques.0.writing.seed", "less than"),
-        (["techniques=[{kind: soft, soft_weight: yes}]"], "techniques.0.soft_weight", "a number belongs"),
+        (
+            ["techniques=[{kind: hard, generation: {seed: -1}}]"],
+            "techniques.0.generation.seed",
+            "greater than or equal to 0",
+        ),
+        (["techniques=[{kind: soft, generation: {seed: 4294967296}}]"], "techniques.0.generation.seed", "less than"),
+        (["techniques=[{kind: soft, kd_weight: yes}]"], "techniques.0.kd_weight", "a number belongs"),
         (["training={tokens: 9, schedule: wsd, warmup: 0.9}"], "training", "lower one of them"),
         (["training.clip=yes"], "training.clip", "a number belongs"),
     ],
@@ -147,9 +151,9 @@ def test_overrides_reach_lists_and_make_sections() -> None:
 
 def test_a_weight_may_be_a_ramp() -> None:
     recipe = parse_recipe(
-        apply_overrides(copy.deepcopy(MINIMAL), ["techniques=[{kind: co, soft_weight: {start: 0, end: 0.9}}]"])
+        apply_overrides(copy.deepcopy(MINIMAL), ["techniques=[{kind: co, kd_weight: {start: 0, end: 0.9}}]"])
     )
-    assert recipe.techniques[0].soft_weight == Ramp(start=0, end=0.9)  # type: ignore[union-attr]
+    assert recipe.techniques[0].kd_weight == Ramp(start=0, end=0.9)  # type: ignore[union-attr]
 
 
 def test_a_recipe_is_frozen() -> None:
@@ -192,7 +196,7 @@ def test_the_schema_describes_every_key() -> None:
     for name, section in schema["$defs"].items():
         for key, described in section.get("properties", {}).items():
             assert described.get("description") or key in UNDESCRIBED, f"{name}.{key}"
-    assert set(schema["$defs"]["Training"]["properties"]) >= {"tokens", "batch_rows", "lr"}
+    assert set(schema["$defs"]["Training"]["properties"]) >= {"tokens", "micro_batch_size", "lr"}
 
 
 def test_help_and_recipe_load_no_torch() -> None:
@@ -204,20 +208,20 @@ def test_help_and_recipe_load_no_torch() -> None:
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_every_seed_that_a_recipe_may_name_can_write(seed: int) -> None:
     """Of a seed are made those of batches, and of those the generator's, which holds 64 bits."""
+    from limbeck.generation.text import answer_batches
     from limbeck.models.generate import Sampling
-    from limbeck.recipe import Writing
-    from limbeck.run.arms import _written
+    from limbeck.recipe import Generation
     from tests.unit.test_data import corpus_of
 
     asked: list[int] = []
 
     class Recorder:
-        def write(self, prompts: list[list[int]], sampling: Sampling) -> list[tuple[int, list[int]]]:
+        def sample(self, prompts: list[list[int]], sampling: Sampling) -> list[tuple[int, list[int]]]:
             asked.append(sampling.seed)
             return [(i, [1]) for i in range(len(prompts))]
 
     corpus = corpus_of([(list(range(1, 40)), [True] * 39)])
-    batches = _written(Recorder(), Writing(seed=seed, batch_rows=2), corpus, 32, 0)  # type: ignore[arg-type]
+    batches = answer_batches(Recorder(), Generation(seed=seed, batch_size=2), corpus, 32)
     assert [len(next(batches)) for _ in range(3)] == [2, 2, 2]
     assert len(set(asked)) == 3
     assert all(0 <= each * 1_000_003 + 1_000_000 < 2**63 for each in asked)

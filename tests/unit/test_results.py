@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.pipeline.build import build
+from limbeck.pipeline.results.charts import charts_of
+from limbeck.pipeline.results.comparison import Comparison
+from limbeck.pipeline.results.report import Report, template_said
 from limbeck.recipe import Recipe
-from limbeck.run import results
-from limbeck.run.arms import arms_of
 
 _ALONE = {"loss/student<labels": 3.0, "loss/student": 3.0}
 _SOFT = {"loss/student<labels": 3.0, "loss/student<teacher": 0.5, "loss/student": 0.75}
+
+
+def _compared(run: Path) -> Comparison:
+    report = build(_recipe(run))[-1]
+    assert isinstance(report, Report)
+    return report.compared
 
 
 def _recipe(run: Path) -> Recipe:
@@ -29,18 +37,18 @@ def _recipe(run: Path) -> Recipe:
     )
 
 
-def _write(recipe: Recipe, run: Path, parts: dict[str, dict[str, float]]) -> None:
-    for arm in arms_of(recipe):
-        folder = arm.folder(run)
+def _write(compared: Comparison, run: Path, parts: dict[str, dict[str, float]]) -> None:
+    for arm in compared.arms():
+        folder = run / arm.folder
         folder.mkdir(parents=True)
         lines = [{"step": step, "tokens": 100 * step, **parts[arm.technique.label]} for step in (1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_the_weighted_loss_is_drawn_apart_for_each_technique_of_several_parts(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path)
-    _write(recipe, tmp_path, {"alone": _ALONE, "soft": _SOFT, "warm": _SOFT})
-    charts = {chart.title: chart for chart in results._charts(recipe, tmp_path)}
+    compared = _compared(tmp_path)
+    _write(compared, tmp_path, {"alone": _ALONE, "soft": _SOFT, "warm": _SOFT})
+    charts = {chart.title: chart for chart in charts_of(compared, tmp_path)}
     assert list(charts)[:2] == ["The loss of soft", "The loss of warm"]
     assert "The loss of alone" not in charts  # it has one part, which is drawn as such
     for label in ("soft", "warm"):
@@ -56,10 +64,10 @@ def test_the_weighted_loss_is_drawn_apart_for_each_technique_of_several_parts(tm
 
 
 def test_metrics_without_the_weighted_loss_are_drawn_by_their_parts(tmp_path: Path) -> None:
-    recipe = _recipe(tmp_path)
+    compared = _compared(tmp_path)
     old = {key: value for key, value in _SOFT.items() if "<" in key}
-    _write(recipe, tmp_path, {"alone": {"loss/student<labels": 3.0}, "soft": old, "warm": old})
-    titles = [chart.title for chart in results._charts(recipe, tmp_path)]
+    _write(compared, tmp_path, {"alone": {"loss/student<labels": 3.0}, "soft": old, "warm": old})
+    titles = [chart.title for chart in charts_of(compared, tmp_path)]
     assert titles == ["Learning the data", "Learning the teacher's probabilities"]
 
 
@@ -73,4 +81,4 @@ def test_metrics_without_the_weighted_loss_are_drawn_by_their_parts(tmp_path: Pa
     ],
 )
 def test_the_template_and_its_date_are_said_where_there_are_any(data: dict[str, str], said: dict[str, str]) -> None:
-    assert results._template_said(data) == said
+    assert template_said(data) == said

@@ -3,7 +3,7 @@
     trainer = DistillationTrainer(
         model=student, teacher=teacher, processing_class=tokenizer, args=args, train_dataset=data,
         data_collator=collator, divergence={"name": "jsd", "beta": 0.5}, temperature=2.0,
-        soft_weight=0.8, hard_weight=0.2,
+        kd_weight=0.8, ce_weight=0.2,
     )
 
 Neither model's logits are ever held for a whole batch; only positions that have a label are computed.
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from limbeck.errors import InputError
-from limbeck.models.language_model import LanguageModel
+from limbeck.errors import InputError, under
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.proof import prove
 from limbeck.objectives import Dense, Labels, Outcome, Term, fused_divergence, resolve
 from limbeck.objectives.divergences import DivergenceLike
 
@@ -31,7 +32,7 @@ _READS = ("input_ids", "attention_mask", "position_ids")
 class DistillationTrainer(Trainer):
     """A Trainer whose loss is a mix of a divergence from a teacher and cross-entropy on the labels.
 
-    The loss of a step is ``sum over tokens of soft_weight * D(teacher, student) + hard_weight * CE``,
+    The loss of a step is ``sum over tokens of kd_weight * D(teacher, student) + ce_weight * CE``,
     divided by the number of labelled tokens of the whole step: over all micro-batches, and over all
     processes if ``average_tokens_across_devices``. Labels are not shifted yet, as usual in a Trainer:
     token ``t`` is predicted from the hidden state at ``t - 1``.
@@ -41,9 +42,9 @@ class DistillationTrainer(Trainer):
             padding and are cropped, of both). It is put into evaluation mode, frozen and never trained.
         divergence: as for :class:`~limbeck.objectives.Term`.
         temperature: divides both sides' logits in the soft part. Its gradient shrinks about as
-            1/temperature**2: raise ``soft_weight`` if you want that back.
-        soft_weight: weight of the divergence, ``>= 0``.
-        hard_weight: weight of the cross-entropy on the labels, ``>= 0``.
+            1/temperature**2: raise ``kd_weight`` if you want that back.
+        kd_weight: weight of the divergence, ``>= 0``.
+        ce_weight: weight of the cross-entropy on the labels, ``>= 0``.
         precise: as for :func:`~limbeck.objectives.fused_divergence`.
         **trainer: everything that ``transformers.Trainer`` takes; ``processing_class`` is needed, to know
             the size of the vocabulary.
@@ -61,25 +62,25 @@ class DistillationTrainer(Trainer):
         teacher: nn.Module,
         divergence: DivergenceLike = "forward_kl",
         temperature: float = 1.0,
-        soft_weight: float = 1.0,
-        hard_weight: float = 0.0,
+        kd_weight: float = 1.0,
+        ce_weight: float = 0.0,
         precise: bool | None = None,
         **trainer: Any,
     ) -> None:
         tokenizer = trainer.get("processing_class")
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise InputError("DistillationTrainer needs the models' tokenizer", fix="Pass processing_class=...")
-        if soft_weight < 0 or hard_weight < 0 or soft_weight + hard_weight == 0:
-            raise InputError(
-                f"soft_weight and hard_weight must be >= 0 and not both 0, got {soft_weight} and {hard_weight}"
-            )
+        if kd_weight < 0 or ce_weight < 0 or kd_weight + ce_weight == 0:
+            raise InputError(f"kd_weight and ce_weight must be >= 0 and not both 0, got {kd_weight} and {ce_weight}")
         super().__init__(**trainer)
         self.divergence, self.temperature = resolve(divergence), temperature
-        self.soft_weight, self.hard_weight, self.precise = soft_weight, hard_weight, precise
-        self.student = LanguageModel(self.accelerator.unwrap_model(self.model), tokenizer)
-        self.teacher = LanguageModel(teacher.eval().requires_grad_(False).to(self.args.device), tokenizer)
-        self.student.prove("model")
-        self.teacher.prove("teacher")
+        self.kd_weight, self.ce_weight, self.precise = kd_weight, ce_weight, precise
+        self.student = CausalLM(self.accelerator.unwrap_model(self.model), tokenizer)
+        self.teacher = CausalLM(teacher.eval().requires_grad_(False).to(self.args.device), tokenizer)
+        with under("model"):
+            prove(self.student)
+        with under("teacher"):
+            prove(self.teacher)
         # The loss is made here, so its tokens are counted here too, whatever the model's forward accepts:
         # those of the shifted labels.
         self.model_accepts_loss_kwargs = True
@@ -112,14 +113,12 @@ class DistillationTrainer(Trainer):
     def _objective(self, hidden_ND: Tensor, labels_N: Tensor, reads: dict[str, Tensor], count: float) -> Outcome:
         head, share = self.student.head(), 1.0 / max(count, 1.0)
         terms, names = [], []
-        if self.soft_weight:
+        if self.kd_weight:
             mask_N = (labels_N != -100).float()
-            terms.append(
-                Term(self._teacher(reads), self.divergence, self.temperature, self.soft_weight * share, mask_N)
-            )
+            terms.append(Term(self._teacher(reads), self.divergence, self.temperature, self.kd_weight * share, mask_N))
             names.append("divergence")
-        if self.hard_weight:
-            terms.append(Term(Labels(labels_N), weight=self.hard_weight * share))
+        if self.ce_weight:
+            terms.append(Term(Labels(labels_N), weight=self.ce_weight * share))
             names.append("cross_entropy")
         outcome = fused_divergence(
             hidden_ND,

@@ -1,4 +1,4 @@
-"""How the weight of a lesson moves during training.
+"""How the weight of a loss term moves during training.
 
 A weight is a function of progress (0: the first step, 1: the last), so that it means the same for
 any number of steps.

@@ -3,7 +3,7 @@
 Unknown keys are errors that suggest the near name; every model is frozen. This module knows
 no torch, so that ``limbeck --help`` and ``limbeck schema`` stay instant.
 
-Numbers carry their unit in their name (``tokens``, ``batch_rows``, ``max_new_tokens``). Relative
+Numbers carry their unit in their name (``tokens``, ``micro_batch_size``, ``max_new_tokens``). Relative
 paths are relative to the directory in which ``limbeck`` is called.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -49,7 +49,7 @@ from limbeck.recipe.models import (
     TrainedTokenizer,
     Vocabulary,
 )
-from limbeck.recipe.techniques import Alone, Co, Divergence, Hard, Ramp, Soft, Technique, Weight, Writing
+from limbeck.recipe.techniques import Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
 
@@ -67,6 +67,7 @@ __all__ = [
     "Divergence",
     "Evaluation",
     "FilesSource",
+    "Generation",
     "Hard",
     "HubSource",
     "JsonlSource",
@@ -93,7 +94,6 @@ __all__ = [
     "Training",
     "Vocabulary",
     "Weight",
-    "Writing",
     "fingerprint",
     "load_recipe",
     "parse_recipe",
@@ -102,7 +102,7 @@ __all__ = [
 
 KINDS = ("alone", "soft", "hard", "co")
 TAKEN = ("labels", "teacher")
-"""What a lesson may have as its source: no student and no technique is called so."""
+"""What a loss term may have as its source: no student and no technique is called so."""
 
 
 class Evaluation(Section):
@@ -136,12 +136,24 @@ class Recipe(Section):
     run: str = Field(
         "runs/recipe", description="The run folder; default: runs/ and the recipe's name. An existing one is continued."
     )
-    threads: Count | None = Field(
-        None, description="CPU threads; default: one for each core. Results follow it to the last bit."
+    threads: Count | Literal["auto"] = Field(
+        "auto",
+        description="CPU threads of a stage. `auto`: one where there are as many arms as cores; for a teacher that is "
+        "trained first, and for fewer arms, the better of one and all, timed once a run. Results may follow it in the "
+        "last bits.",
+    )
+    jobs: Count | Literal["auto"] = Field(
+        "auto",
+        description="Stages that run at a time, where they do not need each other. `auto`: one for each GPU, or as "
+        "many as fit the cores. Results do not depend on it.",
     )
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Every technique is run once for each seed.")
-    teacher: Teacher = Field(description="Who teaches: `path`, `package`, or `config` with `pretraining`.")
-    student: Student | None = Field(None, description="Who learns: `path`, `config`, or `from: teacher`.")
+    teacher: Teacher = Field(
+        description="The model that is distilled: `path`, `package`, or `config` with `pretraining`."
+    )
+    student: Student | None = Field(
+        None, description="The model that is trained: `path`, `config`, or `from: teacher`."
+    )
     students: dict[str, Student] | None = Field(
         None, description="Instead of `student`: several, by name; one teacher forward serves all."
     )
@@ -185,7 +197,7 @@ class Recipe(Section):
         return self
 
     def _check_students_names(self) -> None:
-        """Names become folders, rows and sources of lessons. Some file systems do not tell a from A."""
+        """Names become folders, rows and sources of loss_terms. Some file systems do not tell a from A."""
         seen: set[str] = set()
         for name in self.students or {}:
             folded = name.casefold()
@@ -224,10 +236,10 @@ class Recipe(Section):
     @property
     def vocabulary(self) -> Vocabulary | None:
         """Which tokens the students keep; None: all."""
-        return self._vocabulary_of(next(iter(self.cohort.values())))
+        return self._vocabulary_of(next(iter(self.named_students.values())))
 
     @property
-    def cohort(self) -> dict[str, AnyStudent]:
+    def named_students(self) -> dict[str, AnyStudent]:
         """The students by name; a single one is called ``student``."""
         return self.students if self.students is not None else {"student": self.student}  # type: ignore[dict-item]
 

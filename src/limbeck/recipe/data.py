@@ -98,18 +98,19 @@ Source = Annotated[
 
 
 class Data(Section):
-    """What everybody learns from, and what nobody does."""
+    """The corpus, how it is cut into rows, and the share that is held out."""
 
     corpus: tuple[Source, ...] = Field(min_length=1, description="Where the documents come from.")
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
-        description="Share of the documents that no one trains on, by the document's hash: it survives reordering.",
+        description="Share of the documents that is held out for measuring. A document's hash decides: reordering "
+        "the corpus changes nothing.",
     )
     seq_len: Annotated[int, Field(ge=8)] = Field(256, description="Tokens of a row.")
     end: Literal["eos", "bos"] = Field(
         "eos",
         description="The token that ends a plain document. `bos`: for a teacher that was trained on documents "
-        "one after another with nothing but the beginning mark between them (llama2.c and its like).",
+        "one after another with nothing but the BOS token between them (llama2.c and its like).",
     )
     pack: bool = Field(True, description="Put several documents into a row; they do not see each other.")
     date: datetime.date = Field(

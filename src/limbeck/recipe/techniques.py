@@ -1,4 +1,4 @@
-"""The techniques: who learns what from whom, and how strongly."""
+"""The techniques and their weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Alone(_Technique):
     kind: Literal["alone"] = "alone"
 
 
-class Writing(Section):
+class Generation(Section):
     """How the teacher writes text for its students."""
 
     tokens: Count | None = Field(
@@ -69,20 +69,20 @@ class Writing(Section):
     temperature: NonNegative = Field(1.0, description="Sampling temperature; 0: greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
-    batch_rows: Count = Field(64, description="Answers written at a time.")
+    batch_size: Count = Field(64, description="Answers written at a time.")
     seed: Seed = Field(0, description="Seed of the sampling.")
 
 
 class _SoftTerms(_Technique):
     divergence: str | Divergence = Field("forward_kl", description="What is minimised against the teacher.")
     temperature: Positive = Field(1.0, description="Softens both distributions; the term is scaled by its square.")
-    soft_weight: Weight = Field(0.9, description="Weight of the divergence to the teacher: a number or a ramp.")
-    hard_weight: Weight = Field(0.1, description="Weight of the cross-entropy on the data's own labels.")
+    kd_weight: Weight = Field(0.9, description="Weight of the divergence to the teacher: a number or a ramp.")
+    ce_weight: Weight = Field(0.1, description="Weight of the cross-entropy on the data's own labels.")
 
     @model_validator(mode="after")
     def _learns(self) -> _SoftTerms:
-        if self.soft_weight == 0:
-            raise ValueError("soft_weight is 0: nothing would be learned from the teacher; write `kind: alone`")
+        if self.kd_weight == 0:
+            raise ValueError("kd_weight is 0: nothing would be learned from the teacher; write `kind: alone`")
         return self
 
 
@@ -90,7 +90,7 @@ _Layer = Annotated[int, Field(ge=0)]
 
 
 class Hidden(Section):
-    """A lesson on hidden states beside the one on probabilities; projections, where widths differ, are discarded."""
+    """A loss term on hidden states beside the one on probabilities; projections, where widths differ, are discarded."""
 
     weight: Weight = Field(1.0, description="Weight of the distance in the student's loss.")
     distance: Literal["cosine", "mse"] = Field("cosine", description="One less the cosine, or the mean squared error.")
@@ -112,7 +112,7 @@ class Soft(_SoftTerms):
 
     kind: Literal["soft"] = "soft"
     hidden: Hidden | None = Field(None, description="Learn the teacher's hidden states too.")
-    writing: Writing | None = Field(
+    generation: Generation | None = Field(
         None, description="The teacher first writes the text (as for `hard`), then grades every token of it."
     )
 
@@ -121,7 +121,7 @@ class Hard(_Technique):
     """Learn the teacher's text: it writes, the student reads; works with closed teachers too."""
 
     kind: Literal["hard"] = "hard"
-    writing: Writing = Field(default_factory=Writing, description="How the teacher writes.")
+    generation: Generation = Field(default_factory=Generation, description="How the teacher writes.")
 
 
 class Co(_SoftTerms):

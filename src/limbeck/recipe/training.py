@@ -34,9 +34,13 @@ class Training(Optimiser):
     """The loop: the same for every technique, so that they can be compared."""
 
     tokens: Count = Field(description="Student tokens (labels) to learn from: the same for every technique.")
-    batch_rows: Count = Field(16, description="Rows of a forward pass.")
-    accumulation: Count = Field(1, description="Forward passes of a step.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: matrix products under autocast.")
+    micro_batch_size: Count = Field(16, description="Rows of a forward pass.")
+    gradient_accumulation_steps: Count = Field(1, description="Forward passes of a step.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="bf16: matrix products under autocast. `auto`: bf16 on a GPU and on processors with instructions "
+        "for it, else fp32.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations: slower, less memory.")
     checkpoint_every_steps: Count = Field(200, description="How often a resumable checkpoint is written.")
     log_every_steps: Count = Field(10, description="How often a line goes to metrics.jsonl and TensorBoard.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from limbeck.report.markup import one_line, visible
 from limbeck.report.model import Estimate, Key, ReportData, Row, Sample, known
@@ -19,17 +20,32 @@ from limbeck.report.verdict import Standing, control_of, quoted, standing, teach
 _LONGEST_TEXT = 600
 
 
+@dataclass(frozen=True)
+class HubFacts:
+    """What the hub wants to know of a model, where it is known.
+
+    Args:
+        license: identifier as the hub knows it (``apache-2.0``).
+        base_model: hub name or names of what the weights started from, where they did not start from nothing.
+        language: language code or codes.
+        datasets: hub names of the training data.
+        tags: added to ``distillation`` and ``limbeck``.
+    """
+
+    license: str | None = None
+    base_model: str | Sequence[str] | None = None
+    language: str | Sequence[str] | None = None
+    datasets: Sequence[str] = ()
+    tags: Sequence[str] = ()
+
+
 def model_card(
     data: ReportData,
     row: Key,
     *,
     name: str | None = None,
     technique: str | None = None,
-    license: str | None = None,
-    base_model: str | Sequence[str] | None = None,
-    language: str | Sequence[str] | None = None,
-    datasets: Sequence[str] = (),
-    tags: Sequence[str] = (),
+    hub: HubFacts | None = None,
     use_notes: Sequence[str] = (),
 ) -> str:
     """The card of one model of a report.
@@ -39,11 +55,7 @@ def model_card(
         row: key of the model's row in it.
         name: heading of the card; the name of its row by default.
         technique: how it was distilled, a sentence or two.
-        license: identifier as the hub knows it (``apache-2.0``), where known.
-        base_model: hub name or names of what the weights started from, where they did not start from nothing.
-        language: language code or codes, where known.
-        datasets: hub names of the training data.
-        tags: added to ``distillation`` and ``limbeck``.
+        hub: for the front matter.
         use_notes: what whoever runs the model must know, a sentence or two each.
 
     Raises:
@@ -52,16 +64,17 @@ def model_card(
     model = next((candidate for candidate in data.rows if candidate.key == row), None)
     if model is None:
         raise KeyError(f"no row {row!r}; there are {[candidate.key for candidate in data.rows]}")
+    hub = hub or HubFacts()
     sections = [
         _front_matter(
             {
-                "license": license,
-                "language": [language] if isinstance(language, str) else list(language or ()),
-                "base_model": base_model if isinstance(base_model, str | None) else list(base_model),
-                "datasets": list(datasets),
+                "license": hub.license,
+                "language": [hub.language] if isinstance(hub.language, str) else list(hub.language or ()),
+                "base_model": hub.base_model if isinstance(hub.base_model, str | None) else list(hub.base_model),
+                "datasets": list(hub.datasets),
                 "library_name": "transformers",
                 "pipeline_tag": "text-generation",
-                "tags": list(dict.fromkeys(["distillation", "limbeck", *tags])),
+                "tags": list(dict.fromkeys(["distillation", "limbeck", *hub.tags])),
             }
         ),
         f"# {plain(name or model.name)}",

@@ -70,7 +70,6 @@ def interval_plot(
     references: Sequence[Reference] = (),
     band: tuple[float, float] | None = None,
     ends: tuple[str, str] | None = None,
-    signed: bool = False,
     key: str = "interval",
 ) -> Html:
     """Dots with whiskers, one row each, on a common axis.
@@ -81,14 +80,14 @@ def interval_plot(
         x_label: name and unit of the axis.
         references: vertical lines, such as the teacher and the control.
         band: a tinted stretch of the axis, such as the gap between them.
-        ends: words under the left and the right end of the axis, such as "better" and "worse".
-        signed: write a plus before positive values.
+        ends: words under the left and the right end of an axis of differences, such as "better" and "worse"; positive
+            values have a plus then.
         key: distinguishes the ids of several charts on one page.
     """
     names = [one_line(mark.name, 24) for mark in marks]
     digits = decimals_for([mark.estimate for mark in marks])
     measured = [known(mark.estimate) for mark in marks]
-    values = ["not measured" if e is None else number(e.value, digits, sign=signed) for e in measured]
+    values = ["not measured" if e is None else number(e.value, digits, sign=ends is not None) for e in measured]
     lines = [reference for reference in references if drawable(reference.value)]
     left, right = 14 + wide(names), WIDTH - (14 + wide(values))
     everything = [v for e in measured if e for v in (e.value, *(e.interval or ()))]

@@ -188,7 +188,6 @@ def _distances(rows: Sequence[Row], series: Mapping[Key, str]) -> Html | None:
             x_label="difference in bits per byte",
             references=[Reference(0.0, "control")],
             ends=("better", "worse"),
-            signed=True,
             key="difference",
         )
         figures.append(

@@ -93,15 +93,15 @@ def naive_loss(student: Any, teacher: Any, batch: dict[str, torch.Tensor], soft:
 
 
 def test_one_step_is_the_formulas_step_over_the_whole_batch(tmp_path: Path, tokenizer: Any) -> None:
-    """With accumulation: what SGD moves is the gradient of the mean over all four rows at once."""
+    """With gradient_accumulation_steps: what SGD moves is the gradient of the mean over all four rows at once."""
     student, twin = llama(16, 1), llama(16, 1)
     made = trainer(
         tmp_path,
         tokenizer,
         model=student,
         temperature=2.0,
-        soft_weight=0.7,
-        hard_weight=0.3,
+        kd_weight=0.7,
+        ce_weight=0.3,
         optimizers=(torch.optim.SGD(student.parameters(), lr=0.1), None),
     )
     made.train()
@@ -157,8 +157,8 @@ def test_a_head_with_softcap_and_scale_is_understood(tmp_path: Path, tokenizer: 
     ("settings", "message"),
     [
         ({"processing_class": None}, "tokenizer"),
-        ({"soft_weight": 0.0}, "not both 0"),
-        ({"hard_weight": -0.1}, ">= 0"),
+        ({"kd_weight": 0.0}, "not both 0"),
+        ({"ce_weight": -0.1}, ">= 0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, tokenizer: Any, settings: dict, message: str) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from limbeck.report.card import losses, model_card, plain
+from limbeck.report.card import HubFacts, losses, model_card, plain
 from limbeck.report.model import Estimate, ReportData, Row, Sample
 from limbeck.report.numbers import compact, decimals_for, number, percent, significant, size
 from limbeck.report.text import cells_wide, table
@@ -185,10 +185,7 @@ def test_card_front_matter() -> None:
     card = model_card(
         example.data(),
         ("soft", ""),
-        license="apache-2.0",
-        base_model=["a/b"],
-        language="no",
-        tags=["tiny", "yes", "1: 2\n---\nx: y"],
+        hub=HubFacts(license="apache-2.0", base_model=["a/b"], language="no", tags=["tiny", "yes", "1: 2\n---\nx: y"]),
     )
     front = _front(card)
     assert front["license"] == "apache-2.0"

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.chat import opening_mark, words_asked
-from limbeck.data.templates import DATE, Template, has_template
-from limbeck.errors import InputError, RecipeError
+from limbeck.data.chat.encode import opening_mark, words_asked
+from limbeck.data.chat.templates import DATE, Template, has_template
+from limbeck.errors import InputError, RecipeError, under
+from limbeck.formats.localise import localised
+from limbeck.models.causal_lm import CausalLM
 from limbeck.models.generate import Sampling, generate
-from limbeck.models.language_model import LanguageModel
-from limbeck.models.load import load_model, localised
+from limbeck.models.load import load_model
 from limbeck.models.tokenizer import load_tokenizer
 from limbeck.recipe import PackageModel, PathModel
+from limbeck.runtime.world import device
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Speaker:
     """A model with its own memory of the conversation. ``date``: what a chat template is told that writes one."""
 
     name: str
-    lm: LanguageModel
+    lm: CausalLM
     date: datetime.date = DATE
     messages: list[dict[str, str]] = field(default_factory=list)
 
@@ -44,7 +46,7 @@ class Speaker:
         prompt = self.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not prompt:
             return ""
-        most = int(getattr(self.lm.config, "max_position_embeddings", 0) or 1_000_000)
+        most = self.lm.traits.max_positions or 1_000_000
         ((_, new),) = generate(self.lm, [prompt[-(most - 1) :]], sampling, 1)
         return str(self.lm.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
@@ -60,7 +62,7 @@ class Question:
 
 def held_out_questions(place: str, count: int) -> list[Question]:
     """The first ``count`` held-out questions of a run (of plain text: beginnings of documents). The order is that
-    of their hashes, so nobody chose them.
+    of their hashes: they are not chosen.
 
     Raises:
         InputError: no run, or one whose data is not prepared.
@@ -72,7 +74,8 @@ def held_out_questions(place: str, count: int) -> list[Question]:
     home = Path(place) / "data"
     if not (home / "heldout" / "manifest.json").exists():
         raise InputError(f"{place} is no run with held-out data", key="--held-out", fix="Name a run folder")
-    tokenizer = load_tokenizer(str(home / "tokenizer"), key="MODEL")
+    with under("MODEL"):
+        tokenizer = load_tokenizer(str(home / "tokenizer"))
     seq_len = load_recipe(Path(place) / "recipe.yaml").data.seq_len
 
     def text(ids: list[int], *, marks: bool) -> str:
@@ -94,9 +97,10 @@ def speakers(where: list[str]) -> list[Speaker]:
     for place in where:
         date = _date(Path(place))
         for name, spec in _specs(place):
-            path, _ = localised(spec, "MODEL")
-            tokenizer = load_tokenizer(path.path, key="MODEL", revision=path.revision)
-            found.append(Speaker(name, load_model(path, tokenizer, key="MODEL"), date))
+            with under("MODEL"):
+                path, _ = localised(spec)
+                tokenizer = load_tokenizer(path.path, revision=path.revision)
+                found.append(Speaker(name, load_model(path, tokenizer, device=device()), date))
     return found
 
 
@@ -133,7 +137,7 @@ def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:
     elif not isinstance(recipe.teacher, ConfigTeacher):
         specs.append(("teacher", recipe.teacher))
     for technique in recipe.techniques:
-        for name in recipe.cohort:
+        for name in recipe.named_students:
             folder = run / "arms" / f"{technique.label}-seed{recipe.seeds[0]}" / "students" / name
             if folder.is_dir():
                 label = technique.label if recipe.student is not None else f"{technique.label} / {name}"

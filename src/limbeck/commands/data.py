@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from limbeck.data.chat import MARK, WORDS, Encoded, encode_batch, template_facts
-from limbeck.data.document import Document
-from limbeck.data.rows import Seen
-from limbeck.data.sources import first_documents
-from limbeck.models.load import quiet
+from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode_batch, template_facts
+from limbeck.data.documents.document import Document
+from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.sources import first_documents
+from limbeck.models.folders.saved import quiet
+from limbeck.pipeline.build import run_tokenizer
 from limbeck.recipe import Recipe
-from limbeck.run.check import run_tokenizer
 
 STYLES = {WORDS: "bold green", MARK: "bold yellow"}
 READ = "dim"

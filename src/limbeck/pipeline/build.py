@@ -1,0 +1,333 @@
+"""From a recipe to stages. This is the only file of the pipeline that reads a whole recipe.
+
+Stages are listed in the order in which they are run where they do not need each other: every model is measured as
+soon as it is trained, so that a long run shows what it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from limbeck.data.chat.encode import encode_batch
+from limbeck.data.corpus import Enough
+from limbeck.data.documents.sources import first_documents
+from limbeck.errors import under
+from limbeck.models.folders.saved import quiet
+from limbeck.pipeline import checks
+from limbeck.pipeline.results.comparison import Comparison
+from limbeck.pipeline.results.report import Report
+from limbeck.pipeline.shared.base import given_tokenizer, located
+from limbeck.pipeline.stages.corpus import CorpusStage
+from limbeck.pipeline.stages.cut import Cut
+from limbeck.pipeline.stages.evaluate import MeasureTeacher, MeasureTrained
+from limbeck.pipeline.stages.generate import Generate
+from limbeck.pipeline.stages.machine import Machine
+from limbeck.pipeline.stages.speed import Speed
+from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
+from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.recipe import (
+    Co,
+    ConfigModel,
+    ConfigStudent,
+    ConfigTeacher,
+    CutStudent,
+    Data,
+    Generation,
+    PackageModel,
+    PathModel,
+    Recipe,
+    Technique,
+    Tokenizer,
+    TrainedTokenizer,
+)
+from limbeck.workflow.lock import run_path
+from limbeck.workflow.stage import Stage
+
+TRAIN_FLOOR = 16_000_000
+"""Labels below which all documents to train on are tokenised, so that a small corpus is whole whatever the budget."""
+
+HELDOUT_FLOOR = 4_000_000
+"""The same for held-out documents."""
+
+FIRST_DOCUMENTS = 20
+"""Of every source, how many documents are read and tokenised before anything is spent."""
+
+
+def build(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order. Nothing is read but the recipe."""
+    threads = recipe.threads if isinstance(recipe.threads, int) else None
+    common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
+    data, evaluation, teacher = recipe.data, recipe.evaluation, _given(recipe)
+    trained = recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
+    machine = Machine(
+        threads=threads,
+        student=_trained_shape(recipe),
+        teacher=recipe.teacher if _is_fitted(recipe) else None,
+        vocabulary=trained,
+        rows=recipe.training.micro_batch_size,
+        seq_len=data.seq_len,
+        arms=len(recipe.techniques) * len(recipe.seeds),
+    )
+    corpus = CorpusStage(
+        data=data,
+        tokenizer=recipe.tokenizer,
+        teacher=teacher,
+        vocabulary=recipe.vocabulary,
+        train=enough_to_train(recipe),
+        heldout=Enough(HELDOUT_FLOOR, evaluation.max_documents),
+        generations=_generations(recipe),
+        models=_existing(recipe),
+        **common,
+    )
+    stages: list[Stage] = [machine, corpus, *_teacher(recipe, common)]
+    for name, student in recipe.named_students.items():
+        if isinstance(student, CutStudent):
+            stages.append(Cut(student=name, spec=student, data=data, place=student_key(recipe, name), **common))
+    stages.append(MeasureTeacher(data=data, evaluation=evaluation, **common))
+    compared = _compared(recipe)
+    for arm in compared.arms():
+        text = _text(recipe, arm.technique, arm.index, common)
+        if text is not None and text.name not in {stage.name for stage in stages}:
+            stages.append(text)
+        stages.append(_train(recipe, arm, text, common))
+        stages += [
+            MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, **common)
+            for member in compared.members(arm.technique)
+        ]
+    if evaluation.speed_tokens and evaluation.samples:
+        first = tuple(arm for arm in compared.arms() if arm.seed == recipe.seeds[0])
+        members = {arm.name: arm.members(list(recipe.named_students)) for arm in first}
+        stages.append(Speed(tokens=evaluation.speed_tokens, arms=first, members=members, **common))
+    stages.append(
+        Report(
+            title_=recipe.title or f"{Path(recipe.run).name}: what the students kept",
+            compared=compared,
+            teacher=teacher,
+            recipe_yaml=resolved(recipe),
+            upstream=tuple(stage.name for stage in stages),
+        )
+    )
+    return stages
+
+
+def resolved(recipe: Recipe, *, full: bool = False) -> str:
+    """The recipe with its defaults, in YAML. ``full``: what is not set, too."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=not full), sort_keys=False, allow_unicode=True)
+
+
+def _compared(recipe: Recipe) -> Comparison:
+    students = tuple(recipe.named_students)
+    single = recipe.student is not None
+    return Comparison(recipe.techniques, recipe.seeds, students, single, recipe.evaluation.bootstrap)
+
+
+def _given(recipe: Recipe) -> PathModel | PackageModel | None:
+    """The section of a teacher whose weights exist."""
+    return None if isinstance(recipe.teacher, ConfigTeacher) else recipe.teacher
+
+
+def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
+    """Models whose weights exist, by their place."""
+    teacher = _given(recipe)
+    found: dict[str, PathModel | PackageModel] = {} if teacher is None else {"teacher": teacher}
+    for name, student in recipe.named_students.items():
+        if isinstance(student, PathModel | PackageModel):
+            found[student_key(recipe, name)] = student
+    return found
+
+
+def _trained_shape(recipe: Recipe) -> PathModel | PackageModel | ConfigModel:
+    """What has the shape of what is trained most: a student, or the teacher that it is cut from."""
+    student = next(iter(recipe.named_students.values()))
+    return recipe.teacher if isinstance(student, CutStudent) else student
+
+
+def _is_fitted(recipe: Recipe) -> bool:
+    """Whether the teacher is trained or corrected before it teaches."""
+    return isinstance(recipe.teacher, ConfigTeacher) or recipe.teacher.correct is not None
+
+
+def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
+    teacher, data, documents = recipe.teacher, recipe.data, recipe.evaluation.max_documents
+    if isinstance(teacher, ConfigTeacher):
+        return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
+    if teacher.correct is None:
+        return [GivenTeacher(spec=teacher, data=data, **common)]
+    return [
+        GivenTeacher(spec=teacher, data=data, name_=GIVEN, **common),
+        UntunedTeacher(data=data, max_documents=documents, **common),
+        CorrectedTeacher(section=teacher.correct, data=data, max_documents=documents, **common),
+    ]
+
+
+def _generation(technique: Technique) -> Generation | None:
+    return getattr(technique, "generation", None)
+
+
+def _generations(recipe: Recipe) -> dict[str, Generation]:
+    """Sections that have text written, by their place."""
+    found = {f"techniques.{i}.generation": _generation(technique) for i, technique in enumerate(recipe.techniques)}
+    return {place: section for place, section in found.items() if section is not None}
+
+
+def _text(recipe: Recipe, technique: Technique, index: int, common: dict[str, Any]) -> Generate | None:
+    generation = _generation(technique)
+    if generation is None:
+        return None
+    return Generate(
+        generation=generation,
+        data=recipe.data,
+        tokens=generation.tokens or recipe.training.tokens,
+        asked_precision=recipe.training.precision,
+        **common,
+    )
+
+
+def _train(recipe: Recipe, arm: Arm, text: Generate | None, common: dict[str, Any]) -> Train:
+    students = recipe.named_students
+    teacher = recipe.teacher
+    stored = None if isinstance(teacher, ConfigTeacher) else GIVEN if teacher.correct is not None else "teacher"
+    keys = {"technique": f"techniques.{arm.index}", **common["keys"]}
+    return Train(
+        arm=arm,
+        students=students,
+        places={name: student_key(recipe, name) for name in students},
+        training=recipe.training,
+        data=recipe.data,
+        text=text.name if text is not None else None,
+        stored=stored,
+        **{**common, "keys": keys},
+    )
+
+
+def student_key(recipe: Recipe, name: str) -> str:
+    """Where a student stands in the recipe."""
+    return "student" if recipe.student is not None else f"students.{name}"
+
+
+def recipe_keys(recipe: Recipe) -> dict[str, str]:
+    """How parts of the keys of stages are called in the recipe, for errors. The longer ones come first."""
+    vocabulary = "student.vocabulary" if recipe.student is not None else "students.*.vocabulary"
+    keys = {
+        "data.fingerprint": "data.corpus",
+        "data.documents": "training.tokens",
+        "data.tokenizer": vocabulary if recipe.vocabulary is not None else "tokenizer",
+        "vocabulary": vocabulary,
+        "teacher.weights": "teacher",
+        "teacher.files": "teacher",
+        "chat_template": "tokenizer" if recipe.tokenizer is not None else "teacher",
+    }
+    for name in recipe.named_students:
+        keys[f"students.{name}.fingerprint"] = "teacher"  # it was cut from another one
+    for name in recipe.named_students:
+        keys[f"students.{name}"] = student_key(recipe, name)
+    return keys
+
+
+def enough_to_train(recipe: Recipe) -> Enough:
+    """Labels for the longest training of a recipe, so that none reads a document twice while another is unread."""
+    asked = [TRAIN_FLOOR, recipe.training.tokens]
+    if isinstance(recipe.teacher, ConfigTeacher):
+        asked.append(recipe.teacher.pretraining.tokens)
+    elif recipe.teacher.correct is not None:
+        asked.append(recipe.teacher.correct.tokens)
+    for generation in _generations(recipe).values():
+        # There is a prompt every `seq_len` tokens; short answers take more prompts.
+        prompts = -(-recipe.data.seq_len // (generation.max_new_tokens or recipe.data.seq_len))
+        asked.append((generation.tokens or recipe.training.tokens) * prompts)
+    return Enough(max(asked))
+
+
+# ------------------------------------------------------------------------------------------ check
+
+
+@dataclass
+class Checked:
+    """What looking at a recipe has shown. ``notes``: what people should know of its models."""
+
+    tokenizer: Any
+    notes: list[str] = field(default_factory=list)
+
+
+def check(recipe: Recipe) -> Checked:
+    """Refuse what cannot work, spending nothing: configurations, headers and tokenizers are read, never weights.
+
+    Raises:
+        RecipeError: names the key and the fix.
+    """
+    quiet()
+    run_path(recipe.run)
+    data, students = recipe.data, recipe.named_students
+    checks.check_techniques(recipe.techniques, list(students), data)
+    first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
+    found = Checked(run_tokenizer(recipe))
+    if found.tokenizer is not None:
+        encode_batch([document for _, document in first], found.tokenizer, data.date)
+    teacher = _check_teacher(recipe, found)
+    for name, student in students.items():
+        key = student_key(recipe, name)
+        if isinstance(student, CutStudent):
+            with under(key):
+                checks.check_cut(teacher, student)
+            layers = teacher.lm.n_layers if student.layers is None else student.layers
+            depth = layers if isinstance(layers, int) else len(layers)
+            checks.check_layer_pairs(recipe.techniques, depth, teacher.lm.n_layers)
+            if student.lora is not None:
+                with under(f"{key}.lora"):
+                    checks.check_adapters(teacher, student.lora)  # a cut model has its teacher's modules
+            continue
+        checks.check_layer_pairs(recipe.techniques, None, teacher.lm.n_layers)
+        with under(key):
+            if not isinstance(student, ConfigStudent):
+                checks.check_tokenizer_of(student, found.tokenizer)
+            model = checks.inspect(student, found.tokenizer, data)
+        checks.check_layer_pairs(recipe.techniques, model.lm.n_layers, None)
+        checks.check_hidden(model, recipe.techniques)
+        with under("training"):
+            checks.check_checkpointing(model, recipe.training)
+        if not isinstance(student, ConfigStudent) and student.lora is not None:
+            with under(f"{key}.lora"):
+                checks.check_adapters(model, student.lora)
+    return found
+
+
+def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:
+    section = recipe.teacher
+    with under("teacher"):
+        teacher = checks.inspect(section, found.tokenizer, recipe.data)
+    trained = any(isinstance(technique, Co) for technique in recipe.techniques) or any(
+        isinstance(student, CutStudent) for student in recipe.named_students.values()
+    )
+    if trained:  # an arm trains the teacher, or a student that is cut from it and is of its architecture
+        with under("training"):
+            checks.check_checkpointing(teacher, recipe.training)
+    if isinstance(section, ConfigTeacher):
+        with under("teacher.pretraining"):
+            checks.check_checkpointing(teacher, section.pretraining)
+        return teacher
+    checks.check_hidden(teacher, recipe.techniques)
+    if recipe.vocabulary is not None:
+        with under(student_key(recipe, next(iter(recipe.named_students))) + ".vocabulary"):
+            checks.check_vocabulary(teacher, recipe.vocabulary)
+    if section.correct is not None:
+        with under("teacher.correct"):
+            checks.check_checkpointing(teacher, section.correct)
+        if section.correct.lora is not None:
+            with under("teacher.correct.lora"):
+                checks.check_adapters(teacher, section.correct.lora)
+    return teacher
+
+
+def run_tokenizer(recipe: Recipe) -> Any:
+    """A run's tokenizer before anything is cut; None for one that is still to be trained. No weights are loaded."""
+    return _tokenizer(recipe.tokenizer, _given(recipe), recipe.data)
+
+
+def _tokenizer(section: Tokenizer | None, teacher: PathModel | PackageModel | None, data: Data) -> Any:
+    with under("teacher"):
+        found = located(teacher)[0] if teacher is not None else None
+    return given_tokenizer(section, found, data.end)

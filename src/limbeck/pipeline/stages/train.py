@@ -1,0 +1,223 @@
+"""Training one technique with one seed: an arm of the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbeck.data.corpus import open_corpus
+from limbeck.errors import under
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folders.save import save_model
+from limbeck.models.load import load_model, reinitialised, weights_fingerprint, with_lora
+from limbeck.pipeline.shared.base import (
+    DATA,
+    MACHINE,
+    TEACHER,
+    PipelineStage,
+    Text,
+    data_key,
+    lease,
+    lease_teacher,
+    located,
+    open_text,
+    pool,
+    precision,
+    require_packing,
+    settings,
+)
+from limbeck.pipeline.shared.fit import Fit
+from limbeck.pipeline.stages.cut import cut_folder, cut_name
+from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
+from limbeck.recipe import AnyStudent, Co, ConfigStudent, CutStudent, Data, PathModel, Technique, Training
+from limbeck.runtime.world import device
+from limbeck.training.loop import Peak
+from limbeck.training.loss_graph import HiddenLossTerm, LossTerm
+from limbeck.training.techniques import hidden_loss_terms, loss_terms_of, matched_layers, needs_teacher
+from limbeck.workflow.stage import Context, Facts, Plain
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One technique, one seed. ``index``: of the technique in the recipe."""
+
+    index: int
+    technique: Technique
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.technique.label}-seed{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        return f"arms/{self.name}"
+
+    def model(self, member: str) -> str:
+        """Where a trained student is (or, after ``co``, the teacher), below the run folder."""
+        return f"{self.folder}/{member if member == TEACHER else f'students/{member}'}"
+
+    def members(self, students: Sequence[str]) -> list[str]:
+        """Who is trained."""
+        return sorted([*students, *([TEACHER] if isinstance(self.technique, Co) else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(PipelineStage):
+    """Trains the students of an arm.
+
+    Attributes:
+        arm: which.
+        students: sections of the recipe, by name; ``places``: where they stand in it.
+        training, data: sections of the recipe.
+        text: the stage that writes what is learned; None: the corpus.
+        stored: the stage that knows in which dtype the teacher was stored; None: it was not.
+    """
+
+    arm: Arm
+    students: Mapping[str, AnyStudent]
+    places: Mapping[str, str]
+    training: Training
+    data: Data
+    text: str | None
+    stored: str | None
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        cuts = [cut_name(name) for name, student in self.students.items() if isinstance(student, CutStudent)]
+        teacher = [TEACHER] if self.arm.technique.kind != "alone" else []
+        more = [name for name in (self.text, self.stored) if name is not None]
+        return tuple(dict.fromkeys([MACHINE, DATA, *cuts, *teacher, *more]))
+
+    @property
+    def urgency(self) -> int:  # type: ignore[override]
+        """What takes longest starts first: in ``co``, the teacher learns along."""
+        return 1 if isinstance(self.arm.technique, Co) else 0
+
+    @property
+    def name(self) -> str:
+        return f"train-{self.arm.name}"
+
+    @property
+    def title(self) -> str:
+        return self.arm.name
+
+    def key(self, up: Facts) -> dict[str, Plain]:
+        students = {
+            name: {**student.model_dump(mode="json"), **self._cut(name, up)} for name, student in self.students.items()
+        }
+        key: dict[str, Plain] = {
+            "technique": self.arm.technique.model_dump(mode="json", exclude={"name"}),
+            "seed": self.arm.seed,
+            "students": students,
+            "training": settings(self.training, up[MACHINE]),
+            "data": data_key(self.data, up[DATA]),
+        }
+        if self.arm.technique.kind != "alone":
+            key["teacher"] = up[TEACHER]["fingerprint"]
+        return key
+
+    @staticmethod
+    def _cut(name: str, up: Facts) -> dict[str, Plain]:
+        facts = up.get(cut_name(name), {})
+        return {key: facts[key] for key in ("layers", "parameters", "fingerprint") if key in facts}
+
+    def outputs(self) -> Sequence[str]:
+        return [self.arm.model(member) for member in self.arm.members(list(self.students))]
+
+    def untouched(self) -> Sequence[str]:
+        return ("README.md",)  # cards are written anew with every report
+
+    def partial(self) -> Sequence[str]:
+        return (f"{self.arm.folder}/checkpoints",)
+
+    def scratch(self) -> Sequence[str]:
+        return self.partial()
+
+    def work(self, up: Facts, context: Context) -> dict[str, Plain]:
+        arm, run, text = self.arm, context.folder, open_text(context.folder)
+        section = self.training.model_copy(update={"precision": precision(self.training.precision, up[MACHINE])})
+        corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
+        with self._models(up, run, text, section) as (learners, frozen):
+            models, place = {**learners, **frozen}, f"techniques.{arm.index}"
+            with under(place):
+                loss_terms: list[LossTerm | HiddenLossTerm] = [
+                    *loss_terms_of(arm.technique, list(self.students)),
+                    *hidden_loss_terms(arm.technique, self._matched(models, up)),
+                ]
+            job = Fit(
+                learners, loss_terms, corpus, self.data, section, "training", frozen, arm.seed,
+                self._peaks(section, place), f"{place}.hidden.layers",
+            )  # fmt: skip
+            result = job.run(run / arm.folder, context, self.title)
+            weights = {}
+            for name, lm in learners.items():
+                target = run / arm.model(name)
+                save_model(lm, target, self._saved_dtype(name, up))
+                pool().forget(str(target))
+                weights[name] = weights_fingerprint(lm.model)
+        return {**result, "learners": sorted(learners), "weights": weights, "notes": skipped_notes(arm.name, result)}
+
+    @contextmanager
+    def _models(
+        self, up: Facts, run: Path, text: Text, section: Training
+    ) -> Iterator[tuple[dict[str, CausalLM], dict[str, CausalLM]]]:
+        """(those that are trained, those that are not), by name."""
+        technique = self.arm.technique
+        with ExitStack() as stack:
+            learners = {name: stack.enter_context(self._student(name, up, run, text)) for name in self.students}
+            frozen: dict[str, CausalLM] = {}
+            if needs_teacher(technique):
+                spec, trainable = teacher_spec(up, run), isinstance(technique, Co)
+                rounded = section.precision == "bf16" and not trainable
+                teacher = stack.enter_context(
+                    lease_teacher(spec, text, trainable=trainable, rounded=rounded, seq_len=self.data.seq_len)
+                )
+                if isinstance(technique, Co) and technique.teacher_start == "scratch":
+                    teacher = reinitialised(teacher, self.arm.seed)
+                (learners if trainable else frozen)[TEACHER] = teacher
+            yield learners, frozen
+
+    @contextmanager
+    def _student(self, name: str, up: Facts, run: Path, text: Text) -> Iterator[CausalLM]:
+        student, place = self.students[name], self.places[name]
+        with under(place):
+            if isinstance(student, ConfigStudent):
+                lm = load_model(student, text.tokenizer, seed=self.arm.seed, seq_len=self.data.seq_len, device=device())
+                require_packing(lm, self.data)
+                yield lm
+                return
+            spec = located(student)[0] if not isinstance(student, CutStudent) else None
+            spec = spec or PathModel(path=str(run / cut_folder(name)), dtype=student.dtype)
+        with lease(spec, text, place, trainable=True, seq_len=self.data.seq_len) as lm:
+            require_packing(lm, self.data)
+            if student.lora is not None:
+                with under(f"{place}.lora"):
+                    lm = with_lora(lm, student.lora, self.arm.seed)
+            yield lm
+
+    def _peaks(self, section: Training, place: str) -> dict[str, Peak]:
+        """The teacher's peak learning rate, where it learns along."""
+        technique = self.arm.technique
+        if not isinstance(technique, Co):
+            return {}
+        named = technique.teacher_lr is not None
+        return {TEACHER: Peak(technique.peak_lr(section.lr), f"{place}.teacher_lr" if named else ".lr")}
+
+    def _matched(self, models: Mapping[str, CausalLM], up: Facts) -> dict[str, list[tuple[int, int]]]:
+        if TEACHER not in models:
+            return {}
+        depth = models[TEACHER].n_layers
+        return {
+            name: matched_layers(models[name].n_layers, depth, up.get(cut_name(name), {}).get("layers"))
+            for name in self.students
+        }
+
+    def _saved_dtype(self, name: str, up: Facts) -> str | None:
+        """In which dtype a learner is saved: the recipe's, else that in which its teacher was stored."""
+        asked = self.students[name].save_dtype if name in self.students else "teacher"
+        if asked != "teacher":
+            return asked
+        return up[self.stored]["stored"] if self.stored is not None else None
