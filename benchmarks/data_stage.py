@@ -53,8 +53,8 @@ def ours(tokenizer_folder: str, text: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     from limbeck.data.corpus import Encoder, write_corpus
-    from limbeck.data.sources import documents
-    from limbeck.data.spool import Spool
+    from limbeck.data.documents.sources import documents
+    from limbeck.data.documents.spool import Spool
     from limbeck.recipe import JsonlSource
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -105,11 +105,11 @@ def theirs(tokenizer_folder: str, text: Path, folder: Path) -> None:
 
 
 def same_ids(ours: Path, theirs: Path, text: Path) -> int:
-    """Tokens; asserts that each document has the same on both sides, between limbeck's opening and end marks."""
+    """Tokens; asserts that each document has the same on both sides, between limbeck's opening and EOS tokens."""
     import numpy as np
 
     from limbeck.data.corpus import open_corpus
-    from limbeck.data.document import Document
+    from limbeck.data.documents.document import Document
 
     corpus = open_corpus(ours / "corpus")
     ids = np.memmap(theirs / "ids.bin", np.uint32, "r")
@@ -177,7 +177,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    from limbeck.run.provenance import machine, versions
+    from limbeck.runtime.provenance import machine, versions
 
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)

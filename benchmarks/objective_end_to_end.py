@@ -207,15 +207,17 @@ def limbeck_plain(shape: Shape, steps: int, folder: str) -> list[float]:
 
 
 def limbeck_loop(shape: Shape, steps: int, folder: str) -> list[float]:
-    """limbeck's own loop, as ``limbeck run`` calls it: a corpus on disk, a cohort, a lesson, checkpoints off."""
-    from limbeck.data.chat import Encoded
+    """limbeck's own loop, as ``limbeck run`` calls it: a corpus on disk, a graph, a loss term, checkpoints off."""
+    from limbeck.data.chat.encode import Encoded
     from limbeck.data.corpus import open_corpus, write_encoded
     from limbeck.data.packing import Rows
     from limbeck.models.load import load_model
     from limbeck.recipe import PathModel, Training
-    from limbeck.training.batches import CorpusBatches
-    from limbeck.training.cohort import Cohort, Lesson, Member
-    from limbeck.training.loop import train
+    from limbeck.runtime.world import device
+    from limbeck.signals.live import LiveTeacher
+    from limbeck.training.loop import TrainingJob, train
+    from limbeck.training.loss_graph import LossGraph, LossTerm
+    from limbeck.training.sources import CorpusBatches
 
     home, words = Path(folder), tokenizer(shape.vocabulary)
     for name, make in {"student": shape.student, "teacher": shape.teacher}.items():
@@ -224,20 +226,17 @@ def limbeck_loop(shape: Shape, steps: int, folder: str) -> list[float]:
     rows = data(shape.vocabulary, steps)["input_ids"]
     documents = (Encoded([*row, 1], [False] + [True] * TOKENS, 0) for row in rows)
     write_encoded(home / "corpus", documents, {})
-    section = Training(tokens=steps * ROWS * TOKENS, batch_rows=ROWS, lr=1e-4)
-    cohort = Cohort(
-        {
-            name: Member(load_model(PathModel(path=str(home / name)), words, key=name), learns=name == "student")
-            for name in ("student", "teacher")
-        },
-        [Lesson("student", "teacher")],
+    section = Training(tokens=steps * ROWS * TOKENS, micro_batch_size=ROWS, lr=1e-4)
+    student, teacher = (
+        load_model(PathModel(path=str(home / name)), words, device=device()) for name in ("student", "teacher")
     )
+    graph = LossGraph({"student": student}, [LossTerm("student", "teacher")], {"teacher": LiveTeacher(teacher)})
     batches = CorpusBatches(
         Rows(open_corpus(home / "corpus"), TOKENS, pack=False),
-        tokens=section.tokens, batch_rows=ROWS, accumulation=1, seed=0,
+        tokens=section.tokens, micro_batch_size=ROWS, gradient_accumulation_steps=1, seed=0,
     )  # fmt: skip
     marks = [time.process_time()]
-    train(cohort, batches, section, home, seed=0, on_step=lambda *_: marks.append(time.process_time()))
+    train(graph, batches, TrainingJob(section, home, seed=0), on_step=lambda *_: marks.append(time.process_time()))
     return [end - start for start, end in itertools.pairwise(marks)]
 
 

@@ -19,16 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from limbeck.evaluation import gap
+from limbeck.pipeline.stages.evaluate import read_measured
 from limbeck.recipe import Alone, Recipe, load_recipe
-from limbeck.run.measure import read_measured
 from limbeck.statistics import Interval
 from objective import machine
 
 ROOT = Path(__file__).parent.parent
 RESAMPLES = 2000
 TAUGHT = (
-    "alone, {kind: soft, soft_weight: 1.0, hard_weight: 0.0}, "
-    "{kind: soft, name: soft+hard, soft_weight: 0.5, hard_weight: 0.5}"
+    "alone, {kind: soft, kd_weight: 1.0, ce_weight: 0.0}, {kind: soft, name: soft+hard, kd_weight: 0.5, ce_weight: 0.5}"
 )
 # Name → recipe and what is changed in it.
 VARIANTS: dict[str, tuple[str, list[str]]] = {
@@ -36,8 +35,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
         "recovery",
         [
             "teacher.correct=null",
-            f"techniques=[{TAUGHT}, "
-            "{kind: soft, name: soft+hidden, soft_weight: 1.0, hard_weight: 0.0, hidden: {}}]",
+            f"techniques=[{TAUGHT}, {{kind: soft, name: soft+hidden, kd_weight: 1.0, ce_weight: 0.0, hidden: {{}}}}]",
         ],
     ),
     "recovery-300k": (
@@ -89,8 +87,8 @@ def table(recipe: Recipe) -> list[str]:
     """The run's students in order, each technique beside the control of the same student."""
     control = next((technique.label for technique in recipe.techniques if isinstance(technique, Alone)), None)
     lines = [HEADER]
-    first = next(iter(recipe.cohort))
-    for student in recipe.cohort:
+    first = next(iter(recipe.named_students))
+    for student in recipe.named_students:
         for technique in recipe.techniques:
             runs = measured(recipe, technique.label, student)
             if not runs:

@@ -27,11 +27,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from limbeck.evaluation.speed import generation_speed
-from limbeck.models.language_model import LanguageModel
-from limbeck.models.load import load_model, localised, quiet
+from limbeck.formats.localise import localised
+from limbeck.models.causal_lm import CausalLM
+from limbeck.models.folders.saved import quiet
+from limbeck.models.load import load_model
+from limbeck.models.restricted import KeptTokens
 from limbeck.models.tokenizer import load_tokenizer
-from limbeck.models.vocabulary import KeptTokens, VocabularyCut, cut_vocabulary
+from limbeck.pruning.vocabulary import VocabularyCut, cut_vocabulary
 from limbeck.recipe import PackageModel, PathModel
+from limbeck.runtime.world import device
 from objective import machine
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +68,7 @@ def sizes_and_speeds(model: Any, tokenizer: Any, ids: list[int]) -> list[float]:
     rows = torch.tensor(ids[: ROWS * LENGTH]).view(ROWS, LENGTH)
     speeds = [
         best_rate(rows.numel(), lambda: model(rows, use_cache=False).logits),
-        generation_speed(LanguageModel(model, tokenizer), ids[:32], WRITTEN),
+        generation_speed(CausalLM(model, tokenizer), ids[:32], WRITTEN),
     ]
     parameters = sum(p.numel() for p in model.parameters())
     return [model.config.get_text_config().vocab_size, parameters, saved_bytes(model), *speeds]
@@ -94,9 +98,9 @@ def equal_ids(new: Any, kept: KeptTokens, texts: list[str], ids: list[list[int]]
 def measured(where: str, documents: list[str], texts: int) -> list[str]:
     package = where.removeprefix("package:").strip()
     spec = PackageModel(package=package) if where.startswith("package:") else PathModel(path=where)
-    path, _ = localised(spec, "model")
-    tokenizer = load_tokenizer(path.path, key="model")
-    model = load_model(path, tokenizer, key="model").core.float().eval()
+    path, _ = localised(spec)
+    tokenizer = load_tokenizer(path.path)
+    model = load_model(path, tokenizer, device=device()).core.float().eval()
     ids = tokenizer(documents)["input_ids"]
     counts = Counter(i for row in ids for i in row)
     cut = cut_vocabulary(model, tokenizer, counts, other=True, added="used")
