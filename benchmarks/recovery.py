@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from limbeck.evaluation import gap
-from limbeck.pipeline.stages.evaluate import read_measured
+from limbeck.pipeline.measuring.evaluate import read_measured
 from limbeck.recipe import Alone, Recipe, load_recipe
 from limbeck.statistics import Interval
 from objective import machine

@@ -60,7 +60,11 @@ def run(
         int | None, typer.Option(min=1, help="Stages that run at a time; default: the recipe's `jobs`.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be kept, run and refused, and why; do nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be kept, run and refused, and why; do nothing. Exits with 2 if anything is refused.",
+        ),
     ] = False,
     keep_stale: Annotated[
         bool, typer.Option("--keep-stale", help="Keep what an older limbeck made and this one would make otherwise.")
@@ -84,7 +88,10 @@ def run(
     if dry_run:
         from limbeck.commands.status import show_decisions
 
-        show_decisions(decisions(loaded, keep_stale=keep_stale), display.console)
+        found = decisions(loaded, keep_stale=keep_stale)
+        show_decisions(found, display.console)
+        if any(decision.error is not None for decision in found):
+            raise typer.Exit(RecipeError.exit_code)
         return
     display.say(f"[bold]limbeck[/] {recipe} → {loaded.run}")
     report = do(loaded, display, jobs=jobs, keep_stale=keep_stale)
@@ -122,6 +129,8 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = Fal
 
     refuse(loaded)
     print(resolved(loaded), end="")
+    many = f"{len(loaded.techniques)} techniques, {len(loaded.named_students)} students, {len(loaded.seeds)} seeds"
+    print(f"limbeck: {recipe} is right: {many}", file=sys.stderr)
 
 
 @app.command()
@@ -233,6 +242,8 @@ def _of_the_machine(error: OSError) -> MachineError:
     fix = "Run it again; `--debug` shows where it was raised"
     if error.errno in _NO_ROOM:
         fix = "Free space, then run it again"
+    elif error.errno == errno.ENOENT:
+        fix = "Check the path"
     elif error.errno in _NO_PERMISSION:
         fix = "Check permissions, then run it again"
     return MachineError(f"{error.strerror or str(error) or type(error).__name__}{where}", fix=fix)
@@ -255,8 +266,11 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported; for worker processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is an interrupt
     try:
-        if app(standalone_mode=False) == INTERRUPTED:  # typer turns an interrupt into its exit code
+        code = app(standalone_mode=False)  # typer turns an interrupt, and what a command exits with, into a number
+        if code == INTERRUPTED:
             _interrupted()
+        if code:
+            sys.exit(code)
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except BrokenPipeError:  # the reader of our output has left (`limbeck schema | head`)

@@ -38,8 +38,8 @@ class Display:
             return
         if self._progress is None:
             columns = (
-                TextColumn("  {task.description:<16.16}"),
-                BarColumn(bar_width=18),
+                TextColumn("  {task.description:<26.26}"),
+                BarColumn(bar_width=12),
                 TaskProgressColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("[dim]{task.fields[note]}", table_column=None),

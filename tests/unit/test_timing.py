@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from limbeck.pipeline.stages import speed
-from limbeck.pipeline.stages.speed import ROUNDS, Speed
+from limbeck.pipeline.measuring import speed
+from limbeck.pipeline.measuring.speed import ROUNDS, Speed
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Soft
 from limbeck.workflow.lock import RunLock

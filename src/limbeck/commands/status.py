@@ -34,7 +34,7 @@ def show_status(status: RunStatus, console: Console) -> None:
     console.print(f"[bold]{escape(status.folder)}[/]: {said}")
     table = _table()
     for stage in status.stages:
-        took = f"{stage.seconds:,.0f} s" if stage.seconds is not None else ""
+        took = "" if stage.seconds is None else f"{stage.seconds:,.{0 if stage.seconds >= 10 else 1}f} s"
         table.add_row(_MARKS[stage.state], escape(stage.title), stage.state, took, escape(_progress(stage)))
     console.print(table)
     if status.error:

@@ -18,15 +18,15 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
+from limbeck.pipeline.measuring.evaluate import MeasureTeacher, MeasureTrained
+from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
-from limbeck.pipeline.stages.evaluate import MeasureTeacher, MeasureTrained
 from limbeck.pipeline.stages.generate import Generate
 from limbeck.pipeline.stages.machine import Machine
-from limbeck.pipeline.stages.speed import Speed
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
 from limbeck.recipe import (

@@ -49,7 +49,7 @@ from limbeck.recipe.models import (
     TrainedTokenizer,
     Vocabulary,
 )
-from limbeck.recipe.techniques import Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
+from limbeck.recipe.techniques import KINDS, Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
 
@@ -100,7 +100,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-KINDS = ("alone", "soft", "hard", "co")
 TAKEN = ("labels", "teacher")
 """What a loss term may have as its source: no student and no technique is called so."""
 
@@ -161,7 +160,7 @@ class Recipe(Section):
     data: Data
     techniques: tuple[Technique, ...] = Field(
         min_length=1,
-        description="What is run and compared: alone, soft, hard, co; a name or a section with `kind`.",
+        description=f"What is run and compared: {', '.join(KINDS)}; a name or a section with `kind`.",
         json_schema_extra=_or_their_names,
     )
     training: Training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -38,6 +38,9 @@ Weight = NonNegative | Ramp
 
 
 class _Technique(Section):
+    uses_teacher: ClassVar[bool] = True
+    """Whether what is learned depends on the teacher: its probabilities, its text, or its weights."""
+
     name: str | None = Field(
         None,
         pattern=PLAIN_NAME,
@@ -52,6 +55,8 @@ class _Technique(Section):
 
 class Alone(_Technique):
     """No teacher: the control that every technique must beat."""
+
+    uses_teacher: ClassVar[bool] = False
 
     kind: Literal["alone"] = "alone"
 
@@ -143,3 +148,5 @@ class Co(_SoftTerms):
 
 
 Technique = Annotated[Alone | Soft | Hard | Co, Field(discriminator="kind")]
+_members: tuple[Any, ...] = get_args(get_args(Technique)[0])
+KINDS: tuple[str, ...] = tuple(member.model_fields["kind"].default for member in _members)

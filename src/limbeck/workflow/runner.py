@@ -69,7 +69,9 @@ class Runner:
         for stage in stages:
             waits = [name for name in stage.needs if name not in facts]
             if waits:
-                decisions[stage.name] = Decision(stage, "wait", f"after {', '.join(waits)}")
+                titles = [other.title for other in stages if other.name in waits]
+                after = ", ".join(titles[:2]) + (f" and {len(titles) - 2} others" if len(titles) > 2 else "")
+                decisions[stage.name] = Decision(stage, "wait", f"after {after}")
                 continue
             found = decisions[stage.name] = self._decide(stage, facts, stages)
             if found.result is not None:
@@ -243,7 +245,9 @@ class _Run:
                 if name in self.facts or name in self.ready or name in self.running:
                     continue
                 if all(needed in self.facts for needed in stage.needs):
-                    self._settle(self.runner._decide(stage, self.facts, self.stages))
+                    with self._failure(stage):
+                        decision = self.runner._decide(stage, self.facts, self.stages)
+                    self._settle(decision)
                     known = name in self.facts or known
 
     def _settle(self, decision: Decision) -> None:
@@ -376,4 +380,6 @@ def descendants(name: str, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def _brief(value: str) -> str:
+    if value == "null":
+        return "absent"
     return value if len(value) <= 80 else f"{value[:77]}..."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.evaluation.gap import Measured
-from limbeck.pipeline.stages.evaluate import read_measured
+from limbeck.pipeline.measuring.evaluate import read_measured
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Alone, Technique
 from limbeck.workflow.stage import Facts, Plain

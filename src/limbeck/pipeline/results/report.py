@@ -11,12 +11,12 @@ from typing import Any
 from limbeck.files import write_whole
 from limbeck.models.restricted import read_kept_tokens
 from limbeck.models.tokenizer import OTHER
+from limbeck.pipeline.measuring.evaluate import SAMPLE_TEMPERATURE
 from limbeck.pipeline.results.charts import by_size, charts_of
 from limbeck.pipeline.results.comparison import Comparison, model_name
 from limbeck.pipeline.results.rows import rows_of
 from limbeck.pipeline.shared.base import DATA, TEACHER
 from limbeck.pipeline.stages.cut import cut_name
-from limbeck.pipeline.stages.evaluate import SAMPLE_TEMPERATURE
 from limbeck.recipe import PackageModel, PathModel
 from limbeck.report.card import model_card
 from limbeck.report.html import render

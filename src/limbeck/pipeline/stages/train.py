@@ -87,7 +87,7 @@ class Train(PipelineStage):
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         cuts = [cut_name(name) for name, student in self.students.items() if isinstance(student, CutStudent)]
-        teacher = [TEACHER] if self.arm.technique.kind != "alone" else []
+        teacher = [TEACHER] if self.arm.technique.uses_teacher else []
         more = [name for name in (self.text, self.stored) if name is not None]
         return tuple(dict.fromkeys([MACHINE, DATA, *cuts, *teacher, *more]))
 
@@ -115,7 +115,7 @@ class Train(PipelineStage):
             "training": settings(self.training, up[MACHINE]),
             "data": data_key(self.data, up[DATA]),
         }
-        if self.arm.technique.kind != "alone":
+        if self.arm.technique.uses_teacher:
             key["teacher"] = up[TEACHER]["fingerprint"]
         return key
 

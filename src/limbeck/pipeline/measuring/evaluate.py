@@ -36,6 +36,9 @@ from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Data, Evaluation, PathModel
 from limbeck.workflow.stage import Context, Facts, Plain
 
+MATTERS = {"max_documents", "samples", "sample_tokens"}
+"""Settings of the evaluation that change a measurement."""
+
 SAMPLE_TEMPERATURE = 0.7
 REQUIRED = ("nats", "tokens", "n_bytes", "nats_words", "tokens_words")  # sums that every model has
 
@@ -71,7 +74,7 @@ class _Measure(PipelineStage):
 
     def key(self, up: Facts) -> dict[str, Plain]:
         return {
-            "evaluation": self.evaluation.model_dump(mode="json", exclude={"bootstrap", "speed_tokens"}),
+            "evaluation": self.evaluation.model_dump(mode="json", include=MATTERS),
             "data": data_key(self.data, up[DATA]),
             "teacher": up[TEACHER]["fingerprint"],
         }

@@ -12,8 +12,8 @@ from pathlib import Path
 from limbeck.evaluation.speed import speeds_in_turn
 from limbeck.formats.sizes import folder_of
 from limbeck.models.causal_lm import CausalLM
+from limbeck.pipeline.measuring.evaluate import lease_trained
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, lease_teacher, open_text, pool
-from limbeck.pipeline.stages.evaluate import lease_trained
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import fingerprint
