@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.chat.answers import DROPPED_TEXT, DROPPED_THOUGHTS, EMPTY, ENDLESS
-from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode, encode_batch, template_facts
+from limbeck.data.chat.answers import (
+    DATED,
+    DROPPED_TEXT,
+    DROPPED_THOUGHTS,
+    EMPTY,
+    ENDLESS,
+    HEADED,
+    SECOND_THOUGHT,
+)
+from limbeck.data.chat.encode import MARK, SWALLOWED, WORDS, Encoded, encode, encode_batch, template_facts
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
@@ -438,3 +446,273 @@ def test_a_literal_end_of_a_thought_is_text(tokenizer: Any) -> None:
 def test_a_percent_sign_in_a_date(tokenizer: Any) -> None:
     chatty = with_template(tokenizer, "{{ strftime_now('%%Y %Y') }}" + CHATML)
     assert chatty.decode(encode(Document(messages=(user("hi"), said("yo"))), chatty).ids).startswith("%Y 2024")
+
+
+# ------------------------------------------------------------------- templates that refuse to be asked about answers
+
+
+def refusing(condition: str, template: str) -> str:
+    return "{% if " + condition + " %}{{ raise_exception('no') }}{% endif %}" + template
+
+
+SYSTEM = {"role": "system", "content": "be kind"}
+ASKED_TWICE = (SYSTEM, user("W?"), said("Let me look.", tool_calls=[CALL]), RESULT, said("It is 4 C."), user("so"),
+               said("ok"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "add_generation_prompt",
+        "add_generation_prompt and messages | length > 2",
+        "add_generation_prompt and messages | length < 3",
+        "messages[-1].role == 'user'",
+        "messages[-1].role != 'assistant'",
+        "messages[-1].role != 'assistant' and not add_generation_prompt",
+        "messages[-1].role == 'user' and messages | length < 6",
+        "messages | length < 4",
+        "messages | length < 7",
+        "messages | length is even",
+        "not tools",
+        "messages[0].role != 'system'",
+        "messages[0].content != 'be kind'",
+        "messages[-1].tool_calls and not add_generation_prompt",
+        "(messages | selectattr('role', 'equalto', 'user') | list | length) < 2",
+    ],
+)
+@pytest.mark.parametrize("template", [CALLING, UNCLOSED, DROPPING])
+def test_a_template_that_refuses_trials_is_asked_otherwise(tokenizer: Any, template: str, condition: str) -> None:
+    template = "{{ tools | tojson if tools }}" + template
+    expected = learned(tokenizer, template, *ASKED_TWICE, tools=(TOOL,))
+    if CALLING not in template and condition.startswith("messages[-1].tool_calls"):  # nothing else ends as they do
+        with pytest.raises(InputError, match="refuses to be asked how a turn ends"):
+            learned(tokenizer, refusing(condition, template), *ASKED_TWICE, tools=(TOOL,))
+        return
+    if condition == "add_generation_prompt":  # then all that stands before words is their header
+        expected = [piece.removeprefix("\n").removeprefix("<|message|>") for piece in expected]
+    assert learned(tokenizer, refusing(condition, template), *ASKED_TWICE, tools=(TOOL,)) == expected
+
+
+def test_a_template_that_refuses_all_trials_is_refused_by_name(tokenizer: Any) -> None:
+    only = refusing(
+        "messages | length != 2 or messages[1].content | length > 12 or 'answer' in messages[1].content", CHATML
+    )
+    with pytest.raises(InputError, match="refuses to be asked what it writes around an answer"):
+        learned(tokenizer, only, user("hi"), said("yo"))
+    unfollowed = refusing("messages[-1].role == 'tool'", UNCLOSED)
+    with pytest.raises(InputError, match="refuses to be asked what follows a tool call"):
+        learned(tokenizer, unfollowed, user("W?"), said("", tool_calls=[CALL]))
+
+
+def test_a_template_of_its_own_for_tools_is_asked_with_tools(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, "")
+    calling = (user("W?"), said("", tool_calls=[CALL]), RESULT, said("It is 4 C."))
+    expected = learned(tokenizer, CALLING, *calling, tools=(TOOL,))
+    chatty.chat_template = {"rag": CHATML, "tool_use": CALLING}
+    assert pieces(encode(Document(messages=calling, tools=(TOOL,)), chatty), chatty) == expected
+    with pytest.raises(InputError, match="no default"):
+        encode(Document(messages=calling[:1] + calling[3:]), chatty)
+    chatty.chat_template = {"default": INST, "tool_use": CALLING}
+    plain = Document(messages=(user("hi"), said("yo")))
+    assert pieces(encode(plain, chatty), chatty) == [" yo</s>"]
+    assert pieces(encode(Document(messages=calling, tools=(TOOL,)), chatty), chatty) == expected
+
+
+# ------------------------------------------------------------------------------------- answers that stand several times
+
+HINT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'user' and not loop.last %} "
+    "(hint: {{ messages[loop.index0 + 1].content }}){% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ALL = "{% for m in messages %} {{ m.role }}={{ m.content }};{% endfor %}"
+EARLIER = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' and not loop.first %}"
+    "(earlier: {{ messages[loop.index0 - 1].content }})\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+UNASKED = CHATML.partition("{% if add_generation_prompt %}")[0]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Gold: {{ messages[-1].content }}\n" + CHATML,
+        "# {{ messages[-1].content | truncate(10) }}\n" + CHATML,
+        f"Previously:{ALL}\n" + CHATML,
+        HINT,
+        CHATML + f"Summary:{ALL}",
+        EARLIER,
+        "Gold: {{ messages[-1].content }}\n" + UNASKED,
+        f"Previously:{ALL}\n" + UNASKED,
+        UNASKED + f"Summary:{ALL}",
+    ],
+)  # fmt: skip
+def test_a_quotation_is_no_answer(tokenizer: Any, template: str) -> None:
+    conversation = (user("hi"), said("yo"), user("more"), said("ok"))
+    assert learned(tokenizer, template, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+    same = (user("ok"), said("ok"), user("ok"), said("ok"))
+    assert learned(tokenizer, template, *same) == ["ok<|im_end|>", "ok<|im_end|>"]
+
+
+def test_quotations_of_calls_and_of_nothing_are_none(tokenizer: Any) -> None:
+    listed = (
+        "Calls:{% for m in messages %}{% for c in m.tool_calls or [] %} {{ c.function.name }}{% endfor %}{% endfor %}\n"
+    )
+    calling = (user("W?"), said("", tool_calls=[CALL]), RESULT, said("It is 4 C."))
+    assert learned(tokenizer, listed + CALLING, *calling) == learned(tokenizer, CALLING, *calling)
+    gold = "Gold: {{ messages[-1].content }}\n"
+    assert learned(tokenizer, gold + CHATML, user("hi"), said("")) == ["<|im_end|>"]
+    thinking = (user("hi"), said("<think>hm</think>yo"))
+    assert learned(tokenizer, gold + THOUGHTLESS, *thinking) == ["yo<|end|>"]
+
+
+def test_an_answer_in_two_places_that_look_alike_is_refused(tokenizer: Any) -> None:
+    twice = CHATML.partition("{% if add_generation_prompt %}")
+    with pytest.raises(InputError, match="writes an answer several times"):
+        learned(tokenizer, twice[0] + twice[0] + twice[1] + twice[2], user("hi"), said("yo"))
+
+
+# --------------------------------------------------------------------------------------------- headers are only read
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{{ m.role }} {{ loop.index }}/{{ messages | length }}\n",
+        "{{ m.role }}{{ ' name=' + m.name if m.name }}\n",
+        "{{ m.name or m.role }}\n",
+        "{{ m.role if loop.last else m.role + '_history' }}\n",
+    ],
+)
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "<|im_start|>assistant\n",
+        "<|im_start|>system\nBriefly.<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_start|>assistant\nSure, ",
+        "",
+    ],
+)
+def test_a_header_that_nothing_tells_is_only_read(tokenizer: Any, header: str, asks: str) -> None:
+    template = CHATML.replace("{{ m['role'] }}\n", header).replace("<|im_start|>assistant\n", asks)
+    conversation = (user("hi"), said("yo", name="Bob"), user("more"), said("ok", name="Bob"))
+    assert learned(tokenizer, template, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+    calling = CALLING.replace("{{ m.role }}\n", header).replace("<|im_start|>assistant\n", asks)
+    called = (user("W?"), said("", tool_calls=[CALL], name="Bob"), RESULT, said("It is 4 C.", name="Bob"))
+    assert learned(tokenizer, calling, *called) == [
+        f"{WRITTEN}<|im_end|>",
+        "<think>\n\n</think>\n\nIt is 4 C.<|im_end|>",
+    ]
+
+
+def test_more_than_a_header_may_be_read_where_nothing_asks(tokenizer: Any) -> None:
+    unasked = CHANNELS.partition("{% if add_generation_prompt %}")[0]
+    document = Document(messages=(user("hi"), said("yo")))
+    encoded = encode(document, with_template(tokenizer, unasked))
+    assert HEADED in encoded.remarks
+    assert pieces(encoded, tokenizer) == ["yo<|return|>"]
+    assert not encode(document, with_template(tokenizer, UNASKED)).remarks
+
+
+# ---------------------------------------------------------------------------------------------------- ends, and nothing
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", "<think>only a thought</think>", "<think>only a thought</think>\n"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML, UNCLOSED, INSTEAD, CHANNELS, PARTS, INST, THOUGHTLESS, UNASKED,
+        CHATML.replace("{{ m['content'] }}", "{{ m.content.rstrip() }}"),
+        CHATML.replace("{{ m['content'] }}", "{{ m.content.split('</think>')[-1].lstrip() }}"),
+    ],
+)  # fmt: skip
+def test_the_end_of_nothing_is_learned(tokenizer: Any, template: str, nothing: str) -> None:
+    end = {CHANNELS: "<|return|>", INSTEAD: "<|eot_id|>", UNCLOSED: "<|user|>", PARTS: "<end_of_utterance>",
+           INST: "</s>", THOUGHTLESS: "<|end|>"}.get(template, "<|im_end|>")  # fmt: skip
+    for conversation in ((user("q"), said(nothing)), (user("q"), said("yo"), user("r"), said(nothing))):
+        chatty = with_template(tokenizer, template)
+        encoded = encode(Document(messages=conversation), chatty)
+        found = pieces(encoded, chatty)
+        assert len(found) == len(conversation) // 2
+        assert found[-1].endswith(end)
+        assert "assistant" not in found[-1]
+        if "</think>" not in nothing or template == THOUGHTLESS:
+            assert EMPTY in encoded.remarks
+            assert encoded.n_bytes == (2 if len(conversation) > 2 else 0)
+    silent = (user("q"), said(nothing), user("r"), said("yo"))
+    assert len(learned(tokenizer, template, *silent)) == 2
+
+
+def test_a_call_without_an_end_is_said(tokenizer: Any) -> None:
+    endless = CALLING.replace(
+        "<|im_end|>\n{% endfor %}{% if add", "{{ '' if m.tool_calls else '<|im_end|>' }}\n{% endfor %}{% if add"
+    )
+    assert endless != CALLING
+    for conversation in ((user("W?"), said("", tool_calls=[CALL]), RESULT, said("It is 4 C.")),
+                         (user("W?"), said("", tool_calls=[CALL]))):  # fmt: skip
+        assert ENDLESS in encode(Document(messages=conversation), with_template(tokenizer, endless)).remarks
+        for template in (CALLING, UNCLOSED, INSTEAD, DROPPING):
+            encoded = encode(Document(messages=conversation), with_template(tokenizer, template))
+            assert ENDLESS not in encoded.remarks
+
+
+def test_a_header_that_takes_in_spaces_is_no_label(tokenizer: Any) -> None:
+    from tokenizers import AddedToken
+
+    chatty = with_template(
+        tokenizer,
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    )
+    chatty.add_tokens([AddedToken(f"<|{name}|>", rstrip=True, special=True) for name in ("user", "assistant", "end")])
+    encoded = encode(Document(messages=(user("hi"), said("\n\n yo"), user("so"), said("ok"))), chatty)
+    assert [piece.strip() for piece in pieces(encoded, chatty)] == ["yo<|end|>", "ok<|end|>"]
+    assert SWALLOWED in encoded.remarks
+    assert SWALLOWED not in encode(Document(messages=(user("hi"), said("yo"))), chatty).remarks
+
+
+@pytest.mark.parametrize(
+    ("when", "conversation", "writes"),
+    [
+        ("messages[0].role == 'system'", (SYSTEM, user("hi"), said("yo")), True),
+        ("messages[0].role == 'system'", (user("hi"), said("yo")), False),
+        ("messages | length > 2", (user("hi"), said("yo"), user("so"), said("ok")), True),
+        ("messages | length > 2", (user("hi"), said("yo")), False),
+    ],
+)
+def test_a_date_is_said_where_it_is_written(
+    tokenizer: Any, when: str, conversation: tuple[dict[str, Any], ...], *, writes: bool
+) -> None:
+    chatty = with_template(tokenizer, "{% if " + when + " %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML)
+    encoded = encode(Document(messages=conversation), chatty)
+    assert (DATED.format("2024-07-26") in encoded.remarks) == writes
+    assert template_facts(chatty)["date"] == "2024-07-26"  # it may write one in another conversation
+
+
+def test_a_date_in_an_answer_is_said(tokenizer: Any) -> None:
+    dated = CHATML.replace("<|im_end|>", "{{ strftime_now(' %Y') if m.role == 'assistant' }}<|im_end|>", 1)
+    encoded = encode(Document(messages=(user("hi"), said("yo"))), with_template(tokenizer, dated))
+    assert DATED.format("2024-07-26") in encoded.remarks
+    assert pieces(encoded, tokenizer) == ["yo 2024<|im_end|>"]
+
+
+def test_a_second_thought_is_said(tokenizer: Any) -> None:
+    encoded = encode(
+        Document(messages=(user("q"), said("<think>a</think>b<think>c</think>d"))), with_template(tokenizer, CHATML)
+    )
+    assert SECOND_THOUGHT in encoded.remarks
+    assert pieces(encoded, tokenizer) == ["<think>a</think>b<think>c</think>d<|im_end|>"]
+
+
+def test_a_call_of_which_a_part_is_written_is_refused_for_the_rest(tokenizer: Any) -> None:
+    nameless = CHATML.replace(
+        "{{ m['content'] }}",
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments.items() %}"
+        "<{{ k }}>{{ v }}</{{ k }}>{% endfor %}{% endfor %}",
+    )
+    calling = (user("W?"), said("", tool_calls=[CALL]), RESULT, said("It is 4 C."))
+    with pytest.raises(InputError, match="writes a tool call without the name of its function"):
+        learned(tokenizer, nameless, *calling)
+    with pytest.raises(InputError, match="leaves out arguments of a tool call"):
+        learned(tokenizer, INSTEAD.replace("{{ m.tool_calls[0].function.arguments | tojson }}}", "}"), *calling)

@@ -30,7 +30,7 @@ from limbeck.files import write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
+FORMAT = 3
 
 BATCH_BYTES = 1 << 20
 """Documents of about so many bytes are tokenised together: some 100 MB of memory while it lasts."""

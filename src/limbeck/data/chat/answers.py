@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.marks import MARKINGS, THOUGHT, Marked, Span
+from limbeck.data.chat.marking.marks import MARKINGS, REASONING, THOUGHT, Marked
+from limbeck.data.chat.marking.surroundings import ANSWER, LATER, Span, headers, refusal, says, surroundings_of
 from limbeck.data.chat.templates import Template, in_parts
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
-
-_NO__TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 
 DROPPED_TEXT = "the chat template writes nothing of the text that stands beside a tool call"
 DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last answer, so they are not learned"
@@ -26,6 +25,16 @@ _TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 EMPTY = "an answer is empty: it teaches to say nothing"
 ENDLESS = "the chat template writes nothing that ends an answer, so no end is learned"
+HEADED = (
+    "the chat template does not say how it asks for an answer: all that stands before one in its turn is read, though "
+    "more than a header may be among it"
+)
+DATED = "the chat template writes a date: it is told {} (`data.date`)"
+SECOND_THOUGHT = "an answer holds several thoughts: those after the first are learned as a part of its text"
+_BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+_WORD = re.compile(r"\w")
+_PAIRS = (("end", "begin"), ("end", "start"), ("END", "BEGIN"), ("END", "START"))
+"""What a tag that closes something has in its name, and the one that opens it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,9 @@ def find_answers(document: Document, template: Template) -> Rendered:
     """
     failure: InputError | None = None
     said = [str(m["content"]).strip() for m in document.messages if m["role"] == "assistant"]
+    said = said if any(said) else [str(m["content"]).strip() for m in document.messages]
     as_it_is = ""
+    placeless: _Finder | None = None
     for form in _FORMS:
         messages = form(document.messages)
         # Parts are for templates that write nothing of a string.
@@ -77,7 +88,13 @@ def find_answers(document: Document, template: Template) -> Rendered:
             if marked is not None and not marked.lost_content:
                 if _is_misread(marked, messages):
                     break
-                return _Finder(document, messages, template, marked).found()
+                finder = _Finder(document, messages, template, marked)
+                if marked.lost_place:  # of an empty answer: another form may show it
+                    placeless = placeless or finder
+                    break
+                return finder.found()
+    if placeless is not None:
+        return placeless.found()
     if failure is not None and not as_it_is:
         raise failure
     raise InputError(
@@ -155,15 +172,17 @@ class _Finder:
         self.document, self.messages, self.template, self.marked = document, messages, template, marked
         self.text = marked.text
         self.rendered = Rendered(marked.text, [])
+        self.around = surroundings_of(template, messages, document.tools)
 
     def found(self) -> Rendered:
         self._check_tools()
+        self._remark_date()
         asked = max((i for i, m in enumerate(self.messages) if m["role"] == "user"), default=-1)
         before = 0
         for i, message in enumerate(self.messages):
             if message["role"] == "assistant":
                 self._check_call(i)
-                group = _together(self.marked.own(i), self._others(i))
+                group = _together(self.marked.own(i) or self._place_of_nothing(i), self._others(i))
                 previous = max(
                     [before, *(e for j in range(i) for _, e in self.marked.own(j) if e <= _first(group, self.text))]
                 )
@@ -199,13 +218,32 @@ class _Finder:
         by_id = all(name in each and each in self.text for name, each in zip(names, ids, strict=True))
         arguments = [call["function"].get("arguments") for call in calls]
         keys = [str(key) for given in arguments if isinstance(given, dict) for key in given]
-        missing = bool(lost & ({"argument"} if by_id else {"name", "argument"}))
-        if missing or unmarked or any(key not in self.text for key in keys):
-            raise InputError(
-                f"{self.template.name} writes nothing of a tool call, and would teach to say nothing in its place",
-                key="data.corpus",
-                fix="Use a tokenizer whose template writes `tool_calls`, or leave those conversations out",
-            )
+        missing = lost & ({"argument"} if by_id else {"name", "argument"})
+        missing |= {"name"} if unmarked else set()
+        missing |= {"argument"} if any(key not in self.text for key in keys) else set()
+        if not missing:
+            return
+        what = "writes nothing of a tool call, and would teach to say nothing in its place"
+        if self.marked.calls.get(i) and missing == {"name"}:
+            what = "writes a tool call without the name of its function"
+        elif self.marked.calls.get(i) and missing == {"argument"}:
+            what = "leaves out arguments of a tool call"
+        raise InputError(
+            f"{self.template.name} {what}",
+            key="data.corpus",
+            fix="Use a tokenizer whose template writes `tool_calls`, or leave those conversations out",
+        )
+
+    def _remark_date(self) -> None:
+        """A template may write the date in some conversations only."""
+        if not self.template.asks_for_date:
+            return
+        try:
+            same = self.template.another_day.render(self.messages, self.document.tools) == self.marked.text
+        except InputError:
+            same = False
+        if not same:
+            self.rendered.remarks.add(DATED.format(self.template.date))
 
     def _remark(self, i: int, *, is_last: bool) -> None:
         message, lost = self.messages[i], self.marked.lost.get(i, set())
@@ -216,6 +254,8 @@ class _Finder:
             self.rendered.remarks.add(DROPPED_THOUGHTS)
         if not message.get("tool_calls") and not self.marked.content.get(i) and not has_thoughts:
             self.rendered.remarks.add(EMPTY)
+        if str(message["content"]).count("</think>") > 1 and self.marked.content.get(i):
+            self.rendered.remarks.add(SECOND_THOUGHT)
 
     # where an answer begins and ends
 
@@ -226,7 +266,7 @@ class _Finder:
         others = self._others(i)
         found: list[Answer] = []
         if not group and not self.messages[i].get("tool_calls"):
-            return found  # no words, and no place for them: nothing can be learned
+            return found  # nothing, and it is not to be learned
         for n, spans in enumerate(group or [[]]):
             limit = spans[0][0] if spans else next((s for s in others if s >= previous), len(self.text))
             start = self._start(i, previous, limit, has_words=bool(spans)) if n == 0 else spans[0][0]
@@ -234,9 +274,9 @@ class _Finder:
             stop = next((s for s in others if s >= body_end), len(self.text))
             goes_on = n + 1 < len(group)
             end = (
-                self._end_by_what_follows(i, body_end, self.text[body_end:stop], goes_on=True)
+                self._end_by_what_follows(i, start, body_end, self.text[body_end:stop], goes_on=True)
                 if goes_on
-                else self._end(i, body_end, stop)
+                else self._end(i, start, body_end, stop)
             )
             said = {*self.marked.content.get(i, ()), *self.marked.thoughts.get(i, ())}
             words = self._joined(i, [span for span in spans if span in said])
@@ -244,42 +284,100 @@ class _Finder:
             previous = end
         return found
 
-    def _start(self, i: int, previous: int, limit: int, *, has_words: bool) -> int:
-        """After the header that asks for the answer, or as much of it as stands here: a template may ask for thoughts
-        (``<|im_start|>assistant\\n<think>\\n``) and then write none."""
-        region = self.text[previous:limit]
-        pieces = self.template.pieces(self.template.surroundings.header)
-        while pieces:
-            header = "".join(pieces)
-            at = region.rfind(header) if has_words else region.find(header)
-            if at >= 0 and header.strip():
-                return previous + at + len(header)
-            pieces.pop()
-            if "<think>" in pieces:  # what was asked for is not what stands here: thoughts are learned from their mark
-                pieces = pieces[: pieces.index("<think>")]
-        # No such header: a template that goes on in the same turn, or asks for nothing.
-        try:
-            prompt = self.template.render(self.messages[:i], self.document.tools, prompt=True)
-        except InputError:
-            prompt = ""
-        if i and self.text.startswith(prompt) and previous <= len(prompt) <= limit:
-            return len(prompt)
-        if has_words and not self.messages[i].get("tool_calls"):
-            return limit
-        tag = self.template.last_tag(region) if has_words else None
-        return previous + tag[0] if tag and not region[tag[1] :].strip() else previous
+    def _place_of_nothing(self, i: int) -> list[Span]:
+        """Where the words of an answer would stand of which the template writes nothing."""
+        if self.messages[i].get("tool_calls") or not self.messages[i].get("learn", True):
+            return []
+        for text in self._answered_otherwise(i):
+            head, _, tail = text.partition(ANSWER)
+            if self.text.startswith(head) and self.text.endswith(tail) and len(head) + len(tail) <= len(self.text):
+                return [(len(head), len(self.text) - len(tail))]
+        raise refusal(self.template, "where an answer without words would stand")
 
-    def _end(self, i: int, body_end: int, stop: int) -> int:
+    def _answered_otherwise(self, i: int) -> Iterator[str]:
+        """The conversation with a plain answer in the place of one of its turns: as it is, cut after it, and gone on
+        with."""
+        own = {name: value for name, value in self.messages[i].items() if name not in ("tool_calls", *REASONING)}
+        plain = {**own, **says("assistant", ANSWER, self.messages)}
+        cut = [*self.messages[:i], plain]
+        follow = [says("user", LATER, self.messages), says("assistant", "-", self.messages)]
+        for messages in ([*cut, *self.messages[i + 1 :]], cut, [*cut, *follow]):
+            try:
+                text = self.template.render(messages, self.document.tools)
+            except InputError:
+                continue
+            if text.count(ANSWER) == 1:
+                yield text
+
+    def _start(self, i: int, previous: int, limit: int, *, has_words: bool) -> int:
+        """After the header that asks for the answer."""
+        region = self.text[previous:limit]
+        for header in headers(self.around):
+            for part in dict.fromkeys((header, header.rstrip())):
+                at = region.rfind(part) if has_words else region.find(part)
+                rest = region[at + len(part) :]
+                # Cut, it must be followed by nothing that could be more of a header: a name, or a number.
+                if at >= 0 and (part == header or not rest.strip() or self._begins_with_tag(rest)):
+                    return previous + at + len(part)
+        # No such header: a template that goes on in the same turn, asks for nothing, or writes headers of many kinds.
+        asked, before = (self._rendered_before(i, prompt=prompt) for prompt in (True, False))
+        if i and asked is not None and self.text.startswith(asked) and previous <= len(asked) <= limit:
+            rest = self.text[len(asked) : limit]
+            if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
+                return len(asked)
+        plain = [*self.marked.content.get(i, ()), *self.marked.empty.get(i, ())]
+        if has_words and (limit in {span[0] for span in plain} or not self.marked.own(i)):
+            begun = _BEGUN_THOUGHT.search(region)
+            start = begun.start() if begun else len(region)
+            self._remark_header(i, region[:start])
+            return previous + start
+        for text in self._answered_otherwise(i):
+            if text[:previous] == self.text[:previous] and (at := text.find(ANSWER)) >= previous:
+                before_plain = text[previous:at]
+                begun = _BEGUN_THOUGHT.search(before_plain)
+                return previous + self.template.common(region, before_plain[: begun.start() if begun else None])
+        raise refusal(self.template, "where a turn begins that is no plain answer")
+
+    def _begins_with_tag(self, text: str) -> bool:
+        tag = self.template.first_tag(text.lstrip())
+        return tag is not None and tag[0] == 0
+
+    def _rendered_before(self, i: int, *, prompt: bool) -> str | None:
+        try:
+            return self.template.render(self.messages[:i], self.document.tools, prompt=prompt)
+        except InputError:
+            return None
+
+    def _remark_header(self, i: int, region: str) -> None:
+        """A doubt: more tags stand before an answer than before what a user says, and nothing says which are asked
+        with."""
+        if self.around.header.strip():
+            return
+        opening = self.around.closing
+
+        def tags(text: str) -> int:
+            own = text.rpartition(opening)[2] if opening else text
+            return sum(1 for _ in self.template.tags(own))
+
+        others = sorted(end for j in range(len(self.messages)) for _, end in self.marked.own(j))
+        asked = [0]
+        for j, message in enumerate(self.messages):
+            if message["role"] == "user":
+                for start, _ in self.marked.own(j):
+                    asked.append(tags(self.text[max((e for e in others if e <= start), default=0) : start]))
+        if tags(region) > max(asked):
+            self.rendered.remarks.add(HEADED)
+
+    def _end(self, i: int, start: int, body_end: int, stop: int) -> int:
         """After the token that ends the turn."""
-        around, region = self.template.surroundings, self.text[body_end:stop]
+        around, region = self.around, self.text[body_end:stop]
         is_last = i == len(self.messages) - 1
         if around.closing is not None and (at := region.find(around.closing)) >= 0:
             return body_end + at + len(around.closing)
-        if is_last and (around.closing is not None or not around.known):
-            tag = self.template.last_tag(region) if around.known else self.template.first_tag(region)
-            return body_end + tag[1] if tag else self._endless(body_end, region)
+        if is_last and around.closing is not None:
+            return self._end_of_tag(start, body_end, self.template.last_tag(region), region)
         if is_last:
-            opening = self.template.opening_of_next(self.messages, self.document.tools)
+            opening = self._opening_of_next()
             if not opening:
                 return self._endless(body_end, region)
             self.text += opening
@@ -291,37 +389,69 @@ class _Finder:
             at = region.find(around.closing_before_turn)
             if at >= 0:
                 return body_end + at + len(around.closing_before_turn)
-        return self._end_by_what_follows(i, body_end, region)
+        return self._end_by_what_follows(i, start, body_end, region)
 
-    def _end_by_what_follows(self, i: int, body_end: int, region: str, *, goes_on: bool = False) -> int:
+    def _opening_of_next(self) -> str:
+        """What the next turn begins with, up to its role marker: it ends the last one where the template writes no end
+        of its own. A call is followed by its result, an answer by the user."""
+        calls = self.messages[-1].get("tool_calls")
+        if not calls:
+            return self.around.before_turn
+        result = says("tool", LATER, self.messages)
+        follow = {**result, "tool_call_id": calls[0].get("id", "0"), "name": calls[0]["function"]["name"]}
+        try:
+            then = self.template.render([*self.messages, follow], self.document.tools)
+        except InputError:
+            raise refusal(self.template, "what follows a tool call") from None
+        rest = then[len(self.text) :] if then.startswith(self.text) else ""
+        tag = self.template.first_tag(rest.partition(LATER)[0])
+        return rest[: tag[1]] if tag else ""
+
+    def _end_by_what_follows(self, i: int, start: int, body_end: int, region: str, *, goes_on: bool = False) -> int:
         """Where the conversation that ends with this turn and the one that goes on part. ``goes_on``: a result stands
         inside the turn, and the model stops where it begins."""
-        own = self._alone(i, body_end)
-        same = self.template.common(region, own)
+        same = self.template.common(region, self._alone(i, body_end))
         inside = region[:same]
-        around = self.template.surroundings
-        if not goes_on and (around.closing is not None or not around.known):
-            tag = self.template.last_tag(inside) if around.known else self.template.first_tag(region)
-            return body_end + tag[1] if tag else self._endless(body_end, "")
+        if not goes_on and self.around.closing is not None:
+            return self._end_of_tag(start, body_end, self.template.last_tag(inside), "")
         for found in self.template.tags(region):
             if found.end() > same:
                 return body_end + found.end()
         return self._endless(body_end, inside)
 
+    def _end_of_tag(self, start: int, body_end: int, tag: Span | None, region: str) -> int:
+        """After a tag that ends a turn, which one that ends a call does not: ``</tool_call>``."""
+        if tag is None:
+            return self._endless(body_end, region)
+        name = self.text[body_end + tag[0] : body_end + tag[1]]
+        openings = [name.replace("/", "", 1).rstrip(">]")] if "/" in name[:2] else []
+        openings += [name.replace(end, begin) for end, begin in _PAIRS if end in name]
+        if any(opening in self.text[start:body_end] for opening in openings):
+            self.rendered.remarks.add(ENDLESS)
+        return body_end + tag[1]
+
     def _alone(self, i: int, body_end: int) -> str:
-        """What follows the same words where the conversation ends with their turn."""
-        messages = self.messages[: i + 1]
-        try:
-            alone = self.template.render(messages, self.document.tools)
-        except InputError:
-            return ""
-        last = next((span for span in self.marked.own(i) if span[1] == body_end), None)
-        marked = Marked.of(self.document, messages, self.template, self.marked.marking, alone)
-        if last is not None and marked is not None:
-            number = self.marked.number_of(last)
-            span = marked.where.get(number) if number is not None else None
-            return alone[span[1] :] if span else ""
-        return alone[body_end:] if alone[:body_end] == self.text[:body_end] else ""
+        """What follows the same words where the conversation ends with their turn: cut after it, or as it is with that
+        turn in the place of the last answer, for templates that refuse to be cut."""
+        last = max(j for j, message in enumerate(self.messages) if message["role"] == "assistant")
+        was_taken = False
+        for messages in (self.messages[: i + 1], [*self.messages[:last], self.messages[i]]):
+            try:
+                alone = self.template.render(messages, self.document.tools)
+            except InputError:
+                continue
+            was_taken = True
+            number = self.marked.number_of(i, body_end)
+            marked = Marked.of(self.document, messages, self.template, self.marked.marking, alone)
+            if number is not None and marked is not None:
+                span = marked.where.get((len(messages) - 1, number))
+                if span:
+                    return alone[span[1] :]
+            elif alone[:body_end] == self.text[:body_end]:
+                return alone[body_end:]
+        if not was_taken:
+            raise refusal(self.template, "how a turn ends that something else than a question follows")
+        return ""
 
     def _joined(self, i: int, words: list[Span]) -> list[Span]:
         """Words in which a literal ``</think>`` stands were no thought, where the template leaves it in its place."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MASKED, WORDS, MARK = 0, 1, 2
 
+SWALLOWED = "a token of the header takes in the spaces that an answer begins with: they are not learned"
 STRADDLES = "a token holds the end of a prompt and the beginning of its completion, and is learned whole"
 
 
@@ -105,6 +106,18 @@ def _template_of(tokenizer: Any, date: datetime.date) -> Template:
     return known[key]
 
 
+_added_tokens: weakref.WeakKeyDictionary[Any, tuple[int, frozenset[int]]] = weakref.WeakKeyDictionary()
+
+
+def _added(tokenizer: Any) -> frozenset[int]:
+    """Ids of special and other added tokens, which no text is cut into."""
+    size = len(tokenizer)
+    known = _added_tokens.get(tokenizer)
+    if known is None or known[0] != size:
+        known = _added_tokens[tokenizer] = (size, frozenset(tokenizer.added_tokens_decoder))
+    return known[1]
+
+
 def _rendered(document: Document, tokenizer: Any, date: datetime.date) -> Rendered:
     if document.text is not None:
         return Rendered(document.text, [])
@@ -157,13 +170,19 @@ def _conversation(
         return before[high] > before[low]
 
     remarks = set(rendered.remarks)
+    mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED))
+    for answer in rendered.answers if document.template else ():
+        # A header's token may take in the spaces after it (Phi-3's `<|assistant|>`); it is read all the same.
+        for n in np.flatnonzero((low < answer.start) & (answer.start < high)).tolist():
+            if ids[n] in _added(tokenizer):
+                mask[n] = MASKED
+                remarks.add(SWALLOWED)
     if not document.template and any(((low < a.start) & (a.start < high)).any() for a in rendered.answers):
         remarks.add(STRADDLES)
-    mask = np.where(touches(WORDS), WORDS, np.where(touches(MARK), MARK, MASKED)).tolist()
     before, after = ([], []) if has_template(tokenizer) and document.template else _marks(tokenizer)
     return Encoded(
         [*before, *ids, *after],
-        [MASKED] * len(before) + mask + [MARK] * len(after),
+        [MASKED] * len(before) + mask.tolist() + [MARK] * len(after),
         n_bytes,
         frozenset(remarks),
     )

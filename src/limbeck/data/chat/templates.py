@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: rendered on a fixed date, and what it writes around an answer."""
+"""A tokenizer's chat template, rendered on a fixed date."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +18,8 @@ Messages = Sequence[dict[str, Any]]
 
 DATE = TEMPLATE_DATE
 """What a template that writes today's date is told by default."""
-
-QUESTION, ANSWER, LATER = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
+DATE_FUNCTION = "strftime_now"
+"""The one way in which transformers tells a template the date."""
 
 _TAG = r"<[^<>\s]{1,64}>|\[/?[A-Z][A-Z_]{1,30}\]"
 
@@ -44,26 +43,6 @@ def _strftime(date: datetime.date) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a template writes around answers.
-
-    Attributes:
-        known: whether the template could be asked.
-        header: what it adds to ask for an answer (``<|im_start|>assistant\\n``); empty where it adds nothing.
-        closing: the token after the last answer of a conversation; None where there is none.
-        closing_before_turn: the first token after an answer that a user's turn follows: the same, or the user's role
-            marker where nothing else ends an answer; None where there is none.
-        before_turn: what stands between such an answer and the end of that token.
-    """
-
-    known: bool = False
-    header: str = ""
-    closing: str | None = None
-    closing_before_turn: str | None = None
-    before_turn: str = ""
-
-
 class Template:
     """A tokenizer's chat template.
 
@@ -76,6 +55,8 @@ class Template:
         self.tokenizer, self.date = tokenizer, date
         special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
         self._tags = re.compile("|".join([*map(re.escape, special), _TAG]))
+        self.known: dict[str, Any] = {}
+        """What was found out about it, by its source."""
 
     @property
     def name(self) -> str:
@@ -90,8 +71,8 @@ class Template:
             InputError: the template refuses it.
         """
         try:
-            source = self.tokenizer.get_chat_template(tools=list(tools) or None)
-            if "strftime_now" in source:
+            source = self.source(tools)
+            if DATE_FUNCTION in source:
                 source = _strftime(self.date) + source
             return str(
                 self.tokenizer.apply_chat_template(
@@ -106,23 +87,28 @@ class Template:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.name} refuses a conversation ({reason})", key="data.corpus") from None
 
-    @property
-    def writes_date(self) -> bool:
-        """Whether the text depends on the date."""
-        asked = [{"role": "user", "content": QUESTION}]
-        other = Template(self.tokenizer, self.date + datetime.timedelta(days=400))
-        try:
-            return self.render(asked) != other.render(asked)
-        except InputError:
-            return False
+    @cached_property
+    def asks_for_date(self) -> bool:
+        """Whether what it writes can depend on the date: it may write one in some conversations only."""
+        return DATE_FUNCTION in repr(self.tokenizer.chat_template)
+
+    @cached_property
+    def another_day(self) -> Template:
+        """The same on a date of which every part differs: what it writes otherwise is a date."""
+        return Template(self.tokenizer, self.date + datetime.timedelta(days=400))
 
     def facts(self) -> dict[str, str | None]:
-        """What a corpus depends on: a hash of the template, and the date where it writes one."""
+        """What a corpus depends on: a hash of the template, and the date where it can write one."""
         source = self.tokenizer.chat_template
         digest = hashlib.sha256(repr(source).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return {"chat_template": digest, "date": self.date.isoformat() if self.writes_date else None}
+        return {"chat_template": digest, "date": self.date.isoformat() if self.asks_for_date else None}
 
-    # ------------------------------------------------------------------------------ what stands around an answer
+    def source(self, tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The text of the template; a tokenizer may have one of its own for conversations with tools."""
+        source: str = self.tokenizer.get_chat_template(tools=list(tools) or None)
+        return source
+
+    # ------------------------------------------------------------------------------ tags
 
     def tags(self, text: str) -> Iterator[re.Match[str]]:
         """Special tokens, and what looks like one, in ``text``."""
@@ -136,62 +122,10 @@ class Template:
         """Where the last of them stands."""
         return max((found.span() for found in self.tags(text)), default=None)
 
-    def _closing(self, tail: str, gap: str) -> tuple[int, int] | None:
-        """Of what follows a last answer (``tail``), the token that ends it: the last one, but where more follows than
-        before a user's turn (``gap``), such as the header of a next answer or an EOS token, the first."""
-        if gap.startswith(tail.rstrip()):
-            return self.last_tag(tail)
-        return self.first_tag(tail[: self.common(tail, gap)]) or self.last_tag(tail)
-
     def common(self, text: str, other: str) -> int:
         """How many characters both begin with, not counting a tag of ``text`` that is not whole among them."""
         same = len(os.path.commonprefix([text, other]))  # noqa: RUF071 - characters are meant
         return min([same, *(found.start() for found in self.tags(text) if found.start() < same < found.end())])
-
-    def pieces(self, text: str) -> list[str]:
-        """``text`` in tags, words and spaces."""
-        return re.findall(f"{self._tags.pattern}|\\s+|[^\\s<\\[]+|.", text, re.DOTALL)
-
-    @cached_property
-    def surroundings(self) -> Surroundings:
-        question = [{"role": "user", "content": QUESTION}]
-        told = [{"role": "system", "content": "-"}, *question]
-        # Some templates want a system message, and some read lists of parts only.
-        for asked, as_given in ((question, list), (told, list), (question, in_parts), (told, in_parts)):
-            answered = [*asked, {"role": "assistant", "content": ANSWER}]
-            later = [*answered, {"role": "user", "content": LATER}]
-            try:
-                before, after = (self.render(as_given(asked), prompt=prompt) for prompt in (False, True))
-                tail = self.render(as_given(answered)).partition(ANSWER)
-                gap = self.render(as_given(later)).partition(ANSWER)
-            except InputError:
-                continue
-            if tail[1] and gap[1]:
-                same = self.common(after, before)
-                last, first = self._closing(tail[2], gap[2]), self.first_tag(gap[2].partition(LATER)[0])
-                return Surroundings(
-                    True,
-                    after[same:],
-                    tail[2][slice(*last)] if last else None,
-                    gap[2][slice(*first)] if first else None,
-                    gap[2][: first[1]] if first else "",
-                )
-        return Surroundings()
-
-    def opening_of_next(self, messages: Messages, tools: Sequence[dict[str, Any]]) -> str:
-        """What the next turn begins with after ``messages``, up to its role marker: it ends the last of them where the
-        template writes no end of its own. A call is followed by its result, an answer by the user."""
-        calls = messages[-1].get("tool_calls")
-        if not calls:
-            return self.surroundings.before_turn
-        follow = {"role": "tool", "content": LATER, "tool_call_id": calls[0].get("id", "0"), "name": "tool"}
-        try:
-            now, then = self.render(messages, tools), self.render([*messages, follow], tools)
-        except InputError:
-            return ""
-        rest = then[len(now) :] if then.startswith(now) else ""
-        tag = self.first_tag(rest.partition(LATER)[0])
-        return rest[: tag[1]] if tag else ""
 
 
 def in_parts(messages: Messages) -> list[dict[str, Any]]:

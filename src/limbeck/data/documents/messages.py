@@ -94,8 +94,15 @@ def says_messages(text: str) -> bool:
     return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
 
 
-def messages_of(value: Any, place: Place) -> list[Message]:
+READ = {*MESSAGE_FIELDS, "from", "value", "function_call", *LEARNED, *NOT_LEARNED}
+"""Keys of a message that something is made of."""
+
+
+def messages_of(value: Any, place: Place, unread: set[str] | None = None) -> list[Message]:
     """Messages with ``role`` and ``content``, and with ``learn: False`` on an assistant's that is not to be learned.
+
+    Args:
+        unread: gets the keys of messages that nothing was read from.
 
     Raises:
         InputError: no list of messages, or something in one that limbeck does not do; names the place.
@@ -104,6 +111,9 @@ def messages_of(value: Any, place: Place) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         place.refuse("is no list of messages", 'Write [{"role": "user", "content": "..."}, ...]')
     found = [_message(message, place.inside(f"message {n}")) for n, message in enumerate(value, 1)]
+    if unread is not None:
+        left = ((name, message[name]) for message in value for name in message.keys() - READ)
+        unread.update(name for name, given in left if given is not None and name.lower() not in READ)
     if any(message.get("function_call") for message in value):  # OpenAI's older form has an older name for results
         found = [{**m, "role": "tool"} if m["role"] == "function" else m for m in found]
     return found

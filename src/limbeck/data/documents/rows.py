@@ -53,7 +53,7 @@ class Seen:
 
     Attributes:
         kinds: how many rows of which shape.
-        unread: columns that nothing was read from.
+        unread: columns that nothing was read from, and keys of messages (``messages.thought``).
         empty: rows whose text or answer is empty; they are left out.
         silent: conversations in which there is nothing to learn; they are left out.
         roles: who speaks in those.
@@ -220,7 +220,7 @@ class RowReader:
 
     def _conversation(self, row: dict[str, Any], name: str, place: Place) -> Found:
         used = {name}
-        messages = messages_of(row[name], place.inside(f"`{name}`"))
+        messages = self._messages(row[name], name, place)
         if messages and messages[0]["role"] != "system":
             messages = [*self._system(row), *messages]
         tools = self._tools(row, used, place)
@@ -284,14 +284,20 @@ class RowReader:
             place.refuse("has tools beside a `completion` that no template is put around", "Write lists of messages")
         return kind, Document(messages=messages, chat=chat, template=template, tools=tools), used
 
-    @staticmethod
-    def _turns(prompt: Any, answer: Any, pair: tuple[str, str], place: Place) -> list[Message]:
+    def _messages(self, value: Any, name: str, place: Place) -> list[Message]:
+        """Messages of a column. What is not read in them is noted."""
+        unread: set[str] = set()
+        messages = messages_of(value, place.inside(f"`{name}`"), unread)
+        self.seen.unread |= {f"{name}.{key}" for key in unread}
+        return messages
+
+    def _turns(self, prompt: Any, answer: Any, pair: tuple[str, str], place: Place) -> list[Message]:
         """Only the answer is learned: what an assistant says in the prompt is given."""
 
         def turns(value: Any, name: str, role: str) -> list[Message]:
             if isinstance(value, str) and not says_messages(value):
                 return _says(role, value)
-            return messages_of(value, place.inside(f"`{name}`"))
+            return self._messages(value, name, place)
 
         asked, said = turns(prompt, pair[0], "user"), turns(answer, pair[1], "assistant")
         if said and said[0]["role"] in ("system", "user"):

@@ -7,14 +7,15 @@ the first rendering.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from limbeck.data.chat.marking.surroundings import Span, Surroundings, own_copy, surroundings_of, unclear
 from limbeck.data.chat.templates import Template
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
-Span = tuple[int, int]
 THOUGHT = re.compile(r"\A(\s*(?:<think>)?)(.*?)(</think>)(.*)\Z", re.DOTALL)
 REASONING = ("reasoning_content", "reasoning", "thinking")
 BRACKETS = (("\u2983", "\u2984"), ("\u27e6", "\u27e7"), ("\u2997", "\u2998"), ("\u27ea", "\u27eb"))
@@ -60,9 +61,10 @@ class Marked:
         thoughts: by message, spans of its reasoning.
         calls: by message, spans of names and arguments of its calls.
         empty: by message, where the words of an answer would stand that has none.
-        where: by the number of a piece, its span; numbers do not depend on later messages.
+        where: by its message and number in it, the span of a piece.
         lost: by message, kinds of pieces that are not in the text.
         lost_content: an assistant's content of which no piece is in the text, with no call to excuse it.
+        lost_place: the place of an answer without words is not in the text.
     """
 
     def __init__(self, text: str, marking: Marking) -> None:
@@ -71,17 +73,17 @@ class Marked:
         self.thoughts: dict[int, list[Span]] = {}
         self.calls: dict[int, list[Span]] = {}
         self.empty: dict[int, list[Span]] = {}
-        self.where: dict[int, Span] = {}
+        self.where: dict[tuple[int, int], Span] = {}
         self.lost: dict[int, set[str]] = {}
-        self.lost_content = False
+        self.lost_content = self.lost_place = False
 
     def own(self, i: int) -> list[Span]:
         kinds = (self.content, self.thoughts, self.calls, self.empty)
         return sorted(span for kind in kinds for span in kind.get(i, ()))
 
-    def number_of(self, span: Span) -> int | None:
-        """The number of the piece that stands there."""
-        return next((n for n, found in self.where.items() if found == span), None)
+    def number_of(self, i: int, end: int) -> int | None:
+        """The number, among the pieces of message i, of the one that ends there."""
+        return next((n for (j, n), span in self.where.items() if j == i and span[1] == end), None)
 
     @classmethod
     def of(
@@ -113,26 +115,27 @@ class Marked:
             rendered = template.render(marked_messages, tools)
         except InputError:
             return None
-        spans, plain = marker.spans(rendered)
+        copies, plain = marker.copies(rendered)
         if plain != text:
             return None
         found = cls(text, marking)
-        found.where = spans
+        spans = _Copies(copies, marker.pieces, text).chosen(messages, document, template)
         kinds = {"content": found.content, "inner": found.thoughts, "thoughts": found.thoughts, "name": found.calls,
                  "argument": found.calls, "empty": found.empty}  # fmt: skip
+        counts: Counter[int] = Counter()
         for n, (i, kind) in enumerate(marker.pieces):
             span = spans.get(n)
             if span is None:
                 found.lost.setdefault(i, set()).add(kind)
             elif kind in kinds:
                 kinds[kind].setdefault(i, []).append(span)
-        found.lost_content = any(
-            message["role"] == "assistant"
-            and "content" in found.lost.get(i, ())
-            and not found.content.get(i)
-            and not message.get("tool_calls")
-            for i, message in enumerate(messages)
-        )
+                found.where[i, counts[i]] = span
+            counts[i] += 1
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                lost = found.lost.get(i, ())
+                found.lost_place |= "empty" in lost and not found.own(i)
+                found.lost_content |= "content" in lost and not found.content.get(i) and not message.get("tool_calls")
         return found
 
 
@@ -151,15 +154,23 @@ class Marker:
         at = text.index(core)
         n = len(self.pieces)
         self.pieces.append((i, kind))
-        mark = f"{self.left}{n}{self.right}"
-        return text[:at] + mark + core + mark + text[at + len(core) :]
+        begin, end = (f"{self.left}{2 * n + is_end}{self.right}" for is_end in (0, 1))
+        return text[:at] + begin + core + end + text[at + len(core) :]
 
-    def _content(self, i: int, text: str) -> str:
+    def _content(self, i: int, text: str, *, empties: bool) -> str:
         thought = THOUGHT.match(text)
         if thought is None:
-            return self._around(i, "content", text)
+            return self._words(i, text, empties=empties)
         opening, inner, closing, rest = thought.groups()
-        return opening + self._around(i, "inner", inner) + closing + self._around(i, "content", rest)
+        return opening + self._around(i, "inner", inner) + closing + self._words(i, rest, empties=empties)
+
+    def _words(self, i: int, text: str, *, empties: bool) -> str:
+        """What was said. Of nothing the place is marked, after its spaces: templates strip those before more often."""
+        if text.strip() or not empties:
+            return self._around(i, "content", text)
+        n = len(self.pieces)
+        self.pieces.append((i, "empty"))
+        return f"{text}{self.left}{2 * n}{self.right}{self.left}{2 * n + 1}{self.right}"
 
     def message(self, i: int, message: dict[str, Any], marking: Marking) -> dict[str, Any]:
         own = message["role"] == "assistant"
@@ -167,19 +178,18 @@ class Marker:
             return message
         marked = dict(message)
         content = message.get("content")
+        empties = marking.empties and not message.get("tool_calls")
+
+        def inside(text: str) -> str:
+            return self._content(i, text, empties=empties) if own else self._around(i, "content", text)
+
         if isinstance(content, str):
-            marked["content"] = self._content(i, content) if own else self._around(i, "content", content)
+            marked["content"] = inside(content)
         elif isinstance(content, list):
-            whole = content[0]["text"]
-            text = self._content(i, whole) if own else self._around(i, "content", whole)
-            marked["content"] = [{"type": "text", "text": text}]
+            marked["content"] = [{"type": "text", "text": inside(content[0]["text"])}]
         for key in REASONING:
             if isinstance(message.get(key), str):
                 marked[key] = self._around(i, "thoughts", message[key])
-        says_nothing = not message.get("tool_calls") and not any(message.get(key) for key in REASONING)
-        if own and marking.empties and content == "" and says_nothing:
-            self.pieces.append((i, "empty"))
-            marked["content"] = 2 * f"{self.left}{len(self.pieces) - 1}{self.right}"
         if message.get("tool_calls") and marking.calls:
             marked["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
         return marked
@@ -208,16 +218,85 @@ class Marker:
             return tool
         return {**tool, "function": {**function, "name": self._around(-1, "tool", function["name"])}}
 
-    def spans(self, rendered: str) -> tuple[dict[int, Span], str]:
-        """Of each piece where it stands in the text without marks. A piece that was written twice is where it was
-        written first, one of which an end is missing is nowhere."""
-        places: dict[int, list[int]] = {}
+    def copies(self, rendered: str) -> tuple[dict[int, list[Span]], str]:
+        """Of each piece where it stands in the text without marks, as often as it does. Where one of its ends is
+        missing it is nowhere."""
+        begun: dict[int, int] = {}
+        found: dict[int, list[Span]] = {}
         plain: list[str] = []
         length = at = 0
         for mark in re.finditer(f"{re.escape(self.left)}(\\d+){re.escape(self.right)}", rendered):
             plain.append(rendered[at : mark.start()])
             length += mark.start() - at
             at = mark.end()
-            places.setdefault(int(mark[1]), []).append(length)
+            n, is_end = divmod(int(mark[1]), 2)
+            if not is_end:
+                begun[n] = length
+            elif n in begun:
+                found.setdefault(n, []).append((begun.pop(n), length))
         plain.append(rendered[at:])
-        return {n: (p[0], p[1]) for n, p in places.items() if len(p) >= 2}, "".join(plain)
+        return found, "".join(plain)
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Where pieces stand, some of them several times: a template may quote an answer before it comes, or after.
+
+    Attributes:
+        places: by piece, where it stands.
+        pieces: its message and its kind.
+    """
+
+    places: dict[int, list[Span]]
+    pieces: list[tuple[int, str]]
+    text: str
+
+    def chosen(self, messages: list[dict[str, Any]], document: Document, template: Template) -> dict[int, Span]:
+        """Of every piece the place that is in the turn of its message.
+
+        Raises:
+            InputError: an answer stands in several places, and the one in its turn cannot be told from the others.
+        """
+        found = {n: spans[0] for n, spans in self.places.items()}
+        quoted = {self.pieces[n][0] for n, spans in self.places.items() if len(spans) > 1} - {-1}
+        if not quoted:
+            return found
+        around = surroundings_of(template, messages, document.tools)
+        for i in sorted(quoted):
+            runs = self._runs(i)
+            is_answer = messages[i]["role"] == "assistant"
+            turn = self._turn(runs, template, around if is_answer else Surroundings())
+            if turn is None:
+                if is_answer:
+                    raise unclear(template)
+                continue
+            # A run that repeats a piece of the turn is a quotation; a result may part a turn in runs that do not.
+            parts = [turn, *(run for run in runs if not run.keys() & turn.keys())]
+            start = min(turn.values())[0]
+            for n in {n for run in runs for n in run}:
+                places = [run[n] for run in parts if n in run]
+                if places:
+                    found[n] = min(places, key=lambda span: (span[0] < start, abs(span[0] - start)))
+                else:
+                    del found[n]  # a thought, say, that its turn leaves out and a quotation does not
+        return found
+
+    def _runs(self, i: int) -> list[dict[int, Span]]:
+        """Pieces of a message, none of them twice, with nothing of another message between."""
+        own = {n for n in self.places if self.pieces[n][0] == i}
+        others = sorted(span[0] for n, spans in self.places.items() if n not in own for span in spans)
+        runs: list[dict[int, Span]] = []
+        for span, n in sorted((span, number) for number in own for span in self.places[number]):
+            end = max(runs[-1].values())[1] if runs else 0
+            if not runs or n in runs[-1] or any(end <= other < span[0] for other in others):
+                runs.append({})
+            runs[-1][n] = span
+        return runs
+
+    def _turn(self, runs: list[dict[int, Span]], template: Template, around: Surroundings) -> dict[int, Span] | None:
+        """The run that looks like a turn."""
+        spans = [(min(run.values())[0], max(run.values())[1]) for run in runs]
+        own = {n for run in runs for n in run}
+        others = [span for n, found in self.places.items() if n not in own for span in found]
+        best = own_copy(template, self.text, spans, sorted([*spans, *others]), around)
+        return runs[spans.index(best)] if best else None

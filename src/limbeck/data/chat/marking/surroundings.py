@@ -1,0 +1,227 @@
+"""What a chat template writes around an answer: the header that asks for it, and what ends it.
+
+The template is asked, with conversations of questions and answers; where it refuses those, with the real conversation,
+cut or gone on with. A template that refuses them all is refused: what it writes would have to be guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.data.chat.templates import Messages, Template, in_parts
+from limbeck.errors import InputError
+
+Span = tuple[int, int]
+
+QUESTION, ANSWER, LATER = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
+_TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "-", "parameters": {"type": "object", "properties": {}}},
+}
+_END = "-"
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a template writes around answers.
+
+    Attributes:
+        header: what it adds to ask for an answer (``<|im_start|>assistant\\n``); empty where it adds nothing, or
+            refuses to ask.
+        closing: the token after the last answer of a conversation; None where there is none.
+        closing_before_turn: the first token after an answer that a user's turn follows: the same, or the user's role
+            marker where nothing else ends an answer; None where there is none.
+        before_turn: what stands between such an answer and the end of that token.
+        was_asked: False where the template refuses to ask for an answer.
+    """
+
+    header: str = ""
+    closing: str | None = None
+    closing_before_turn: str | None = None
+    before_turn: str = ""
+    was_asked: bool = True
+
+
+def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict[str, Any]]) -> Surroundings:
+    """What the template writes around the answers of a conversation.
+
+    Raises:
+        InputError: it refuses every conversation that it could be asked with, or writes answers several times.
+    """
+    source = template.source(tools)
+    if source not in template.known:
+        template.known[source] = _first(_Trial(template, *made) for made in _made(template, bool(tools)))
+    found = template.known[source]
+    if found is None or not found.was_asked:
+        found = _first(_Trial(template, *given) for given in _given(messages, tools)) or found
+    if found is None:
+        raise refusal(template, "what it writes around an answer")
+    return found
+
+
+def refusal(template: Template, what: str) -> InputError:
+    """Of a template that does not take the conversations by which it would be found out what is to be learned."""
+    return InputError(
+        f"{template.name} refuses to be asked {what}: what is to be learned would be a guess",
+        key="data.corpus",
+        fix="Take out what it raises an exception for, or use another template",
+    )
+
+
+def unclear(template: Template) -> InputError:
+    return InputError(
+        f"{template.name} writes an answer several times, and which of them is its turn cannot be told",
+        key="data.corpus",
+        fix="Use a template that writes it once, or leave those conversations out",
+    )
+
+
+def says(role: str, content: str, like: Messages) -> dict[str, Any]:
+    """A message, in parts where those of ``like`` are."""
+    message = {"role": role, "content": content}
+    return in_parts([message])[0] if any(isinstance(m["content"], list) for m in like) else message
+
+
+_Asked = tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]
+"""What stands before an answer, and tools."""
+
+
+def _made(template: Template, has_tools: bool) -> Iterator[_Asked]:
+    """Some templates want a system message, some read lists of parts only, and some want tools."""
+    question = [{"role": "user", "content": QUESTION}]
+    told = [{"role": "system", "content": "-"}, *question]
+    several = isinstance(template.tokenizer.chat_template, dict)  # then the tools choose between them
+    for tools in ((), (_TOOL,)):
+        if several and bool(tools) != has_tools:
+            continue
+        for asked, as_given in ((question, list), (told, list), (question, in_parts), (told, in_parts)):
+            yield as_given(asked), tools
+
+
+def _given(messages: Messages, tools: Sequence[dict[str, Any]]) -> Iterator[_Asked]:
+    """The real conversation, cut before its last answer; or gone on with."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    yield list(messages[:last]), tools
+    yield [*messages, says("user", QUESTION, messages)], tools
+
+
+def _first(trials: Iterator[_Trial]) -> Surroundings | None:
+    """The first that the template takes, better one that it also asks for an answer in."""
+    kept = None
+    for trial in trials:
+        found = trial.found()
+        if found is not None and found.was_asked:
+            return found
+        kept = kept or found
+    return kept
+
+
+class _Trial:
+    """A conversation by which a template is asked."""
+
+    def __init__(self, template: Template, before: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> None:
+        self.template, self.before, self.tools = template, before, tools
+
+    def found(self) -> Surroundings | None:
+        answered = [*self.before, says("assistant", ANSWER, self.before)]
+        later = [*answered, says("user", LATER, self.before)]
+        tail = self._rendered(answered)
+        gap = self._rendered(later) or self._rendered([*later, says("assistant", _END, self.before)])
+        if tail is None or gap is None or ANSWER not in tail or ANSWER not in gap:
+            return None
+        header = self._header(self.before)
+        if header is None:
+            header = self._header(answered)
+        behind = (self._behind(tail, header or ""), self._behind(gap, header or ""))
+        last, first = self._closing(*behind), self.template.first_tag(behind[1].partition(LATER)[0])
+        return Surroundings(
+            header or "",
+            behind[0][slice(*last)] if last else None,
+            behind[1][slice(*first)] if first else None,
+            behind[1][: first[1]] if first else "",
+            header is not None,
+        )
+
+    def _rendered(self, messages: Messages, *, prompt: bool = False) -> str | None:
+        try:
+            return self.template.render(messages, self.tools, prompt=prompt)
+        except InputError:
+            return None
+
+    def _header(self, messages: Messages) -> str | None:
+        before, after = (self._rendered(messages, prompt=prompt) for prompt in (False, True))
+        if before is None or after is None:
+            return None
+        return after[self.template.common(after, before) :]
+
+    def _behind(self, text: str, header: str) -> str:
+        """What follows the answer, which the template may also quote."""
+        spots = {said: occurrences(text, said) for said in (QUESTION, ANSWER, LATER)}
+        borders = sorted(span for found in spots.values() for span in found)
+        own = own_copy(self.template, text, spots[ANSWER], borders, Surroundings(header))
+        if own is None:
+            raise unclear(self.template)
+        return text[own[1] :]
+
+    def _closing(self, tail: str, gap: str) -> Span | None:
+        """Of what follows a last answer (``tail``), the token that ends it: the last one, but where more follows than
+        before a user's turn (``gap``), such as the header of a next answer or an EOS token, the first."""
+        if gap.startswith(tail.rstrip()):
+            return self.template.last_tag(tail)
+        return self.template.first_tag(tail[: self.template.common(tail, gap)]) or self.template.last_tag(tail)
+
+
+def occurrences(text: str, said: str) -> list[Span]:
+    found, at = [], text.find(said)
+    while at >= 0:
+        found.append((at, at + len(said)))
+        at = text.find(said, at + len(said))
+    return found
+
+
+def headers(around: Surroundings) -> list[str]:
+    """The header, and as much of it as stands in a turn without the thoughts that it asks for."""
+    cut = around.header.partition("<think>")[0]
+    return [header for header in dict.fromkeys((around.header, cut)) if header.strip()]
+
+
+def lead(text: str, span: Span, borders: Sequence[Span]) -> str:
+    """What stands between a piece and the one before it."""
+    return text[max((end for start, end in borders if end <= span[0] and (start, end) != span), default=0) : span[0]]
+
+
+def own_copy(
+    template: Template, text: str, copies: Sequence[Span], borders: Sequence[Span], around: Surroundings
+) -> Span | None:
+    """Of the places where an answer stands in a text, the one in its own turn: after a header, and before what ends a
+    turn. None where several places look like that.
+
+    Args:
+        copies: the places, in their order.
+        borders: where all pieces of the conversation stand, in their order.
+    """
+    if len(copies) == 1:
+        return copies[0]
+
+    def weight(copy: Span) -> int:
+        before = lead(text, copy, borders)
+        rest = text[
+            copy[1] : min((at for at, end in borders if at >= copy[1] and (at, end) != copy), default=len(text))
+        ]
+        is_asked = any(header.rstrip() in before for header in headers(around))
+        is_ended = around.closing is not None and around.closing in rest
+        return (
+            2 * is_asked
+            + (template.first_tag(before) is not None)
+            + (2 if is_ended else template.first_tag(rest) is not None)
+        )
+
+    weights = [weight(copy) for copy in copies]
+    best, *others = [copy for copy, each in zip(copies, weights, strict=True) if each == max(weights)]
+    for other in others:
+        between = any(best[1] <= start and end <= other[0] for start, end in borders if (start, end) not in copies)
+        if between or template.first_tag(text[best[1] : other[0]]) is not None:
+            return None
+    return best
