@@ -322,20 +322,17 @@ class _Finder:
         # No such header: a template that goes on in the same turn, asks for nothing, or writes headers of many kinds.
         asked, before = (self._rendered_before(i, prompt=prompt) for prompt in (True, False))
         if i and asked is not None and self.text.startswith(asked) and previous <= len(asked) <= limit:
-            rest = self.text[len(asked) : limit]
+            rest = _unthinking(self.text[len(asked) : limit])
             if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
                 return len(asked)
         plain = [*self.marked.content.get(i, ()), *self.marked.empty.get(i, ())]
         if has_words and (limit in {span[0] for span in plain} or not self.marked.own(i)):
-            begun = _BEGUN_THOUGHT.search(region)
-            start = begun.start() if begun else len(region)
-            self._remark_header(i, region[:start])
-            return previous + start
+            header = _unthinking(region)
+            self._remark_header(i, header)
+            return previous + len(header)
         for text in self._answered_otherwise(i):
             if text[:previous] == self.text[:previous] and (at := text.find(ANSWER)) >= previous:
-                before_plain = text[previous:at]
-                begun = _BEGUN_THOUGHT.search(before_plain)
-                return previous + self.template.common(region, before_plain[: begun.start() if begun else None])
+                return previous + self.template.common(region, _unthinking(text[previous:at]))
         raise refusal(self.template, "where a turn begins that is no plain answer")
 
     def _begins_with_tag(self, text: str) -> bool:
@@ -480,6 +477,12 @@ class _Finder:
         low += len(_NO_THOUGHT.match(self.text[low:high])[0])  # type: ignore[index]
         written = self.text[low:high].rstrip()
         return [(low, low + len(written))] if written else []
+
+
+def _unthinking(text: str) -> str:
+    """What stands before an answer, without the thought that is begun there, or is empty."""
+    begun = _BEGUN_THOUGHT.search(text)
+    return text[: begun.start()] if begun else text
 
 
 def _together(spans: list[tuple[int, int]], others: list[int]) -> list[list[tuple[int, int]]]:
