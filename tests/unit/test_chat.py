@@ -606,6 +606,26 @@ def test_a_header_that_nothing_tells_is_only_read(tokenizer: Any, header: str, a
     ]
 
 
+def test_spaces_that_an_answer_begins_with_are_its_own_whatever_its_header(tokenizer: Any) -> None:
+    named = CHATML.replace("{{ m['role'] }}", "{{ m.role }}{{ ' name=' + m.name if m.name }}")
+    conversation = (user("hi"), said("  yo", name="Bob"), user("more"), said("  ok"))
+    assert learned(tokenizer, named, *conversation) == ["  yo<|im_end|>", "  ok<|im_end|>"]
+    stripping = named.replace("{{ m['content'] }}", "{{ m.content | trim }}")
+    assert learned(tokenizer, stripping, *conversation) == ["yo<|im_end|>", "ok<|im_end|>"]
+
+
+@pytest.mark.parametrize("change", [" | upper", " | lower", " | replace('answer', 'reply')"])
+def test_a_template_that_changes_letters_can_be_asked(tokenizer: Any, change: str) -> None:
+    template = CHATML.replace("m['content']", f"m['content']{change}")
+    assert [piece.lower() for piece in learned(tokenizer, template, user("hi"), said("7"))] == ["7<|im_end|>"]
+
+
+def test_turns_that_stand_in_another_order_are_found(tokenizer: Any) -> None:
+    conversation = (user("hi"), said("yo"), user("more"), said("ok"))
+    turned = CHATML.replace("in messages", "in messages | reverse")
+    assert learned(tokenizer, turned, *conversation) == ["ok<|im_end|>", "yo<|im_end|>"]
+
+
 def test_more_than_a_header_may_be_read_where_nothing_asks(tokenizer: Any) -> None:
     unasked = CHANNELS.partition("{% if add_generation_prompt %}")[0]
     document = Document(messages=(user("hi"), said("yo")))

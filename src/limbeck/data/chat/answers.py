@@ -326,14 +326,22 @@ class _Finder:
             if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
                 return len(asked)
         plain = [*self.marked.content.get(i, ()), *self.marked.empty.get(i, ())]
-        if has_words and (limit in {span[0] for span in plain} or not self.marked.own(i)):
-            header = _unthinking(region)
-            self._remark_header(i, header)
-            return previous + len(header)
+        is_plain = has_words and (limit in {span[0] for span in plain} or not self.marked.own(i))
+        if is_plain:
+            if self.around.has_more and not self.around.header.strip():
+                self.rendered.remarks.add(HEADED)
+            if not self._said(i)[:1].isspace():
+                return limit - len(region) + len(_unthinking(region))
         for text in self._answered_otherwise(i):
             if text[:previous] == self.text[:previous] and (at := text.find(ANSWER)) >= previous:
                 return previous + self.template.common(region, _unthinking(text[previous:at]))
+        if is_plain:
+            return limit - len(region) + len(_unthinking(region))
         raise refusal(self.template, "where a turn begins that is no plain answer")
+
+    def _said(self, i: int) -> str:
+        content = self.messages[i]["content"]
+        return str(content[0]["text"] if isinstance(content, list) else content)
 
     def _begins_with_tag(self, text: str) -> bool:
         tag = self.template.first_tag(text.lstrip())
@@ -344,26 +352,6 @@ class _Finder:
             return self.template.render(self.messages[:i], self.document.tools, prompt=prompt)
         except InputError:
             return None
-
-    def _remark_header(self, i: int, region: str) -> None:
-        """A doubt: more tags stand before an answer than before what a user says, and nothing says which are asked
-        with."""
-        if self.around.header.strip():
-            return
-        opening = self.around.closing
-
-        def tags(text: str) -> int:
-            own = text.rpartition(opening)[2] if opening else text
-            return sum(1 for _ in self.template.tags(own))
-
-        others = sorted(end for j in range(len(self.messages)) for _, end in self.marked.own(j))
-        asked = [0]
-        for j, message in enumerate(self.messages):
-            if message["role"] == "user":
-                for start, _ in self.marked.own(j):
-                    asked.append(tags(self.text[max((e for e in others if e <= start), default=0) : start]))
-        if tags(region) > max(asked):
-            self.rendered.remarks.add(HEADED)
 
     def _end(self, i: int, start: int, body_end: int, stop: int) -> int:
         """After the token that ends the turn."""

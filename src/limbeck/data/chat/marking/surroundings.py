@@ -15,7 +15,8 @@ from limbeck.errors import InputError
 
 Span = tuple[int, int]
 
-QUESTION, ANSWER, LATER = "\u2983question\u2984", "\u2983answer\u2984", "\u2983another\u2984"
+QUESTION, ANSWER, LATER = "71~001~7", "82~002~8", "93~003~9"
+"""No letters: templates change their case, or escape what is not ASCII. No number either: templates look for those."""
 _TOOL = {
     "type": "function",
     "function": {"name": "look", "description": "-", "parameters": {"type": "object", "properties": {}}},
@@ -35,6 +36,7 @@ class Surroundings:
             marker where nothing else ends an answer; None where there is none.
         before_turn: what stands between such an answer and the end of that token.
         was_asked: False where the template refuses to ask for an answer.
+        has_more: more tags stand before an answer than before a question: not all of them may be a header's.
     """
 
     header: str = ""
@@ -42,6 +44,7 @@ class Surroundings:
     closing_before_turn: str | None = None
     before_turn: str = ""
     was_asked: bool = True
+    has_more: bool = False
 
 
 def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict[str, Any]]) -> Surroundings:
@@ -134,15 +137,21 @@ class _Trial:
         header = self._header(self.before)
         if header is None:
             header = self._header(answered)
-        behind = (self._behind(tail, header or ""), self._behind(gap, header or ""))
+        own, then = self._own(tail, header or ""), self._own(gap, header or "")
+        behind = tail[own[1] :], gap[then[1] :]
         last, first = self._closing(*behind), self.template.first_tag(behind[1].partition(LATER)[0])
+        asked, _, answered_with = gap[: then[0]].rpartition(QUESTION)
         return Surroundings(
             header or "",
             behind[0][slice(*last)] if last else None,
             behind[1][slice(*first)] if first else None,
             behind[1][: first[1]] if first else "",
             header is not None,
+            bool(asked) and self._tags(answered_with) > self._tags(behind[1].partition(LATER)[0]),
         )
+
+    def _tags(self, text: str) -> int:
+        return sum(1 for _ in self.template.tags(text))
 
     def _rendered(self, messages: Messages, *, prompt: bool = False) -> str | None:
         try:
@@ -156,14 +165,14 @@ class _Trial:
             return None
         return after[self.template.common(after, before) :]
 
-    def _behind(self, text: str, header: str) -> str:
-        """What follows the answer, which the template may also quote."""
+    def _own(self, text: str, header: str) -> Span:
+        """Where the answer stands, which the template may also quote."""
         spots = {said: occurrences(text, said) for said in (QUESTION, ANSWER, LATER)}
         borders = sorted(span for found in spots.values() for span in found)
         own = own_copy(self.template, text, spots[ANSWER], borders, Surroundings(header))
         if own is None:
             raise unclear(self.template)
-        return text[own[1] :]
+        return own
 
     def _closing(self, tail: str, gap: str) -> Span | None:
         """Of what follows a last answer (``tail``), the token that ends it: the last one, but where more follows than
