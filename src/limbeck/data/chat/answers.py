@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.marking.marks import MARKINGS, REASONING, THOUGHT, Marked
-from limbeck.data.chat.marking.surroundings import ANSWER, LATER, Span, headers, refusal, says, surroundings_of
+from limbeck.data.chat.marks import MARKINGS, REASONING, THOUGHT, Marked
 from limbeck.data.chat.templates import Template, in_parts
+from limbeck.data.chat.turns.surroundings import ANSWER, LATER, Span, headers, refusal, says, surroundings_of
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
