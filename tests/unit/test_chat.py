@@ -561,6 +561,12 @@ def test_quotations_of_calls_and_of_nothing_are_none(tokenizer: Any) -> None:
     )
     calling = (user("W?"), said("", tool_calls=[CALL]), RESULT, said("It is 4 C."))
     assert learned(tokenizer, listed + CALLING, *calling) == learned(tokenizer, CALLING, *calling)
+    after = (
+        "Log:{% for m in messages %} {{ m.content }}{% for c in m.tool_calls or [] %} {{ c.function.name }}"
+        " {{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    unasked = CALLING.partition("{% if add_generation_prompt %}")[0]
+    assert learned(tokenizer, unasked + after, *calling) == learned(tokenizer, CALLING, *calling)
     gold = "Gold: {{ messages[-1].content }}\n"
     assert learned(tokenizer, gold + CHATML, user("hi"), said("")) == ["<|im_end|>"]
     thinking = (user("hi"), said("<think>hm</think>yo"))
@@ -662,6 +668,13 @@ def test_the_end_of_nothing_is_learned(tokenizer: Any, template: str, nothing: s
             assert encoded.n_bytes == (2 if len(conversation) > 2 else 0)
     silent = (user("q"), said(nothing), user("r"), said("yo"))
     assert len(learned(tokenizer, template, *silent)) == 2
+
+
+def test_nothing_that_has_no_place_is_refused(tokenizer: Any) -> None:
+    last = CHATML.replace("in messages", "in messages[-2:]")
+    with pytest.raises(InputError, match="where an answer without words would stand"):
+        learned(tokenizer, last, user("q"), said(""), user("r"), said("yo"))
+    assert learned(tokenizer, last, user("q"), said("", learn=False), user("r"), said("yo")) == ["yo<|im_end|>"]
 
 
 def test_a_call_without_an_end_is_said(tokenizer: Any) -> None:

@@ -290,6 +290,8 @@ class _Finder:
             return []
         for text in self._answered_otherwise(i):
             head, _, tail = text.partition(ANSWER)
+            if text.count(ANSWER) != 1:  # left out, or quoted
+                continue
             if self.text.startswith(head) and self.text.endswith(tail) and len(head) + len(tail) <= len(self.text):
                 return [(len(head), len(self.text) - len(tail))]
         raise refusal(self.template, "where an answer without words would stand")
@@ -303,11 +305,9 @@ class _Finder:
         follow = [says("user", LATER, self.messages), says("assistant", "-", self.messages)]
         for messages in ([*cut, *self.messages[i + 1 :]], cut, [*cut, *follow]):
             try:
-                text = self.template.render(messages, self.document.tools)
+                yield self.template.render(messages, self.document.tools)
             except InputError:
                 continue
-            if text.count(ANSWER) == 1:
-                yield text
 
     def _start(self, i: int, previous: int, limit: int, *, has_words: bool) -> int:
         """After the header that asks for the answer."""
