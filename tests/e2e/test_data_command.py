@@ -80,3 +80,19 @@ def test_a_tokenizer_that_is_still_to_be_trained(
     out = capsys.readouterr().out
     assert "still to be trained" in out
     assert "a [bold]dog\\x1b[0m" in out
+
+
+def test_what_a_run_would_say_of_the_documents_is_said(
+    tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Duplicates, documents longer than a row, tokens that somebody typed, and no more than `max_documents`."""
+    pair = {"question": "what is a cat " * 9, "answer": "<|endoftext|>"}
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(row) for row in (pair, pair, {"text": "third"})))
+    recipe["data"] = {"corpus": [{"files": str(tmp_path / "d.jsonl"), "max_documents": 2}], "seq_len": 32}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    _main(monkeypatch, "data", str(tmp_path / "r.yaml"), "--show", "3")
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "1 of them are duplicates" in out
+    assert "longer than data.seq_len (32)" in out
+    assert "2 documents hold the tokenizer's control tokens as text (<|endoftext|>)" in out
+    assert "third" not in out

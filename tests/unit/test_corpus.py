@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from limbeck.data import corpus as corpus_module
-from limbeck.data.chat.encode import Encoded, encode, encode_batch
-from limbeck.data.corpus import Corpus, Encoder, Enough, holdout_count, open_corpus, write_corpus
+from limbeck.data.chat.encode import MASKED, WORDS, Encoded, encode, encode_batch
+from limbeck.data.corpus import Corpus, Encoder, Enough, holdout_count, open_corpus, write_corpus, write_encoded
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.spool import Spool, fingerprint_of
 from limbeck.errors import InputError
+from limbeck.pipeline.shared.tokenising import cuts_of, read_into
+from limbeck.recipe import Data
+from limbeck.workflow.stage import Context
 
 HALF = "half \ud800"
 CHAT = Document(
@@ -57,6 +60,7 @@ def test_a_spool_gives_each_document_once_by_its_hash(tmp_path: Path, texts: lis
     again = Spool(tmp_path / "spool")
     assert again.fingerprint == spool.fingerprint == fingerprint_of(reversed(different))
     assert fingerprint_of(different[1:]) != spool.fingerprint
+    assert spool.duplicates == len(found) - len(different) == again.duplicates
 
 
 def test_of_equal_documents_the_first_is_kept(tmp_path: Path) -> None:
@@ -74,6 +78,38 @@ def test_blocks_cover_a_spool_and_a_large_document_is_one(tmp_path: Path) -> Non
     assert sum(sizes) == int(spool.sizes.sum())
     assert sum(size > 100 for size in sizes) == 1
     assert len(sizes) > 5
+
+
+def test_what_was_read_is_said(tmp_path: Path) -> None:
+    """Duplicates within a source and across two, and control tokens in a text."""
+    for name, texts in {"a": ["one", "two", "one", "<|im_end|>"], "b": ["two", "three"]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    events: list[dict[str, Any]] = []
+    data = Data.model_validate({"corpus": [{"files": str(tmp_path / f"{name}.jsonl")} for name in "ab"]})
+    spool = read_into(tmp_path / "spool", data, None, Context(tmp_path, "data", events.append))
+    assert len(spool) == 4
+    said = [event["text"] for event in events if event["event"] in ("note", "warning")]
+    assert said[0] == "data.corpus.0: 4 plain texts (`text`)"
+    assert said[2] == "data.corpus: 2 duplicates were left out (4 documents remain)"
+    assert said[3].startswith("data.corpus: 1 documents hold what another model's template writes (<|im_end|>)")
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_what_the_ends_of_rows_cut_is_said(tmp_path: Path, *, pack: bool) -> None:
+    asked, said = [MASKED] * 6, [WORDS] * 4
+    lengths = [asked + said, asked + [WORDS] * 5, [MASKED] + [WORDS] * 30, asked + [WORDS] * 7 + asked + said]
+    write_encoded(tmp_path / "c", iter([Encoded(list(range(len(mask))), mask, 4) for mask in lengths]), {})
+    data = Data.model_validate({"corpus": [{"text": "x"}], "seq_len": 10, "pack": pack})
+    line, lost = cuts_of(tmp_path / "c", data)
+    assert line is not None
+    assert "2 of 4 documents are longer than data.seq_len (10 tokens) and are cut into rows" in line
+    assert f"{3 if pack else 2} answers are learned without all of their question" in line
+    assert ("data.pack: false" in line) == pack
+    assert lost
+    assert cuts_of(tmp_path / "c", Data.model_validate({"corpus": [{"text": "x"}], "seq_len": 99, "pack": False})) == (
+        None,
+        False,
+    )
 
 
 # --------------------------------------------------------------------------------------- held out

@@ -97,6 +97,43 @@ def test_the_first_response_token_is_learned_and_nothing_past_the_end() -> None:
     assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, 4, 5]]
 
 
+@given(
+    shapes=st.lists(
+        st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4), min_size=1, max_size=6
+    ),
+    seq_len=st.integers(1, 12),
+    pack=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_answers_that_rows_take_from_their_questions_are_counted(
+    shapes: list[list[tuple[int, int]]], seq_len: int, pack: bool
+) -> None:
+    """Against what every row holds: a label and not all tokens from the end of the answer before on."""
+    documents: list[tuple[list[int], list[bool]]] = [(list(range(900, 930)), [False] + [True] * 29)]  # plain text
+    question_of, answer_of, number = {}, {}, 1_000
+    for answer, shape in enumerate(shapes):
+        ids: list[int] = []
+        mask: list[bool] = []
+        for turn, (asked, said) in enumerate(shape):
+            asked += not turn  # a conversation begins with more than one token that is read
+            for i in range(number + asked, number + asked + said):
+                question_of[i], answer_of[i] = number, (answer, turn)
+            ids += range(number, number + asked + said)
+            mask += [False] * asked + [True] * said
+            number += asked + said
+        documents.append((ids, mask))
+    rows = Rows(corpus_of(documents), seq_len, pack=pack)
+    torn = set()
+    for r in range(len(rows)):
+        for ids_, mask_ in rows[r].pieces:
+            labels = [i for i, learned in zip(ids_.tolist()[1:], mask_.tolist()[1:], strict=True) if learned]
+            torn |= {answer_of[i] for i in labels if i in answer_of and ids_[0] > question_of[i]}
+    cuts = rows.cuts()
+    assert cuts.answers == len(torn)
+    assert cuts.documents == len(documents)
+    assert cuts.longer == sum(len(ids) - 1 > seq_len for ids, _ in documents)
+
+
 def test_row_keys_depend_on_tokens_and_borders_only() -> None:
     rows = Rows(corpus_of([([1, 2, 3], [True] * 3), ([1, 2, 3, 4], [True] * 4)]), 8, pack=False)
     alone, padded = collate([rows[0]]).row_keys(), collate([rows[0], rows[1]]).row_keys()

@@ -580,3 +580,286 @@ def test_what_other_tools_ask_for_is_refused_by_name(tmp_path: Path, row: Any, s
 
 def test_an_empty_list_is_no_conversation(tmp_path: Path) -> None:
     assert [d.text for d in rows(tmp_path, {"messages": [], "text": "T"})] == ["T"]
+
+
+# --------------------------------------------------------------------------------- nothing is lost without a word
+
+
+def recognised(tmp_path: Path, *found: Any, **more: Any) -> str:
+    """The line that says what was recognised."""
+    seen: dict[str, Seen] = {}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in found))
+    assert list(documents((files(path, **more),), seen))
+    return seen["data.corpus.0"].line()
+
+
+S, T = {"role": "system", "content": "kind"}, {"role": "tool", "content": "4 C"}
+
+
+@pytest.mark.parametrize("name", ["function", "ipython", "tool"])
+def test_results_of_tools_have_one_role(tmp_path: Path, name: str) -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    (document,) = rows(tmp_path, {"messages": [U, called, {"role": name, "content": "4 C"}, A]})
+    assert document.messages == (U, called, T, A)
+
+
+def test_a_developer_is_the_system_where_there_is_no_other(tmp_path: Path) -> None:
+    told = {"role": "developer", "content": "kind"}
+    assert rows(tmp_path, {"messages": [told, U, A]})[0].messages == (S, U, A)
+    assert rows(tmp_path, {"conversations": [{"from": "developer", "value": "kind"}, U, A]})[0].messages == (S, U, A)
+    assert rows(tmp_path, {"messages": [S, told, U, A]})[0].messages == (S, told, U, A)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages", "line"),
+    [
+        ({"q": "Hi", "a": "Yo", "history": [["Hi", "Yo"]]}, {"prompt": "q", "response": "a"}, (U, A, U, A),
+         "1 pairs (`q`, `a`) with `history`"),
+        ({"q": "Hi", "a": "Yo", "system": "kind", "id": 1}, {"prompt": "q", "response": "a"}, (S, U, A),
+         "1 pairs (`q`, `a`) with `system`; not read: id"),
+        ({"q": "Hi", "a": "Yo", "history": "long"}, {"prompt": "q", "response": "a"}, (U, A),
+         "1 pairs (`q`, `a`); not read: history"),
+        ({"m": [U, A], "system_prompt": "kind", "history": [["a", "b"]]}, {"messages": "m"}, (S, U, A),
+         "1 conversations (`m`) with `system_prompt`; not read: history"),
+        ({"m": [U, A], "tools": [TOOL]}, {"messages": "m"}, (U, A), "1 conversations (`m`) with `tools`"),
+        ({"m": [U, A], "defs": [TOOL], "tools": [TOOL]}, {"messages": "m", "tools": "defs"}, (U, A),
+         "1 conversations (`m`) with `defs`; not read: tools"),
+        ({"instruction": "Hi", "output": "Yo", "system": "kind", "history": []}, {}, (S, U, A),
+         "1 Alpaca rows (`instruction`, `output`) with `system`"),
+        ({"instruction": "Hi", "input": "<noinput>", "output": "Yo"}, {}, (U, A),
+         "1 Alpaca rows (`instruction`, `input`, `output`)"),
+        ({"prompt": "Hi", "completion": "Yo"}, {}, (U, A), "1 pairs (`prompt`, `completion`) as they are"),
+        ({"prompt": "Hi", "completion": "Yo", "system": "kind"}, {}, (S, U, A),
+         "1 pairs (`prompt`, `completion`) in a chat template with `system`"),
+    ],
+)  # fmt: skip
+def test_what_is_read_beside_a_column_is_said(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], messages: tuple[Any, ...], line: str
+) -> None:
+    assert rows(tmp_path, row, columns=Columns(**columns))[0].messages == messages
+    assert recognised(tmp_path, row, columns=Columns(**columns)) == line
+
+
+@pytest.mark.parametrize(
+    ("system", "said"),
+    [
+        ("kind", (S,)),
+        (S, (S,)),
+        ([S], (S,)),
+        ([{"type": "text", "text": "kind"}], (S,)),
+        ({"text": "kind"}, (S,)),
+        ("", ()),
+        ([], ()),
+    ],
+)
+def test_a_system_message_in_a_column(tmp_path: Path, system: Any, said: tuple[Any, ...]) -> None:
+    for row in ({"messages": [U, A]}, {"prompt": "Hi", "response": "Yo"}, {"instruction": "Hi", "output": "Yo"}):
+        assert rows(tmp_path, {**row, "system": system})[0].messages == (*said, U, A)
+    assert rows(tmp_path, {"messages": [S, U, A], "system": system})[0].messages == (S, U, A)
+    assert rows(tmp_path, {"messages": [U, A], "system": system, "system_prompt": "kind"})[0].messages == (S, U, A)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"system": ["kind"]}, "has a `system` that is a list, not text"),
+        ({"system": 5}, "has a `system` that is a number, not text"),
+        ({"system_prompt": [U]}, "has a `system_prompt` that is not one message of the `system`"),
+        ({"system": [S, S]}, "has a `system` that is not one message of the `system`"),
+        ({"system": "a", "system_prompt": "b"}, "has a `system` and a `system_prompt` that differ"),
+        ({"messages": [S, U, A], "system": "b"}, "has a `system` message and a `system` that differ"),
+        ({"history": [["a", "b"]]}, "has a `history` beside messages"),
+    ],
+)
+def test_systems_that_cannot_be_read_are_refused(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        rows(tmp_path, {"messages": [U, A], **row})
+
+
+def _parts(*flags: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "role": "assistant",
+        "content": [{"type": "text", "text": text, **flag} for text, flag in zip("Yo", flags, strict=True)],
+    }
+
+
+@pytest.mark.parametrize("flag", ["weight", "train", "loss_mask", "learn", "loss"])
+def test_flags_of_parts(tmp_path: Path, flag: str) -> None:
+    no, yes = {flag: 0}, {flag: 1}
+    (document,) = rows(tmp_path, {"messages": [U, _parts(no, no), U, _parts(yes, {})]})
+    assert document.messages == (U, {**A, "learn": False}, U, A)
+    for flags in ((no, {}), ({}, no)):
+        with pytest.raises(InputError, match="message 2 has parts of which only some"):
+            rows(tmp_path, {"messages": [U, _parts(*flags)]})
+    with pytest.raises(InputError, match="both that it is learned and that it is not"):
+        rows(tmp_path, {"messages": [U, _parts(no, yes)]})
+    with pytest.raises(InputError, match="both that it is learned and that it is not"):
+        rows(tmp_path, {"messages": [U, {**_parts(no, no), flag: 1}]})
+    with pytest.raises(InputError, match="part 1 has `mask`"):
+        rows(tmp_path, {"messages": [U, _parts({"mask": 0}, {})]})
+
+
+@pytest.mark.parametrize(
+    "key", ["context", "documents", "refusal", "channel", "recipient", "attachments", "passages", "image_url"]
+)
+def test_what_a_message_says_beside_its_text_is_refused_by_name(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InputError, match=f"message 2 has `{key}`, which limbeck does not read in a message"):
+        rows(tmp_path, {"messages": [U, {**A, key: "x"}]})
+    with pytest.raises(InputError, match=f"message 2, part 1 has `{key}`"):
+        rows(tmp_path, {"messages": [U, _parts({key: "x"}, {})]})
+    assert rows(tmp_path, {"messages": [U, {**A, key: None}]})[0].messages == (U, A)
+
+
+def test_keys_of_messages_that_are_not_read_are_named(tmp_path: Path) -> None:
+    turns = [
+        {**U, "id": 3, "lang": ""},
+        {**A, "cot": "hm", "channel": "final", "tool_calls": []},
+        U,
+        _parts({"c": 1}, {}),
+    ]
+    assert recognised(tmp_path, {"messages": turns, "n": 1}) == (
+        "1 conversations (`messages`); not read: n; not read in messages: c, cot, id"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"from": "gpt", "value": "Yo", "content": "no"}, "message 2 has a `content` and a `value` that differ"),
+        ({"role": "user", "from": "gpt", "value": "Yo"}, "message 2 has a `role` and a `from` that differ"),
+    ],
+)
+def test_a_message_that_says_two_things_is_refused(tmp_path: Path, message: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        rows(tmp_path, {"conversations": [{"from": "human", "value": "Hi"}, message]})
+    same = {"from": "gpt", "role": "assistant", "value": "Yo", "content": "Yo"}
+    assert rows(tmp_path, {"conversations": [{"from": "human", "value": "Hi"}, same]})[0].messages == (U, A)
+
+
+def test_parts_in_a_string_of_json(tmp_path: Path) -> None:
+    """Read where all contents are; an answer may be such JSON itself."""
+    asked, said = (json.dumps([{"type": "text", "text": text}]) for text in ("Hi", "Yo"))
+    (document,) = rows(tmp_path, {"messages": [{**U, "content": asked}, {**A, "content": said}]})
+    assert document.messages == (U, A)
+    (document,) = rows(tmp_path, {"messages": [U, {**A, "content": said}]})
+    assert document.messages == (U, {**A, "content": said})
+    with pytest.raises(InputError, match="part of type `image`"):
+        rows(tmp_path, {"messages": [{**U, "content": '[{"type": "image"}]'}, {**A, "content": said}]})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, name: str, indent: int | None) -> None:
+    text = json.dumps([{"question": "q", "answer": "a", "ANSWER": "b"}], indent=indent).replace("ANSWER", "answer")
+    for whole in (text, text.strip("[]")):
+        (tmp_path / name).write_text(whole)
+        with pytest.raises(InputError, match="the key 'answer' stands twice"):
+            read(files(tmp_path / name))
+
+
+def test_a_table_of_tabs_that_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('q\ta\n1\t"One\n2\ttwo\n3\tthree"\n4\tfour\n')
+    with pytest.raises(InputError, match="lines 2 to 4 are one row in quotes, or 3 without"):
+        read(files(path, columns=Columns(prompt="q", response="a")))
+    path.write_text('q\ta\n1\t"One\nmore lines"\n4\tfour\n')
+    assert [d.messages[1]["content"] for d in read(files(path, columns=Columns(prompt="q", response="a")))] == [
+        "One\nmore lines", "four",
+    ]  # fmt: skip
+
+
+def test_a_header_in_the_middle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\na,b\nquestion,answer\nc,d\n")
+    with pytest.raises(InputError, match="line 3 is the header once more"):
+        read(files(tmp_path / "a.csv"))
+    (tmp_path / "b.csv").write_text("text\na\ntext\n")
+    assert len(read(files(tmp_path / "b.csv"))) == 2
+
+
+def test_a_column_without_a_name_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",question,answer\n0,a,b\n")
+    seen: dict[str, Seen] = {}
+    list(documents((files(tmp_path / "a.csv"),), seen))
+    assert seen["data.corpus.0"].line().endswith("not read: a column without a name")
+
+
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def _folder(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        path = tmp_path / "d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"text": name}))
+    return tmp_path / "d"
+
+
+def test_of_a_folder_content_decides(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "a.jsonl", "b.JSONL", "c.jsonlines", "part-0", "e.dat", "f.jsonl.bak", "g.tmp")
+    (folder / "h.log").write_text("2026-11-28 started")
+    (folder / "i.py").write_text("x = 1")
+    (folder / "j.png").write_bytes(b"\x89PNG")
+    (folder / "part-1").write_bytes(_parquet())
+    seen: dict[str, Seen] = {}
+    found = [d.text for d in documents((files(folder),), seen)]
+    assert found == ["a.jsonl", "b.JSONL", "c.jsonlines", "e.dat", "part-0", *(row["text"] for row in TEXTS)]
+    assert seen["data.corpus.0"].line() == "8 plain texts (`text`); not read: 5 files (.bak, .log, .png, .py, .tmp)"
+
+
+def test_files_beside_texts_are_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "a.txt", "b.md", "README.md")
+    seen: dict[str, Seen] = {}
+    assert len(list(documents((TextSource(text=str(folder)),), seen))) == 1
+    assert seen["data.corpus.0"].line() == "1 plain texts; not read: b.md"
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "fix"),
+    [
+        (("train.jsonl", "test.jsonl", "validation.jsonl"), "test, train, validation", "d/train.jsonl"),
+        (("train-0.jsonl", "train-1.jsonl", "dev-0.jsonl"), "train, validation", "d/train-*"),
+        (("train/0.jsonl", "train/1.jsonl", "valid/0.jsonl"), "train, validation", "d/train"),
+        (("en/train/0.jsonl", "de/train/1.jsonl", "de/eval/0.jsonl"), "eval, train", "d/de/train/1.jsonl, "),
+        (("squad_train.json", "squad_dev.json"), "train, validation", "d/squad_train.json"),
+        (("data/train-00000-of-00001.jsonl.gz", "data/test-00000-of-00001.jsonl.gz"), "test, train", "d/data/train-"),
+    ],
+)
+def test_splits_in_a_folder_are_not_mixed(tmp_path: Path, names: tuple[str, ...], splits: str, fix: str) -> None:
+    folder = _folder(tmp_path, *names)
+    with pytest.raises(RecipeError, match=rf"d holds several splits \({splits}\)") as caught:
+        read(files(folder))
+    assert fix in str(caught.value.fix)
+    if fix.endswith(("*", "train", "l")):
+        assert [d.text for d in read(files(tmp_path / fix))] == sorted(n for n in names if "train" in n)
+    if names[0].endswith("l"):
+        assert len(read(files(folder / "**" / "*.jsonl"))) == len(names)
+
+
+def test_names_that_are_no_splits(tmp_path: Path) -> None:
+    assert len(read(files(_folder(tmp_path, "trains.jsonl", "contest.jsonl", "train.jsonl", "a_test_b.jsonl")))) == 4
+
+
+def test_caches_of_the_datasets_library_are_not_read(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    folder = tmp_path / "d"
+    Dataset.from_list(TEXTS).save_to_disk(str(folder))
+    (folder / "cache-1.arrow").write_bytes(_arrow(pyarrow.ipc.new_stream))
+    (folder / "old.arrow").write_bytes(_arrow(pyarrow.ipc.new_stream))
+    seen: dict[str, Seen] = {}
+    assert len(list(documents((files(folder),), seen))) == len(TEXTS)
+    assert seen["data.corpus.0"].line() == "3 plain texts (`text`); not read: cache-1.arrow, old.arrow"
+    (folder / "state.json").unlink()
+    assert len(read(files(folder))) == 2 * len(TEXTS)
+    (folder / "old.arrow").unlink()
+    assert len(read(files(folder))) == len(TEXTS)
+
+
+def test_a_saved_data_set_that_lacks_a_file_is_torn(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(TEXTS).save_to_disk(str(tmp_path / "d"), num_shards=2)
+    (tmp_path / "d" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(RecipeError, match="d is torn: there is no data-00001-of-00002"):
+        read(files(tmp_path / "d"))

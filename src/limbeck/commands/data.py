@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode_batch, template_facts
+from limbeck.data.documents.control import Control
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.rows import Seen
 from limbeck.data.documents.sources import first_documents
@@ -40,6 +41,14 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
         console.print(Text.assemble((key, "bold"), f", first documents: {here.line()}"))
         if left_out := here.left_out():
             console.print(Text(f"  left out: {left_out}", "yellow"))
+    duplicates = len(found) - len({document.key for _, document in found})
+    if duplicates:
+        console.print(Text(f"{duplicates:,} of them are duplicates: a run keeps one of equal documents", "yellow"))
+    control = Control(tokenizer)
+    for _, document in found:
+        control.count(document)
+    for remark in control.remarks():
+        console.print(Text(f"! {remark}", "yellow"))
     if tokenizer is None:
         console.print(Text("The tokenizer is still to be trained on this corpus: texts are shown as they are.", READ))
         for key, document in found[: count if count else 0]:
@@ -54,6 +63,8 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
     encoded = encode_batch([document for _, document in found], tokenizer, recipe.data.date)
     for (key, document), each in zip(found, encoded, strict=True):
         console.print(Text(f"\n{key}, document {document.key[:12]}: {_counts(each)}", "bold"))
+        if len(each.ids) - 1 > recipe.data.seq_len:
+            console.print(Text(f"! longer than data.seq_len ({recipe.data.seq_len}): it is cut into rows", "yellow"))
         console.print(_tokens(each, tokenizer, plain=plain))
         for remark in sorted(each.remarks):
             console.print(Text(f"! {remark}", "yellow"))

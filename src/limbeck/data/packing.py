@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.chat.encode import WORDS
+from limbeck.data.chat.encode import MASKED, WORDS
 from limbeck.data.corpus import Corpus
 
 IGNORED = -100
@@ -64,6 +64,22 @@ class Row:
     pieces: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """What the ends of rows do to documents.
+
+    Attributes:
+        documents: how many there are.
+        longer: of them, those that no row holds whole.
+        answers: answers of conversations that are learned, at least in part, in a row that does not hold all of what
+            was said since the answer before.
+    """
+
+    documents: int
+    longer: int
+    answers: int
+
+
 class Rows:
     """All rows of a corpus, cut to ``seq_len``; row r is the same in every process and every run.
 
@@ -107,6 +123,23 @@ class Rows:
         ids, mask = self.corpus.document(d)
         return ids[offset : offset + length + 1], mask[offset : offset + length + 1]
 
+    def cuts(self) -> Cuts:
+        """What is lost at the ends of rows."""
+        corpus = self.corpus
+        spans = np.maximum(corpus.lengths - 1, 0)
+        longer = spans > self.seq_len
+        # The first token of any document is no label; of a conversation the second is none either.
+        several = corpus.lengths > 1
+        conversation = np.zeros(len(corpus), np.bool_)
+        conversation[several] = corpus.loss_mask[corpus.starts[several] + 1] == MASKED
+        begins = self._ends - spans if self.pack else np.zeros(len(corpus), np.int64)
+        first = self.seq_len - begins % self.seq_len  # where the first row of a document ends in it
+        answers = 0
+        for d in np.flatnonzero(conversation & (first < spans)).tolist():
+            cuts = np.arange(first[d], spans[d], self.seq_len)
+            answers += _torn(corpus.document(d)[1], cuts)
+        return Cuts(len(corpus), int(longer.sum()), answers)
+
     def document_of(self, r: int) -> int:
         """The document of row r, where rows are not packed."""
         return int(np.searchsorted(self._ends, r, side="right"))
@@ -114,6 +147,19 @@ class Rows:
     def count(self, r: int) -> int:
         """Labels in row r."""
         return sum(int(np.count_nonzero(mask[1:])) for _, mask in self[r].pieces)
+
+
+def _torn(mask: np.ndarray, cuts: np.ndarray) -> int:
+    """How many runs of labels have a cut between the end of the run before them and their own last label.
+
+    A cut at c: a row ends there, and the next one begins with token c, whose first label is c + 1.
+    """
+    labels = np.concatenate([[False], np.asarray(mask) != MASKED, [False]])
+    edges = np.flatnonzero(labels[1:] != labels[:-1])
+    starts, ends = edges[::2], edges[1::2]
+    asked = np.concatenate([[0], ends[:-1]])
+    inside = np.searchsorted(cuts, ends - 1, side="left") - np.searchsorted(cuts, asked, side="right")
+    return int(np.count_nonzero(inside[starts > 0] > 0))
 
 
 def collate(rows: list[Row]) -> Batch:

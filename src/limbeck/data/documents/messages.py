@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import MESSAGE_FIELDS
@@ -24,8 +24,14 @@ NOT_LEARNED = (
 )  # fmt: skip
 FLAG_LIKE = re.compile(r"train|learn|loss|mask|weight|supervis|ignore|skip|exclude|^labels?$")
 """Keys like these say something of what is learned; those that are not known are refused."""
-UNREAD = ("tools", "functions", "function_calls", "images", "image", "audio", "audios", "video", "videos")
+UNREAD = (
+    "tools", "functions", "function_calls", "images", "image", "image_url", "audio", "audios", "input_audio", "video",
+    "videos", "context", "contexts", "documents", "passage", "passages", "attachments", "files", "refusal", "channel",
+    "recipient",
+)  # fmt: skip
 """Keys of a message that say something to a model, and that limbeck does not hand on."""
+HARMLESS = {"channel": "final", "recipient": "all"}
+"""Values of such keys that say nothing."""
 
 ROLES = {
     "human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
@@ -39,6 +45,8 @@ ROLES = {
 CALLS = ("function_call", "tool_call")
 NATIVE = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
+TEXTUAL = ("text", "input_text", "output_text")
+PART_FIELDS = ("type", "text", "content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,11 @@ class Place:
 
     key: str
     where: str
+    unread: set[str] = field(default_factory=set, compare=False)
+    """Filled with keys of messages that nothing is read from."""
 
     def inside(self, part: str) -> Place:
-        return Place(self.key, f"{self.where}, {part}")
+        return Place(self.key, f"{self.where}, {part}", self.unread)
 
     def refuse(self, what: str, fix: str | None = None) -> NoReturn:
         raise InputError(f"{self.where} {printable(what)}", key=self.key, fix=fix)
@@ -110,22 +120,44 @@ def messages_of(value: Any, place: Place, unread: set[str] | None = None) -> lis
     value = parsed(value, place)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         place.refuse("is no list of messages", 'Write [{"role": "user", "content": "..."}, ...]')
-    found = [_message(message, place.inside(f"message {n}")) for n, message in enumerate(value, 1)]
-    if unread is not None:
-        left = ((name, message[name]) for message in value for name in message.keys() - READ)
-        unread.update(name for name, given in left if given is not None and name.lower() not in READ)
-    if any(message.get("function_call") for message in value):  # OpenAI's older form has an older name for results
-        found = [{**m, "role": "tool"} if m["role"] == "function" else m for m in found]
-    return found
+    messages = _with_parts(value)
+    return _roles([_message(message, place.inside(f"message {n}")) for n, message in enumerate(messages, 1)])
+
+
+def _with_parts(messages: list[Message]) -> list[Message]:
+    """Where tables hold all contents as JSON of lists of parts, these lists. One that does alone may mean it."""
+    said = [text for message in messages if isinstance(text := message.get("content"), str) and text]
+    if not said or not all(map(is_list, said)):
+        return messages
+    try:
+        parts = {text: json.loads(text) for text in said}
+    except (ValueError, RecursionError):
+        return messages
+    if not all(
+        isinstance(part, dict) and isinstance(part.get("type"), str) for held in parts.values() for part in held
+    ):
+        return messages
+    return [
+        {**m, "content": parts[m["content"]]} if isinstance(m.get("content"), str) and m["content"] else m
+        for m in messages
+    ]
+
+
+def _roles(messages: list[Message]) -> list[Message]:
+    """In roles that templates write: results of tools have three names, and `developer` is OpenAI's newer name for
+    `system`. A conversation that has both keeps them apart."""
+    known = {"function": "tool", "ipython": "tool"}
+    if all(message["role"] != "system" for message in messages):
+        known["developer"] = "system"
+    return [{**message, "role": known.get(message["role"], message["role"])} for message in messages]
 
 
 def _message(message: Message, place: Place) -> Message:
-    message = _in_known_words({name: value for name, value in message.items() if value is not None}, place)
+    given = {name: value for name, value in message.items() if value is not None}
+    message = _in_known_words(given, place)
     if not isinstance(message.get("role"), str):
         place.refuse("has no `role`", 'Write "role": "user" or "assistant"')
-    for name in UNREAD:
-        if message.get(name):
-            place.refuse(f"has `{name}`, which limbeck does not read in a message", UNREAD_FIXES.get(name, MEDIA_FIX))
+    _refuse_unread(given, place)
     kept = {name: message[name] for name in MESSAGE_FIELDS if name in message and name not in LEARNED}
     for name in ("reasoning_content", "reasoning", "thinking"):
         if name in kept and not isinstance(kept[name], str):
@@ -138,19 +170,47 @@ def _message(message: Message, place: Place) -> Message:
     kept["content"] = _content(message.get("content"), kept, place)
     if not _is_learned(message, place):
         kept["learn"] = False
+    known = {*MESSAGE_FIELDS, *HARMLESS, "from", "value", "function_call"}
+    place.unread.update(name for name, value in given.items() if value not in EMPTY and not _says(name, known))
     return kept
+
+
+EMPTY: tuple[Any, ...] = ("", [], {}, ())
+
+
+def _says(name: str, known: set[str]) -> bool:
+    return name in known or name.lower() in LEARNED or name.lower() in NOT_LEARNED
+
+
+def _refuse_unread(message: Message, place: Place) -> None:
+    for name in UNREAD:
+        if message.get(name) and message[name] != HARMLESS.get(name):
+            place.refuse(f"has `{name}`, which limbeck does not read in a message", UNREAD_FIXES.get(name, MEDIA_FIX))
 
 
 UNREAD_FIXES = {
     "tools": "Put definitions of tools beside the messages, in a column `tools`",
     "functions": "Put definitions of tools beside the messages, in a column `tools`",
     "function_calls": "Write calls as `tool_calls`",
+    "recipient": "Write calls as `tool_calls`",
+    "channel": "Write thoughts as `reasoning_content` of the answer that follows",
+    "refusal": "Write it as the `content`, or leave the conversation out",
+    **dict.fromkeys(
+        ("context", "contexts", "documents", "passage", "passages", "attachments", "files"),
+        "Write it into the `content`, or remove the key",
+    ),
 }
 MEDIA_FIX = "limbeck learns from text only: use data without it"
 
 
 def _in_known_words(message: Message, place: Place) -> Message:
     """A message in the words that chat templates know. One without a speaker is left as it is."""
+    for name, other in (("role", "from"), ("content", "value")):
+        given = [
+            _speaker(message[each]) if name == "role" else message[each] for each in (name, other) if each in message
+        ]
+        if len(given) == 2 and given[0] != given[1] and None not in given:
+            place.refuse(f"has a `{name}` and a `{other}` that differ", "Keep one of them")
     speaker = message.get("role", message.get("from"))
     if not isinstance(speaker, str):
         return message
@@ -163,6 +223,10 @@ def _in_known_words(message: Message, place: Place) -> Message:
     if name in CALLS and "tool_calls" not in message:
         return {**message, "role": "assistant", "tool_calls": said, "content": ""}
     return {**message, "role": ROLES[name], "content": said}
+
+
+def _speaker(role: Any) -> str | None:
+    return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
 
 
 def _calls(value: Any, place: Place) -> list[dict[str, Any]]:
@@ -184,7 +248,7 @@ def _content(content: Any, kept: Message, place: Place) -> str:
     if not isinstance(content, list):
         place.refuse(f"has a `content` that is {kind_of(content)}, not text")
     texts = []
-    for part in content:
+    for number, part in enumerate(content, 1):
         part = {name: given for name, given in part.items() if given is not None} if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         text = part.get("text", part.get("content")) if isinstance(part, dict) else part
@@ -193,18 +257,45 @@ def _content(content: Any, kept: Message, place: Place) -> str:
             if not isinstance(thought, str):
                 place.refuse(f"holds a part of type `{kind}` without text")
             kept["reasoning_content"] = kept.get("reasoning_content", "") + thought
-        elif kind in ("text", "input_text", "output_text") and isinstance(text, str):
+        elif kind in TEXTUAL and isinstance(text, str):
             texts.append(text)
         else:
             place.refuse(f"holds a part of type `{kind}`; limbeck learns from text only", "Use data without it")
+        if isinstance(part, dict):
+            _refuse_unread(part, place.inside(f"part {number}"))
+            known = {*PART_FIELDS, *HARMLESS}
+            place.unread.update(name for name, given in part.items() if given not in EMPTY and not _says(name, known))
     return "".join(texts)
 
 
 def _is_learned(message: Message, place: Place) -> bool:
-    """Whether a turn is to be learned, as data sets of several tools say it."""
+    """Whether a turn is to be learned, as data sets of several tools say it of it or of the parts of its content."""
+    asked = _asked(message, message["role"], place)
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    said = [
+        _asked(part, message["role"], place.inside(f"part {number}")) if isinstance(part, dict) else set[bool]()
+        for number, part in enumerate(parts, 1)
+    ]
+    of_parts = set[bool]().union(*said)
+    if len(asked | of_parts) == 2:
+        place.refuse("says both that it is learned and that it is not", "Keep one of its keys")
+    if message["role"] == "assistant" and not asked and of_parts == {False} and not all(said):
+        place.refuse(
+            "has parts of which only some are not to be learned; limbeck learns a turn or does not",
+            "Write `train: false` for the whole turn, or remove the parts' keys",
+        )
+    asked |= of_parts
+    return message["role"] != "assistant" or asked != {False}
+
+
+def _asked(said: Message, role: str, place: Place) -> set[bool]:
+    """What a message or a part of one says of whether it is learned."""
     asked: set[bool] = set()
-    for name, value in message.items():
+    for name, value in said.items():
         low = name.lower()
+        if value is None:
+            continue
         if low not in LEARNED and low not in NOT_LEARNED:
             if FLAG_LIKE.search(low) and not isinstance(value, str) and name not in MESSAGE_FIELDS:
                 place.refuse(
@@ -217,15 +308,13 @@ def _is_learned(message: Message, place: Place) -> bool:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             place.refuse(f"has `{name}: {value!r}`; a turn is learned or not", "Write 0 or 1, true or false")
         learn = bool(value) == (low in LEARNED)
-        if learn and message["role"] != "assistant":
+        if learn and role != "assistant":
             place.refuse(
-                f"has `{name}: {value!r}` on a turn of `{message['role']}`; only the assistant's are learned",
+                f"has `{name}: {value!r}` on a turn of `{role}`; only the assistant's are learned",
                 f"Remove `{name}` there",
             )
         asked.add(learn)
-    if len(asked) == 2:
-        place.refuse("says both that it is learned and that it is not", "Keep one of its keys")
-    return message["role"] != "assistant" or asked != {False}
+    return asked
 
 
 def _call(call: Any, place: Place) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
@@ -34,6 +35,8 @@ CONTINUED = ("prompt", "completion")
 TOOLS = ("tools", "functions")
 SYSTEM = ("system", "system_prompt")
 INPUTS = ("input", "context")
+NOTHING: tuple[Any, ...] = (None, "", "[]", [], {})
+NO_INPUT = ("", "<noinput>", "<no input>", "<No input>")
 OUTPUTS = ("output", "response")
 ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight")
 ROW_FLAGS = ("loss_mask", "train", "trainable", "mask", "train_mask", "completion_mask", "assistant_masks")
@@ -53,7 +56,9 @@ class Seen:
 
     Attributes:
         kinds: how many rows of which shape.
-        unread: columns that nothing was read from, and keys of messages (``messages.thought``).
+        unread: columns that nothing was read from.
+        keys: keys of messages that nothing was read from.
+        files: of a folder, files that are not read.
         empty: rows whose text or answer is empty; they are left out.
         silent: conversations in which there is nothing to learn; they are left out.
         roles: who speaks in those.
@@ -61,6 +66,8 @@ class Seen:
 
     kinds: Counter[str] = field(default_factory=Counter)
     unread: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
     empty: int = 0
     silent: int = 0
     roles: set[str] = field(default_factory=set)
@@ -68,9 +75,10 @@ class Seen:
     def line(self) -> str:
         """What was read, in a line."""
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
-        unread = sorted(self.unread)
-        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        return printable(kinds + (f"; not read: {', '.join(unread[:NAMED])}{more}" if unread else ""))
+        columns = {name or "a column without a name" for name in self.unread}
+        unread = ", ".join(listed for listed in (_listed(columns), _files(self.files)) if listed)
+        said = [kinds, f"not read: {unread}" if unread else "", _listed(self.keys, "not read in messages: ")]
+        return printable("; ".join(filter(None, said)))
 
     def left_out(self) -> str | None:
         """What was left out, in a line; None: nothing."""
@@ -82,6 +90,21 @@ class Seen:
         if self.empty:
             parts.append(f"{self.empty:,} of its rows hold no text or no answer")
         return printable(", and ".join(parts)) or None
+
+
+def _listed(names: set[str], before: str = "") -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{before}{', '.join(sorted(names)[:NAMED])}{more}"
+
+
+def _files(names: set[str]) -> str:
+    if len(names) <= 3:
+        return ", ".join(sorted(names))
+    endings = Counter(PurePath(name).suffix or PurePath(name).name for name in names)
+    shown = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])
+    return f"{len(names):,} files ({shown}{', …' if len(endings) > NAMED else ''})"
 
 
 class RowReader:
@@ -104,7 +127,7 @@ class RowReader:
         Raises:
             InputError: no known shape, or something in it that limbeck does not do; names the place.
         """
-        place = Place(self.key, where)
+        place = Place(self.key, where, self.seen.keys)
         if isinstance(row, str):  # of a text file
             self.seen.kinds["plain texts"] += 1
             return Document(text=row)
@@ -213,27 +236,44 @@ class RowReader:
         )
 
     @staticmethod
-    def _system(row: dict[str, Any]) -> list[Message]:
-        """What stands for a system message in a column of its own."""
-        said = next((row[name] for name in SYSTEM if name in row), None)
-        return [{"role": "system", "content": said}] if isinstance(said, str) and said.strip() else []
+    def _told(row: dict[str, Any], messages: list[Message], used: set[str], place: Place) -> list[Message]:
+        """The messages, after what stands for a system message in a column of its own."""
+        columns = [name for name in SYSTEM if name not in used]
+        said = {f"`{name}`": text for name in columns if (text := _system(row.get(name), name, place))}
+        used.update({*SYSTEM} & set(row))
+        if not said:
+            return messages
+        if messages and messages[0]["role"] == "system":
+            said = {"`system` message": messages[0]["content"], **said}
+            messages = messages[1:]
+        first, *others = said
+        if other := next((name for name in others if said[name].strip() != said[first].strip()), None):
+            place.refuse(f"has a {first} and a {other} that differ", "Keep one of them")
+        return [*_says("system", said[first]), *messages]
+
+    def _kind(self, kind: str, row: dict[str, Any], used: set[str]) -> str:
+        """With the columns beside it that are read."""
+        names = dict.fromkeys((*SYSTEM, "history", *TOOLS, self.columns.tools))
+        beside = [f"`{name}`" for name in names if name in used and row.get(str(name)) not in NOTHING]
+        return f"{kind} with {', '.join(beside)}" if beside else kind
 
     def _conversation(self, row: dict[str, Any], name: str, place: Place) -> Found:
         used = {name}
-        messages = self._messages(row[name], name, place)
-        if messages and messages[0]["role"] != "system":
-            messages = [*self._system(row), *messages]
+        messages = self._told(row, messages_of(row[name], place.inside(f"`{name}`")), used, place)
         tools = self._tools(row, used, place)
         shared = '"from"' in row[name] if isinstance(row[name], str) else any("from" in m for m in row[name])
         kind = f"{'ShareGPT ' if shared else ''}conversations (`{name}`)"
-        return kind, Document(messages=tuple(messages), tools=tools), used | ({*SYSTEM} & set(row))
+        self._refuse_history(row, place)
+        return self._kind(kind, row, used), Document(messages=tuple(messages), tools=tools), used
 
-    @staticmethod
-    def _history(row: dict[str, Any], place: Place) -> list[Message]:
+    def _history(self, row: dict[str, Any], used: set[str], place: Place) -> list[Message]:
         """Earlier questions and answers in a column of their own, as Alpaca's and ms-swift's rows have them."""
         history = row.get("history") or []
+        if "history" in used or (history and not isinstance(history, list) and not self.guesses):
+            return []
         if not isinstance(history, list):
             place.refuse(f"has a `history` that is {kind_of(history)}, not a list")
+        used |= {"history"} & set(row)
         messages: list[Message] = []
         for turn in history:
             if not (isinstance(turn, list | tuple) and len(turn) == 2 and all(isinstance(t, str) for t in turn)):
@@ -241,28 +281,33 @@ class RowReader:
             messages += [*_says("user", turn[0]), *_says("assistant", turn[1])]
         return messages
 
+    def _refuse_history(self, row: dict[str, Any], place: Place) -> None:
+        if self.guesses and isinstance(row.get("history"), list) and row["history"]:
+            place.refuse(
+                "has a `history` beside messages, which would be left out", "Put it into the messages, or remove it"
+            )
+
     def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
         output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
-        used = {"instruction", output} | ({*INPUTS, *SYSTEM, "history"} & set(row))
+        used = {"instruction", output} | ({*INPUTS} & set(row))
         if not row[output].strip():
             return None
-        messages = self._system(row)
-        messages += self._history(row, place)
         asked = row["instruction"]
         for name in INPUTS:
             given = row.get(name, "")
             if not isinstance(given, str):
                 place.refuse(f"has an `{name}` that is {kind_of(given)}, not text")
-            asked += f"\n\n{given}" if given.strip() else ""
-        messages += [*_says("user", asked), *_says("assistant", row[output])]
+            asked += f"\n\n{given}" if given.strip() not in NO_INPUT else ""
+        said = [*self._history(row, used, place), *_says("user", asked), *_says("assistant", row[output])]
+        messages = self._told(row, said, used, place)
         tools = self._tools(row, used, place)
         shown = ("instruction", *(name for name in INPUTS if name in row), output)
         kind = f"Alpaca rows ({', '.join(f'`{name}`' for name in shown)})"
-        return kind, Document(messages=tuple(messages), tools=tools), used
+        return self._kind(kind, row, used), Document(messages=tuple(messages), tools=tools), used
 
     def _pair(self, row: dict[str, Any], pair: tuple[str, str], place: Place) -> Found | None:
         prompt, answer = row[pair[0]], row[pair[1]]
-        used = {*pair} | ({*SYSTEM} & set(row))
+        used = {*pair}
         kind = f"pairs (`{pair[0]}`, `{pair[1]}`)"
         for name, value in zip(pair, (prompt, answer), strict=True):
             if not isinstance(value, str | list):
@@ -270,19 +315,23 @@ class RowReader:
         tools = self._tools(row, used, place)
         # An answer may be JSON itself: it is taken for messages only after a prompt that is.
         if isinstance(prompt, list) or isinstance(answer, list) or says_messages(prompt):
-            messages = (*self._system(row), *self._turns(prompt, answer, pair, place))
-            return f"{kind} of messages", Document(messages=messages, tools=tools), used
+            self._refuse_history(row, place)
+            messages = self._told(row, self._turns(prompt, answer, pair, place), used, place)
+            kind = self._kind(f"{kind} of messages", row, used)
+            return kind, Document(messages=tuple(messages), tools=tools), used
         if not answer.strip():
             return None
-        history = self._history(row, place) if self.guesses else []
-        used |= {"history"} & set(row)
-        messages = (*self._system(row), *history, *_says("user", prompt), *_says("assistant", answer))
+        turns = [*self._history(row, used, place), *_says("user", prompt), *_says("assistant", answer)]
+        messages = self._told(row, turns, used, place)
         # Without a template, a prompt and its response are joined as they are; other pairs would run together.
         chat = len(messages) > 2 or (self.guesses and pair not in (FIRST_PAIR, CONTINUED))
         template = chat or pair != CONTINUED
         if tools and not template:
             place.refuse("has tools beside a `completion` that no template is put around", "Write lists of messages")
-        return kind, Document(messages=messages, chat=chat, template=template, tools=tools), used
+        if pair == CONTINUED:
+            kind += " in a chat template" if template else " as they are"
+        kind = self._kind(kind, row, used)
+        return kind, Document(messages=tuple(messages), chat=chat, template=template, tools=tools), used
 
     def _messages(self, value: Any, name: str, place: Place) -> list[Message]:
         """Messages of a column. What is not read in them is noted."""
@@ -310,6 +359,22 @@ class RowReader:
 
 def _says(role: str, content: str) -> list[Message]:
     return [{"role": role, "content": content}]
+
+
+def _system(value: Any, name: str, place: Place) -> str:
+    """The text of a column that stands for a system message: a text, or messages or parts of one."""
+    if value in NOTHING or isinstance(value, str):
+        return value if isinstance(value, str) and value.strip() else ""
+    inside = place.inside(f"`{name}`")
+    given = [value] if isinstance(value, dict) else value
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        place.refuse(f"has a `{name}` that is {kind_of(value)}, not text", "Write its text")
+    if not any("role" in each or "from" in each for each in given):
+        given = [{"role": "system", "content": given}]
+    messages = messages_of(given, inside)
+    if any(message["role"] != "system" for message in messages) or len(messages) != 1:
+        place.refuse(f"has a `{name}` that is not one message of the `system`", "Write its text")
+    return str(messages[0]["content"])
 
 
 def _number(value: Any) -> float | None:

@@ -15,7 +15,8 @@ from typing import Any
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages import without_nulls
 from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
-from limbeck.data.reading.containers import Container, files_of
+from limbeck.data.reading.containers import Container
+from limbeck.data.reading.folders import beside, files_of
 from limbeck.data.reading.readers import Rows, read_rows, read_text
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
@@ -59,7 +60,7 @@ def first_documents(
             here = Seen()
             if seen is not None:
                 seen[key] = here
-            for document in islice(_read(source, key, here), count):
+            for document in islice(_read(source, key, here), min(count, source.max_documents or count)):
                 yield key, document
 
 
@@ -73,7 +74,7 @@ def named_files(source: Source, key: str, unread: set[str] | None = None) -> lis
         case ParquetSource(parquet=named):
             return files_of(named, f"{key}.parquet", unread)
         case TextSource():
-            return _text_files(source, key)
+            return _text_files(source, key, unread)
     return []
 
 
@@ -94,7 +95,7 @@ def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
 def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
     match source:
         case TextSource():
-            return _counted(_text(source, key), seen, "plain texts")
+            return _counted(_text(source, key, seen), seen, "plain texts")
         case HubSource():
             return _table(_hub(source, key), source, key, seen)
         case StdlibSource():
@@ -122,24 +123,27 @@ def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
 
 
 def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Rows:
-    for file in named_files(source, key.rpartition(".")[0], seen.unread):
+    for file in named_files(source, key.rpartition(".")[0], seen.files):
         yield from read_rows(file, key, hint)
 
 
-def _text_files(source: TextSource, key: str) -> list[Path]:
+def _text_files(source: TextSource, key: str, unread: set[str] | None = None) -> list[Path]:
     path = Path(source.text).expanduser()
     if not path.exists():
         return files_of(source.text, f"{key}.text")
     try:
-        return sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
+        found = sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
     except (ValueError, NotImplementedError) as error:
         raise RecipeError(
             f"{source.glob!r} is no pattern ({error})", key=f"{key}.glob", fix='Write "**/*.txt"'
         ) from None
+    if unread is not None and path.is_dir():
+        unread.update(str(p.relative_to(path)) for p in {*beside(path)} - {*found})
+    return found
 
 
-def _text(source: TextSource, key: str) -> Iterator[Document]:
-    for file in _text_files(source, key):
+def _text(source: TextSource, key: str, seen: Seen) -> Iterator[Document]:
+    for file in _text_files(source, key, seen.files):
         for text in read_text(file, f"{key}.text", source.separator):
             yield Document(text=text)
 

@@ -26,12 +26,15 @@ class Spool:
         keys: uint64 [D], the first 64 bits of each document's hash; ascending.
         sizes: int64 [D], bytes that each document takes in the file.
         fingerprint: hash of the set of documents: the order they stood in says nothing.
+        duplicates: documents that were left out, because an equal one is there.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.fingerprint: str = json.loads((folder / "done.json").read_text())["fingerprint"]
+        done = json.loads((folder / "done.json").read_text())
+        self.fingerprint: str = done["fingerprint"]
         self.keys, self._starts, self.sizes = (np.load(folder / f"{name}.npy") for name in ("keys", "starts", "sizes"))
+        self.duplicates: int = done["documents"] - len(self.keys)
 
     @staticmethod
     def is_done(folder: Path) -> bool:
@@ -107,7 +110,9 @@ def _index(folder: Path, sizes: np.ndarray) -> None:
     np.save(folder / "starts.npy", (np.cumsum(sizes) - sizes)[order])
     np.save(folder / "sizes.npy", sizes[order])
     (folder / "digests.bin").unlink()
-    write_whole(folder / "done.json", json.dumps({"fingerprint": _fingerprint(digests, order)}))
+    write_whole(
+        folder / "done.json", json.dumps({"fingerprint": _fingerprint(digests, order), "documents": len(digests)})
+    )
 
 
 def fingerprint_of(found: Iterable[Document]) -> str:

@@ -1,4 +1,4 @@
-"""What files are: which of them a recipe means, and the kind of each, recognised by its content before its name.
+"""What files are: the kind of each, recognised by its content before its name. `folders.py` finds them.
 
 JSON lines, JSON, CSV, TSV, Parquet, Arrow (stream or file) and plain text; plain or compressed with gzip, Zstandard,
 bzip2 or xz. `readers.py` reads them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import glob
 import gzip
 import io
 import json
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from limbeck.errors import InputError, RecipeError
+from limbeck.errors import InputError
 
 Container = Literal["json lines", "JSON", "CSV", "TSV", "Parquet", "Arrow file", "Arrow stream", "text", "empty"]
 
@@ -261,67 +260,3 @@ def _delimiter(container: Container, header: str) -> str:
     if container == "CSV" and "," not in header:
         return next((other for other in ("\t", ";", "|") if other in header), ",")
     return ","
-
-
-# -------------------------------------------------------------------------------------------- which files are meant
-
-_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files that lie beside data and are none."""
-
-
-def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = None) -> list[Path]:
-    """Files of a path, a pattern, a folder, or a list of these, sorted within each.
-
-    Of a folder they are the tables in it, at any depth, known by their names; or its texts, where it holds no table.
-
-    Args:
-        unread: filled with the names of texts that lie beside tables.
-
-    Raises:
-        RecipeError: there is nothing, or a folder whose files should not be mixed.
-    """
-    found: dict[Path, Path] = {}
-    for one in (named,) if isinstance(named, str) else named:
-        path = Path(one).expanduser()
-        if path.is_dir():
-            inside = _inside(path, key, unread)
-        elif path.exists():
-            inside = [path]
-        elif "://" in one:
-            raise RecipeError(f"{one} is a URL", key=key, fix="Download it; a data set of the hub is `dataset:`")
-        else:
-            inside = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-            if not inside:
-                raise RecipeError(f"there is no {one}", key=key, fix="Relative paths start at the current directory")
-        for file in inside:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
-    if (folder / "dataset_dict.json").exists():
-        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
-        raise RecipeError(
-            f"{folder} holds a data set of several splits ({splits})",
-            key=key,
-            fix=f"Name the folder of one: {folder}/...",
-        )
-    known = sorted(
-        p
-        for p in folder.rglob("*")
-        if suffix(p) in SUFFIXES
-        and p.name not in _ABOUT
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
-    tables = [p for p in known if SUFFIXES[suffix(p)] != "text"]
-    texts = [
-        p for p in known if SUFFIXES[suffix(p)] == "text" and p.stem.upper() not in ("README", "LICENSE", "CHANGELOG")
-    ]
-    if not tables and not texts:
-        raise RecipeError(
-            f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
-        )
-    if tables and unread is not None:
-        unread.update(p.name for p in texts)
-    return tables or texts

@@ -143,13 +143,30 @@ def _split(chunks: Iterator[str], separator: str) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------- JSON
 
 
+class _TwiceError(ValueError):
+    def __init__(self, name: str) -> None:
+        self.msg = f"the key {name!r} stands twice in an object"
+        super().__init__(self.msg)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _json_lines(file: File, kind: Kind) -> Rows:
     with open_binary(file, kind.compression) as stream:
         for number, line in _lines(stream, file, kind):
             if line.isspace():
                 continue
             try:
-                value = json.loads(line)
+                value = _DECODER.decode(line)
             except (ValueError, RecursionError) as error:
                 raise _no_json(file, f"line {number:,}", error) from None
             yield value, f"{file.path}, line {number}"
@@ -186,7 +203,6 @@ class _JsonText:
     def __init__(self, chunks: Iterator[str], file: File) -> None:
         self.chunks, self.file = chunks, file
         self.buffer, self.at, self.line = "", 0, 1
-        self.decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """The next character that is no space; empty at the end."""
@@ -202,7 +218,7 @@ class _JsonText:
         found = self.peek()
         if found not in expected or not found:
             wanted = " or ".join(repr(mark) for mark in expected)
-            raise self._error(f"expecting {wanted}" if found else f"it ends where {wanted} is due")
+            raise self.error(f"expecting {wanted}" if found else f"it ends where {wanted} is due")
         self.at += 1
         return found
 
@@ -210,11 +226,11 @@ class _JsonText:
         self.peek()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.buffer, self.at)
+                value, end = _DECODER.raw_decode(self.buffer, self.at)
             except (ValueError, RecursionError) as error:
                 if self._is_cut(error) and self._more():
                     continue
-                raise self._error(error) from None
+                raise self.error(error) from None
             # A number at the end of a chunk may go on in the next.
             if end < len(self.buffer) or not self._more():
                 self.at = end
@@ -237,7 +253,7 @@ class _JsonText:
         self.buffer = "".join(parts)
         return len(parts) > 1
 
-    def _error(self, error: Exception | str) -> InputError:
+    def error(self, error: Exception | str) -> InputError:
         at = getattr(error, "pos", self.at)
         line = self.line + self.buffer.count("\n", 0, at)
         return _no_json(self.file, f"line {line:,}", error)
@@ -278,6 +294,8 @@ def _members(text: _JsonText) -> Iterator[Any]:
     text.take("{")
     while text.peek() != "}":
         name = text.value() if text.peek() == '"' else text.take('"')
+        if name in row or (listed and name == listed):
+            raise text.error(_TwiceError(name))
         text.take(":")
         if text.peek() == "[" and not ROW_COLUMNS & {name, *row}:
             first, rest = _begun(text)
@@ -317,14 +335,18 @@ def _csv(file: File, kind: Kind) -> Rows:
     csv.field_size_limit(sys.maxsize)  # a document may be long
     with open_binary(file, kind.compression) as stream:
         lines = io.TextIOWrapper(stream, kind.encoding, newline="")
-        table = csv.reader(lines, delimiter=kind.delimiter, strict=True)
+        raw: list[str] = []
+        table = csv.reader(_kept(lines, raw), delimiter=kind.delimiter, strict=True)
         try:
             header = next((row for row in table if row), [])
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice is not None:
                 raise file.error(f" names the column {twice!r} twice", "Rename one; the first row names the columns")
             start = table.line_num + 1
+            raw.clear()
             for fields in table:
+                if fields == header and len(header) > 1:
+                    raise file.error(f", line {start} is the header once more", "Remove it: files were joined there")
                 if fields:
                     if len(fields) != len(header):
                         found = "more" if len(fields) > len(header) else "fewer"
@@ -332,8 +354,14 @@ def _csv(file: File, kind: Kind) -> Rows:
                             f", line {start} has {found} fields than the header ({len(fields)}, {len(header)})",
                             f"Quote fields that hold {kind.delimiter!r}",
                         )
+                    if kind.delimiter == "\t" and len(raw) > 1 and _fit(raw, len(header)):
+                        raise file.error(
+                            f", lines {start} to {table.line_num} are one row in quotes, or {len(raw)} without",
+                            'Write a quote that begins a field as """", or the file as JSON lines',
+                        )
                     yield dict(zip(header, fields, strict=True)), f"{file.path}, line {start}"
                 start = table.line_num + 1
+                raw.clear()
         except csv.Error as error:
             reason = "a quote is never closed" if "unexpected end" in str(error) else error
             where = f", line {table.line_num}"
@@ -342,6 +370,17 @@ def _csv(file: File, kind: Kind) -> Rows:
             ) from None
         except UnicodeDecodeError:
             raise _not_text(file, kind, f"after line {table.line_num}") from None
+
+
+def _kept(lines: Iterator[str], raw: list[str]) -> Iterator[str]:
+    for line in lines:
+        raw.append(line)
+        yield line
+
+
+def _fit(raw: list[str], columns: int) -> bool:
+    """Whether each line is a row by itself where quotes mean nothing."""
+    return columns > 1 and all(line.count("\t") == columns - 1 for line in raw)
 
 
 def _arrow(file: File, kind: Kind) -> Rows:

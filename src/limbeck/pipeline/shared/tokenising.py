@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.corpus import Corpus, Encoder, Enough, open_corpus, write_corpus
+from limbeck.data.documents.control import Control
+from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.sources import documents
 from limbeck.data.documents.spool import Spool
+from limbeck.data.packing import Rows
 from limbeck.errors import InputError, RecipeError
 from limbeck.models.tokenizer import OTHER, vocabulary_size
 from limbeck.pipeline.shared.base import HELDOUT_OWN
+from limbeck.recipe import Data
 from limbeck.workflow.stage import Context, Task
 
 
@@ -59,6 +64,46 @@ def cost_of_a_cut(home: Path) -> str:
         f"vocabulary: {size:,} of the teacher's {kept['teacher_size']:,} tokens; held-out text takes {abs(more):.1f}% "
         f"{'fewer' if more < 0 else 'more'} of them than of the teacher's own"
     )
+
+
+def read_into(folder: Path, data: Data, tokenizer: Any, context: Context) -> Spool:
+    """Read the documents of a recipe, and say what was recognised and left out.
+
+    Args:
+        tokenizer: of the run; None for one that is still to be trained.
+    """
+    seen: dict[str, Seen] = {}
+    control = Control(tokenizer)
+    with context.task("read the corpus", unit="documents") as task, showing(task) as progress:
+        spool = Spool.write(folder, control.counting(documents(data.corpus, seen)), progress)
+    for key, found in seen.items():
+        context.note(f"{key}: {found.line()}")
+        if left_out := found.left_out():
+            context.warn(f"{key}: {left_out}, and were left out")
+    if spool.duplicates:
+        context.note(f"data.corpus: {spool.duplicates:,} duplicates were left out ({len(spool):,} documents remain)")
+    for remark in control.remarks():
+        context.warn(f"data.corpus: {remark}")
+    return spool
+
+
+def cuts_of(folder: Path, data: Data) -> tuple[str | None, bool]:
+    """What the ends of rows do to the documents to train on, in a line (None: nothing), and whether answers lose
+    their questions by it."""
+    cuts = Rows(open_corpus(folder), data.seq_len, pack=data.pack).cuts()
+    said = []
+    if cuts.longer:
+        said.append(
+            f"{cuts.longer:,} of {cuts.documents:,} documents are longer than data.seq_len ({data.seq_len} tokens) and "
+            "are cut into rows"
+        )
+    if cuts.answers:
+        unpacked = " or write `data.pack: false`" if data.pack else ""
+        said.append(
+            f"{cuts.answers:,} answers are learned without all of their question, because a row ends between: raise "
+            f"data.seq_len{unpacked} to learn them with it"
+        )
+    return "; ".join(said) or None, bool(cuts.answers)
 
 
 def write_parts(

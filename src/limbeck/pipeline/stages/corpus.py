@@ -9,7 +9,6 @@ from typing import Any
 
 from limbeck.data.chat.encode import template_facts
 from limbeck.data.corpus import FORMAT, Encoder, Enough, holdout_count, open_corpus, write_corpus
-from limbeck.data.documents.rows import Seen
 from limbeck.data.documents.sources import documents, file_stamps
 from limbeck.data.documents.spool import Spool, fingerprint_of
 from limbeck.errors import InputError, RunFolderError, under
@@ -29,8 +28,9 @@ from limbeck.pipeline.shared.base import (
 from limbeck.pipeline.shared.tokenising import (
     check_ids,
     cost_of_a_cut,
+    cuts_of,
     facts_of,
-    showing,
+    read_into,
     texts_of,
     token_counts,
     write_parts,
@@ -103,10 +103,12 @@ class CorpusStage(PipelineStage):
     def check_kept(self, result: Mapping[str, Plain], folder: Path) -> Sequence[str]:
         self._require_enough(result)
         self._require_use(folder / DATA)
+        cuts, lost = cuts_of(folder / DATA / "train", self.data)
+        warnings = [f"data: {cuts}"] if cuts and lost else []
         stamps = file_stamps(self.data.corpus)
         if result["files"] != stamps and fingerprint_of(documents(self.data.corpus)) != result["fingerprint"]:
-            return ["the corpus has changed since this run read it; the run goes on with what it read"]
-        return ()
+            warnings.append("the corpus has changed since this run read it; the run goes on with what it read")
+        return warnings
 
     def _require_enough(self, facts: Mapping[str, Plain]) -> None:
         """Refuse to go on with a part of a corpus that is too small for the recipe as it is now."""
@@ -163,6 +165,9 @@ class CorpusStage(PipelineStage):
         self._require_use(home)
         for remark, count in sorted(remarks.items()):
             context.warn(f"{remark} ({count:,} documents)")
+        cuts, lost = cuts_of(home / "train", data)
+        if cuts:
+            (context.warn if lost else context.note)(f"data: {cuts}")
         found = {name: facts_of(home / name, part) for name, part in parts.items()}
         if not all(map(is_whole, found.values())):
             context.note(
@@ -186,14 +191,7 @@ class CorpusStage(PipelineStage):
         if Spool.is_done(folder):
             context.skip("read the corpus")
             return Spool(folder)
-        seen: dict[str, Seen] = {}
-        with context.task("read the corpus", unit="documents") as task, showing(task) as progress:
-            spool = Spool.write(folder, documents(self.data.corpus, seen), progress)
-        for key, found in seen.items():
-            context.note(f"{key}: {found.line()}")
-            if left_out := found.left_out():
-                context.warn(f"{key}: {left_out}, and were left out")
-        return spool
+        return read_into(folder, self.data, self._given(), context)
 
     def _tokenizer(self, folder: Path, spool: Spool, parts: dict[str, range], context: Context) -> Any:
         """The run's tokenizer, made now or by an earlier process; with a cut one, the held-out documents in the

@@ -1,0 +1,165 @@
+"""Which files a recipe means: of a path, a pattern, a folder, or a list of these."""
+
+from __future__ import annotations
+
+import glob
+import json
+import mimetypes
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from limbeck.data.reading.containers import SUFFIXES, Container, File, recognise, suffix
+from limbeck.errors import InputError, RecipeError
+
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that lie beside data and are none."""
+_PROSE_ABOUT = ("README", "LICENSE", "CHANGELOG")
+_LEFT = re.compile(r"(\.(bak|old|orig|tmp|temp|swp|part|partial|incomplete|crdownload|lock)|~)$", re.IGNORECASE)
+"""Ends of names of copies and of what was not written to its end."""
+_OTHER = (
+    ".rst", ".py", ".ipynb", ".js", ".css", ".sh", ".tex", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".cfg",
+    ".ini",
+)  # fmt: skip
+_TYPES = mimetypes.MimeTypes()  # without the system's, which differ
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
+    "valid": "validation", "val": "validation", "dev": "validation", "eval": "eval", "evaluation": "eval",
+    "heldout": "eval", "holdout": "eval",
+}  # fmt: skip
+
+
+def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = None) -> list[Path]:
+    """Files of a path, a pattern, a folder, or a list of these, sorted within each.
+
+    Of a folder they are the tables in it, at any depth; or its texts, where it holds no table.
+
+    Args:
+        unread: filled with the names of other files of a folder.
+
+    Raises:
+        RecipeError: there is nothing, or a folder whose files should not be mixed.
+    """
+    found: dict[Path, Path] = {}
+    for one in (named,) if isinstance(named, str) else named:
+        path = Path(one).expanduser()
+        if path.is_dir():
+            inside = _inside(path, key, unread)
+        elif path.exists():
+            inside = [path]
+        elif "://" in one:
+            raise RecipeError(f"{one} is a URL", key=key, fix="Download it; a data set of the hub is `dataset:`")
+        else:
+            inside = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            if not inside:
+                raise RecipeError(f"there is no {one}", key=key, fix="Relative paths start at the current directory")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def beside(folder: Path) -> Iterator[Path]:
+    """All files of a folder but hidden ones, and those that are known to say something of the data and to hold none."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        about = path.name in _ABOUT or path.stem.upper() in _PROSE_ABOUT
+        if not hidden and not about and path.is_file():
+            yield path
+
+
+def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
+    if (folder / "dataset_dict.json").exists():
+        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise RecipeError(
+            f"{folder} holds a data set of several splits ({splits})",
+            key=key,
+            fix=f"Name the folder of one: {folder}/...",
+        )
+    found = sorted(beside(folder))
+    saved = {parent: _saved(parent, key) for parent in {p.parent for p in found}}
+    kinds = {path: _kind(path, key, saved[path.parent]) for path in found}
+    tables = [path for path, kind in kinds.items() if kind not in (None, "text")]
+    texts = [path for path, kind in kinds.items() if kind == "text"]
+    if not tables and not texts:
+        raise RecipeError(
+            f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
+        )
+    used = tables or texts
+    _refuse_splits(folder, used, key)
+    if unread is not None:
+        unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})
+    return used
+
+
+def _kind(path: Path, key: str, saved: set[str] | None) -> Container | None:
+    """What a file of a folder is: a known name says it, of another the content. None: it is not read."""
+    if saved is not None and suffix(path) == ".arrow":  # others are caches of the `datasets` library
+        return "Arrow file" if path.name in saved else None
+    if path.name.startswith("cache-") and suffix(path) == ".arrow":
+        return None
+    if _LEFT.search(path.name):
+        return None
+    if suffix(path) in SUFFIXES:
+        return SUFFIXES[suffix(path)]
+    media = str(_TYPES.guess_type(path.name)[0]).startswith(("image/", "audio/", "video/", "font/"))
+    if media or suffix(path) in _OTHER:
+        return None
+    try:
+        found = recognise(File(path, key)).container
+    except InputError:
+        return None
+    return found if found != "empty" else None
+
+
+def _saved(folder: Path, key: str) -> set[str] | None:
+    """Names of the files that a folder of ``Dataset.save_to_disk`` consists of; None for any other folder."""
+    try:
+        listed = json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]
+        names = {str(file["filename"]) for file in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise RecipeError(f"{folder} is torn: there is no {missing[0]}", key=key, fix="Copy or download it again")
+    return names
+
+
+def _split(path: Path) -> str | None:
+    """The split that a path inside a folder names: in its name (``train-00000``, ``squad_test``) or above it."""
+    *parents, name = path.parts
+    words = [word for word in re.split(r"[^a-z]+", name.lower().partition(".")[0]) if word]
+    ends = (*words[:1], *words[-1:], *(parent.lower() for parent in reversed(parents)))
+    return next((_SPLITS[word] for word in ends if word in _SPLITS), None)
+
+
+def _refuse_splits(folder: Path, files: Sequence[Path], key: str) -> None:
+    """What is held out elsewhere should not be trained on because a folder was named."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        split = _split(file.relative_to(folder))
+        if split is not None:
+            splits.setdefault(split, []).append(file)
+    if len(splits) > 1:
+        one = _pattern(folder, splits.get("train") or next(iter(splits.values())), files)
+        endings = {"".join(file.suffixes) for file in files}
+        every = f"{folder}/**/*{endings.pop()}" if len(endings) == 1 else f"[{files[0]}, ...]"
+        raise RecipeError(
+            f"{folder} holds several splits ({', '.join(sorted(splits))}), which should not be mixed",
+            key=key,
+            fix=f"Name one, `files: {one}`; or what should be mixed, `files: {every}`",
+        )
+
+
+def _pattern(folder: Path, chosen: Sequence[Path], files: Sequence[Path]) -> str:
+    """A pattern of these files and of no others; a list of them where there is none as simple."""
+    names = [str(path) for path in chosen]
+    others = [str(path) for path in files if path not in chosen]
+    shared = os.path.commonprefix(names)  # noqa: RUF071 - characters are meant
+    if any(path.parent != chosen[0].parent for path in chosen):
+        shared = f"{os.path.dirname(shared)}{os.sep}"
+    if len(names) == 1:
+        return names[0]
+    if len(shared) > len(str(folder)) + 1 and not any(name.startswith(shared) for name in others):
+        return shared.rstrip(os.sep) if shared.endswith(os.sep) else f"{shared}*"
+    return f"[{names[0]}, {names[1]}, ...]"
