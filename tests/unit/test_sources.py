@@ -863,3 +863,6 @@ def test_a_saved_data_set_that_lacks_a_file_is_torn(tmp_path: Path) -> None:
     (tmp_path / "d" / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(RecipeError, match="d is torn: there is no data-00001-of-00002"):
         read(files(tmp_path / "d"))
+    folder = _folder(tmp_path / "other", "a.jsonl")
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
+    assert [d.text for d in read(files(folder))] == ["a.jsonl"]

@@ -120,6 +120,8 @@ def _saved(folder: Path, key: str) -> set[str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     missing = sorted(name for name in names if not (folder / name).is_file())
+    if len(missing) == len(names):  # another tool's file
+        return None
     if missing:
         raise RecipeError(f"{folder} is torn: there is no {missing[0]}", key=key, fix="Copy or download it again")
     return names
