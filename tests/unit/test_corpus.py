@@ -102,7 +102,7 @@ def test_what_the_ends_of_rows_cut_is_said(tmp_path: Path, *, pack: bool) -> Non
     data = Data.model_validate({"corpus": [{"text": "x"}], "seq_len": 10, "pack": pack})
     line, lost = cuts_of(tmp_path / "c", data)
     assert line is not None
-    assert "2 of 4 documents are longer than data.seq_len (10 tokens) and are cut into rows" in line
+    assert "2 of 4 documents to train on are longer than data.seq_len (10 tokens) and are cut into rows" in line
     assert f"{3 if pack else 2} answers are learned without all of their question" in line
     assert ("data.pack: false" in line) == pack
     assert lost

@@ -569,6 +569,7 @@ def test_words_of_other_tools(tmp_path: Path, row: dict[str, Any], messages: tup
         ({"messages": [U, {**A, "loss_scale": 0}]}, "has `loss_scale`"),
         ({"messages": [U, {**A, "skip": True}]}, "has `skip`"),
         ({"prompt": "q", "completion": "bad", "kto_tag": False}, "not wanted"),
+        ({"prompt": "q", "response": "bad", "label": False}, "not wanted"),
         ({"messages": [U, A], "mask_history": True}, "has `mask_history`"),
         ({"messages": [U, A], "train_on_inputs": True}, "has `train_on_inputs`"),
     ],
@@ -834,6 +835,14 @@ def test_splits_in_a_folder_are_not_mixed(tmp_path: Path, names: tuple[str, ...]
         assert [d.text for d in read(files(tmp_path / fix))] == sorted(n for n in names if "train" in n)
     if names[0].endswith("l"):
         assert len(read(files(folder / "**" / "*.jsonl"))) == len(names)
+
+
+def test_splits_of_texts_are_not_mixed(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "train/a.txt", "test/a.txt")
+    with pytest.raises(RecipeError, match=r"d holds several splits \(test, train\).*`glob:`"):
+        read(TextSource(text=str(folder)))
+    assert len(read(TextSource(text=str(folder), glob="train/**/*.txt"))) == 1
+    assert len(read(TextSource(text=str(folder), glob="**/*.*"))) == 2
 
 
 def test_names_that_are_no_splits(tmp_path: Path) -> None:

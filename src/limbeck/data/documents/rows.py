@@ -190,6 +190,7 @@ class RowReader:
         if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
         if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
+            self._check_wanted(row, place)
             return self._pair(row, FIRST_PAIR, place)
         if isinstance(row.get(self.text), str):
             return self._plain(row, self.text)
@@ -215,10 +216,13 @@ class RowReader:
         return tools_of(row[column], place.inside(f"`{column}`"))
 
     @staticmethod
-    def _check_pair(row: dict[str, Any], place: Place) -> None:
+    def _check_wanted(row: dict[str, Any], place: Place) -> None:
         for name in ("label", "kto_tag"):
             if row.get(name) is False:
                 place.refuse(f"is an answer that is not wanted (`{name}: false`), from which limbeck does not learn")
+
+    def _check_pair(self, row: dict[str, Any], place: Place) -> None:
+        self._check_wanted(row, place)
         if row.get("context"):
             place.refuse(
                 "has a `context`, which would be left out",
@@ -243,18 +247,19 @@ class RowReader:
         used.update({*SYSTEM} & set(row))
         if not said:
             return messages
-        if messages and messages[0]["role"] == "system":
-            said = {"`system` message": messages[0]["content"], **said}
-            messages = messages[1:]
+        own = messages[:1] if messages and messages[0]["role"] == "system" else []
+        if own:
+            said = {"`system` message": own[0]["content"], **said}
         first, *others = said
         if other := next((name for name in others if said[name].strip() != said[first].strip()), None):
             place.refuse(f"has a {first} and a {other} that differ", "Keep one of them")
-        return [*_says("system", said[first]), *messages]
+        return messages if own else [*_says("system", said[first]), *messages]
 
     def _kind(self, kind: str, row: dict[str, Any], used: set[str]) -> str:
         """With the columns beside it that are read."""
         names = dict.fromkeys((*SYSTEM, "history", *TOOLS, self.columns.tools))
-        beside = [f"`{name}`" for name in names if name in used and row.get(str(name)) not in NOTHING]
+        read = [name for name in names if name in used and row.get(str(name)) not in NOTHING]
+        beside = [f"`{name}`" for name in read if f"`{name}`" not in kind]
         return f"{kind} with {', '.join(beside)}" if beside else kind
 
     def _conversation(self, row: dict[str, Any], name: str, place: Place) -> Found:

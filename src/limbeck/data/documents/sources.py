@@ -16,10 +16,12 @@ from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages import without_nulls
 from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
 from limbeck.data.reading.containers import Container
-from limbeck.data.reading.folders import beside, files_of
+from limbeck.data.reading.folders import beside, files_of, refuse_splits, splits_of
 from limbeck.data.reading.readers import Rows, read_rows, read_text
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
+
+ALL_TEXTS = TextSource.model_fields["glob"].default
 
 
 def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) -> Iterator[Document]:
@@ -137,6 +139,8 @@ def _text_files(source: TextSource, key: str, unread: set[str] | None = None) ->
         raise RecipeError(
             f"{source.glob!r} is no pattern ({error})", key=f"{key}.glob", fix='Write "**/*.txt"'
         ) from None
+    if source.glob == ALL_TEXTS and path.is_dir() and (splits := splits_of(path, found)):
+        refuse_splits(path, splits, f"{key}.text", 'Say which with `glob:`, as in "train/**/*.txt"; "**/*.*" is all')
     if unread is not None and path.is_dir():
         unread.update(str(p.relative_to(path)) for p in {*beside(path)} - {*found})
     return found

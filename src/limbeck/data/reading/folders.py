@@ -7,8 +7,9 @@ import json
 import mimetypes
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from limbeck.data.reading.containers import SUFFIXES, Container, File, recognise, suffix
 from limbeck.errors import InputError, RecipeError
@@ -86,7 +87,11 @@ def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
             f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
         )
     used = tables or texts
-    _refuse_splits(folder, used, key)
+    if mixed := splits_of(folder, used):
+        one = _pattern(folder, mixed.get("train") or next(iter(mixed.values())), used)
+        endings = {"".join(file.suffixes) for file in used}
+        every = f"{folder}/**/*{endings.pop()}" if len(endings) == 1 else f"[{used[0]}, ...]"
+        refuse_splits(folder, mixed, key, f"Name one, `files: {one}`; or what should be mixed, `files: {every}`")
     if unread is not None:
         unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})
     return used
@@ -135,22 +140,21 @@ def _split(path: Path) -> str | None:
     return next((_SPLITS[word] for word in ends if word in _SPLITS), None)
 
 
-def _refuse_splits(folder: Path, files: Sequence[Path], key: str) -> None:
-    """What is held out elsewhere should not be trained on because a folder was named."""
+def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by the split that they belong to, if there are several."""
     splits: dict[str, list[Path]] = {}
     for file in files:
         split = _split(file.relative_to(folder))
         if split is not None:
             splits.setdefault(split, []).append(file)
-    if len(splits) > 1:
-        one = _pattern(folder, splits.get("train") or next(iter(splits.values())), files)
-        endings = {"".join(file.suffixes) for file in files}
-        every = f"{folder}/**/*{endings.pop()}" if len(endings) == 1 else f"[{files[0]}, ...]"
-        raise RecipeError(
-            f"{folder} holds several splits ({', '.join(sorted(splits))}), which should not be mixed",
-            key=key,
-            fix=f"Name one, `files: {one}`; or what should be mixed, `files: {every}`",
-        )
+    return splits if len(splits) > 1 else {}
+
+
+def refuse_splits(folder: Path, splits: Mapping[str, object], key: str, fix: str) -> NoReturn:
+    """What is held out elsewhere should not be trained on because a folder was named."""
+    raise RecipeError(
+        f"{folder} holds several splits ({', '.join(sorted(splits))}), which should not be mixed", key=key, fix=fix
+    )
 
 
 def _pattern(folder: Path, chosen: Sequence[Path], files: Sequence[Path]) -> str:

@@ -94,14 +94,14 @@ def cuts_of(folder: Path, data: Data) -> tuple[str | None, bool]:
     said = []
     if cuts.longer:
         said.append(
-            f"{cuts.longer:,} of {cuts.documents:,} documents are longer than data.seq_len ({data.seq_len} tokens) and "
-            "are cut into rows"
+            f"{cuts.longer:,} of {cuts.documents:,} documents to train on are longer than data.seq_len "
+            f"({data.seq_len} tokens) and are cut into rows"
         )
     if cuts.answers:
-        unpacked = " or write `data.pack: false`" if data.pack else ""
+        unpacked = " and `data.pack: false` keep" if data.pack else " keeps"
         said.append(
-            f"{cuts.answers:,} answers are learned without all of their question, because a row ends between: raise "
-            f"data.seq_len{unpacked} to learn them with it"
+            f"{cuts.answers:,} answers are learned without all of their question, because a row ends between; a larger "
+            f"data.seq_len{unpacked} more of them together"
         )
     return "; ".join(said) or None, bool(cuts.answers)
 
