@@ -149,3 +149,25 @@ def test_a_disk_that_is_full_while_tokenising_is_one_line_and_loses_no_block(
     assert len(said.strip().splitlines()) == 1
     assert run(monkeypatch, path) == 0
     assert marks[3] == marks[2]  # the block that did not fit; the two before it are kept
+
+
+def test_answers_that_rows_take_from_their_questions_are_said_on_every_start(
+    tmp_path: Path, raw_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length of rows is no part of the data stage: a corpus that is kept may be cut otherwise."""
+    pairs = [{"prompt": f"what is cat number {n} " * 9, "completion": " a dog"} for n in range(30)]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps(pair) for pair in [*pairs, *pairs[:7]]))
+    folder = Path(raw_recipe["run"])
+    raw_recipe["data"]["corpus"] = [{"files": str(tmp_path / "d.jsonl")}]
+    path = recipe(raw_recipe, tmp_path, tokens=300)
+
+    def said() -> list[str]:
+        events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        return [str(event["text"]) for event in events if event["event"] in ("warning", "note")]
+
+    assert run(monkeypatch, path) == 0
+    assert "data.corpus: 7 duplicates were left out (30 documents remain)" in said()
+    assert sum("are learned without all of their question" in text for text in said()) == 1
+    (folder / "events.jsonl").write_text("")
+    assert run(monkeypatch, path) == 0
+    assert sum("are learned without all of their question" in text for text in said()) == 1
