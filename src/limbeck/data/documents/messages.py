@@ -24,11 +24,11 @@ NOT_LEARNED = (
 )  # fmt: skip
 FLAG_LIKE = re.compile(r"train|learn|loss|mask|weight|supervis|ignore|skip|exclude|^labels?$")
 """Keys like these say something of what is learned; those that are not known are refused."""
-UNREAD = (
+UNREAD = frozenset((
     "tools", "functions", "function_calls", "images", "image", "image_url", "audio", "audios", "input_audio", "video",
     "videos", "context", "contexts", "documents", "passage", "passages", "attachments", "files", "refusal", "channel",
     "recipient",
-)  # fmt: skip
+))  # fmt: skip
 """Keys of a message that say something to a model, and that limbeck does not hand on."""
 HARMLESS = {"channel": "final", "recipient": "all"}
 """Values of such keys that say nothing."""
@@ -46,7 +46,6 @@ CALLS = ("function_call", "tool_call")
 NATIVE = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 """Roles that chat templates know."""
 TEXTUAL = ("text", "input_text", "output_text")
-PART_FIELDS = ("type", "text", "content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -170,21 +169,24 @@ def _message(message: Message, place: Place) -> Message:
     kept["content"] = _content(message.get("content"), kept, place)
     if not _is_learned(message, place):
         kept["learn"] = False
-    known = {*MESSAGE_FIELDS, *HARMLESS, "from", "value", "function_call"}
-    place.unread.update(name for name, value in given.items() if value not in EMPTY and not _says(name, known))
+    _name_unread(given, MESSAGE_KEYS, place)
     return kept
 
 
 EMPTY: tuple[Any, ...] = ("", [], {}, ())
+MESSAGE_KEYS = frozenset((*MESSAGE_FIELDS, *HARMLESS, "from", "value", "function_call"))
+PART_KEYS = frozenset(("type", "text", "content", "thinking", "reasoning", *HARMLESS))
 
 
-def _says(name: str, known: set[str]) -> bool:
-    return name in known or name.lower() in LEARNED or name.lower() in NOT_LEARNED
+def _name_unread(said: Message, known: frozenset[str], place: Place) -> None:
+    for name in said.keys() - known:
+        if said[name] not in EMPTY and name.lower() not in LEARNED and name.lower() not in NOT_LEARNED:
+            place.unread.add(name)
 
 
 def _refuse_unread(message: Message, place: Place) -> None:
-    for name in UNREAD:
-        if message.get(name) and message[name] != HARMLESS.get(name):
+    for name in sorted(message.keys() & UNREAD):
+        if message[name] and message[name] != HARMLESS.get(name):
             place.refuse(f"has `{name}`, which limbeck does not read in a message", UNREAD_FIXES.get(name, MEDIA_FIX))
 
 
@@ -205,12 +207,11 @@ MEDIA_FIX = "limbeck learns from text only: use data without it"
 
 def _in_known_words(message: Message, place: Place) -> Message:
     """A message in the words that chat templates know. One without a speaker is left as it is."""
-    for name, other in (("role", "from"), ("content", "value")):
-        given = [
-            _speaker(message[each]) if name == "role" else message[each] for each in (name, other) if each in message
-        ]
-        if len(given) == 2 and given[0] != given[1] and None not in given:
-            place.refuse(f"has a `{name}` and a `{other}` that differ", "Keep one of them")
+    for name, other, known in (("role", "from", _speaker), ("content", "value", None)):
+        if name in message and other in message:
+            ours, theirs = (known(message[each]) if known else message[each] for each in (name, other))
+            if ours != theirs and None not in (ours, theirs):
+                place.refuse(f"has a `{name}` and a `{other}` that differ", "Keep one of them")
     speaker = message.get("role", message.get("from"))
     if not isinstance(speaker, str):
         return message
@@ -263,8 +264,7 @@ def _content(content: Any, kept: Message, place: Place) -> str:
             place.refuse(f"holds a part of type `{kind}`; limbeck learns from text only", "Use data without it")
         if isinstance(part, dict):
             _refuse_unread(part, place.inside(f"part {number}"))
-            known = {*PART_FIELDS, *HARMLESS}
-            place.unread.update(name for name, given in part.items() if given not in EMPTY and not _says(name, known))
+            _name_unread(part, PART_KEYS, place)
     return "".join(texts)
 
 
@@ -272,12 +272,13 @@ def _is_learned(message: Message, place: Place) -> bool:
     """Whether a turn is to be learned, as data sets of several tools say it of it or of the parts of its content."""
     asked = _asked(message, message["role"], place)
     content = message.get("content")
-    parts = content if isinstance(content, list) else []
+    if not asked and isinstance(content, str):
+        return True
     said = [
-        _asked(part, message["role"], place.inside(f"part {number}")) if isinstance(part, dict) else set[bool]()
-        for number, part in enumerate(parts, 1)
+        _asked(part, message["role"], place.inside(f"part {number}")) if isinstance(part, dict) else set()
+        for number, part in enumerate(content if isinstance(content, list) else (), 1)
     ]
-    of_parts = set[bool]().union(*said)
+    of_parts: set[bool] = set().union(*said)
     if len(asked | of_parts) == 2:
         place.refuse("says both that it is learned and that it is not", "Keep one of its keys")
     if message["role"] == "assistant" and not asked and of_parts == {False} and not all(said):

@@ -242,8 +242,8 @@ class RowReader:
     @staticmethod
     def _told(row: dict[str, Any], messages: list[Message], used: set[str], place: Place) -> list[Message]:
         """The messages, after what stands for a system message in a column of its own."""
-        columns = [name for name in SYSTEM if name not in used]
-        said = {f"`{name}`": text for name in columns if (text := _system(row.get(name), name, place))}
+        columns = [name for name in SYSTEM if name in row and name not in used]
+        said = {f"`{name}`": text for name in columns if (text := _system(row[name], name, place))}
         used.update({*SYSTEM} & set(row))
         if not said:
             return messages
@@ -257,7 +257,7 @@ class RowReader:
 
     def _kind(self, kind: str, row: dict[str, Any], used: set[str]) -> str:
         """With the columns beside it that are read."""
-        names = dict.fromkeys((*SYSTEM, "history", *TOOLS, self.columns.tools))
+        names = dict.fromkeys((*SYSTEM, "history", *TOOLS, self.columns.tools)) if len(used) > 1 else ()
         read = [name for name in names if name in used and row.get(str(name)) not in NOTHING]
         beside = [f"`{name}`" for name in read if f"`{name}`" not in kind]
         return f"{kind} with {', '.join(beside)}" if beside else kind
