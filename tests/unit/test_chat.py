@@ -10,6 +10,7 @@ import pytest
 
 from limbeck.data.chat.answers import (
     DATED,
+    DROPPED_MESSAGE,
     DROPPED_TEXT,
     DROPPED_THOUGHTS,
     EMPTY,
@@ -749,3 +750,16 @@ def test_a_call_of_which_a_part_is_written_is_refused_for_the_rest(tokenizer: An
         learned(tokenizer, nameless, *calling)
     with pytest.raises(InputError, match="leaves out arguments of a tool call"):
         learned(tokenizer, INSTEAD.replace("{{ m.tool_calls[0].function.arguments | tojson }}}", "}"), *calling)
+
+
+@pytest.mark.parametrize("role", ["developer", "ipython", "context"])
+def test_a_message_of_which_nothing_is_written_is_said(tokenizer: Any, role: str) -> None:
+    """Qwen2.5's template knows four roles: an answer is learned without what it answers to."""
+    known = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}")
+    assert known != CHATML
+    messages = (user("what is it"), {"role": role, "content": "it is a cat"}, said("a cat"))
+    dropped = DROPPED_MESSAGE.format(role)
+    encoded = encode(Document(messages=messages), with_template(tokenizer, known))
+    assert dropped in encoded.remarks
+    assert dropped not in encode(Document(messages=messages), with_template(tokenizer, CHATML)).remarks
+    assert dropped not in encode(Document(messages=messages[::2]), with_template(tokenizer, known)).remarks

@@ -421,17 +421,6 @@ def test_text_is_read_as_ever_beside_newer_shapes(tmp_path: Path, more: dict[str
     assert seen["data.corpus.0"].unread == set(more)
 
 
-def test_keys_of_messages_that_are_not_read_are_named(tmp_path: Path) -> None:
-    seen: dict[str, Seen] = {}
-    answer = {**A, "thought": "hm", "prefix": True, "metadata": {"train": False}, "id": None, "weight": 1}
-    (tmp_path / "a.jsonl").write_text(
-        json.dumps({"messages": [U, answer]}) + "\n" + json.dumps({"prompt": [{**U, "date": 1}], "response": [A]})
-    )
-    assert len(list(documents((files(tmp_path / "a.jsonl"),), seen))) == 2
-    keys = {"messages.thought", "messages.prefix", "messages.metadata", "prompt.date"}
-    assert seen["data.corpus.0"].unread == keys
-
-
 def test_names_in_data_are_not_obeyed_by_a_terminal(tmp_path: Path) -> None:
     odd = "\x1b[31m\u202e"
     with pytest.raises(InputError) as caught:

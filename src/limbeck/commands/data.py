@@ -56,7 +56,7 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
             console.print(_visible("\n".join(document.texts())))
         return
     if (date := template_facts(tokenizer, recipe.data.date)["date"]) is not None:
-        console.print(Text(f"The chat template writes a date: it is told {date} (data.date).", READ))
+        console.print(Text(f"The chat template can write a date: it is told {date} (data.date).", READ))
     if not count:
         return
     console.print(legend)

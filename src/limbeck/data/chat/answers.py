@@ -29,6 +29,7 @@ HEADED = (
     "the chat template does not say how it asks for an answer: all that stands before one in its turn is read, though "
     "more than a header may be among it"
 )
+DROPPED_MESSAGE = "the chat template writes nothing of a message of role `{}`: answers are learned without it"
 DATED = "the chat template writes a date: it is told {} (`data.date`)"
 SECOND_THOUGHT = "an answer holds several thoughts: those after the first are learned as a part of its text"
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
@@ -176,6 +177,7 @@ class _Finder:
 
     def found(self) -> Rendered:
         self._check_tools()
+        self._remark_dropped()
         self._remark_date()
         asked = max((i for i, m in enumerate(self.messages) if m["role"] == "user"), default=-1)
         before = 0
@@ -205,6 +207,20 @@ class _Finder:
                 key="data.corpus",
                 fix="Use a tokenizer whose template writes them, or remove them from the data",
             )
+
+    def _remark_dropped(self) -> None:
+        """An answer is learned without what it answers to, where the template does not know a role."""
+        written = "".join(self.text.split())
+        for i, message in enumerate(self.messages):
+            content = message.get("content")
+            if message["role"] == "assistant" or not isinstance(content, str) or not content.strip():
+                continue
+            if self.marked.marking.others:
+                lost = "content" in self.marked.lost.get(i, ())
+            else:
+                lost = "".join(content.split()) not in written
+            if lost:
+                self.rendered.remarks.add(DROPPED_MESSAGE.format(message["role"]))
 
     def _check_call(self, i: int) -> None:
         calls = self.messages[i].get("tool_calls") or ()

@@ -103,15 +103,8 @@ def says_messages(text: str) -> bool:
     return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
 
 
-READ = {*MESSAGE_FIELDS, "from", "value", "function_call", *LEARNED, *NOT_LEARNED}
-"""Keys of a message that something is made of."""
-
-
-def messages_of(value: Any, place: Place, unread: set[str] | None = None) -> list[Message]:
+def messages_of(value: Any, place: Place) -> list[Message]:
     """Messages with ``role`` and ``content``, and with ``learn: False`` on an assistant's that is not to be learned.
-
-    Args:
-        unread: gets the keys of messages that nothing was read from.
 
     Raises:
         InputError: no list of messages, or something in one that limbeck does not do; names the place.

@@ -338,20 +338,14 @@ class RowReader:
         kind = self._kind(kind, row, used)
         return kind, Document(messages=tuple(messages), chat=chat, template=template, tools=tools), used
 
-    def _messages(self, value: Any, name: str, place: Place) -> list[Message]:
-        """Messages of a column. What is not read in them is noted."""
-        unread: set[str] = set()
-        messages = messages_of(value, place.inside(f"`{name}`"), unread)
-        self.seen.unread |= {f"{name}.{key}" for key in unread}
-        return messages
-
-    def _turns(self, prompt: Any, answer: Any, pair: tuple[str, str], place: Place) -> list[Message]:
+    @staticmethod
+    def _turns(prompt: Any, answer: Any, pair: tuple[str, str], place: Place) -> list[Message]:
         """Only the answer is learned: what an assistant says in the prompt is given."""
 
         def turns(value: Any, name: str, role: str) -> list[Message]:
             if isinstance(value, str) and not says_messages(value):
                 return _says(role, value)
-            return self._messages(value, name, place)
+            return messages_of(value, place.inside(f"`{name}`"))
 
         asked, said = turns(prompt, pair[0], "user"), turns(answer, pair[1], "assistant")
         if said and said[0]["role"] in ("system", "user"):
