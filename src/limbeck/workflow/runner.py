@@ -221,6 +221,8 @@ class _Run:
                 if self.ready:
                     self._here(self._next())
                 continue
+            if any(not decision.stage.always for decision in self.ready.values()):
+                self.workers.prepare(self.jobs, sorted({type(stage).__module__ for stage in self.stages}))
             while self.ready and len(self.running) < self.jobs and self._fits(self._peek()):
                 decision = self._next()
                 if decision.stage.always:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,9 +27,14 @@ def _work(connection: Connection) -> None:
     sys.path[:] = paths
     while True:
         try:
-            pickled, up, surroundings = connection.recv()
+            asked = connection.recv()
         except EOFError:
             return
+        if isinstance(asked, list):  # of modules, before there is a stage
+            for module in asked:
+                import_module(module)
+            continue
+        pickled, up, surroundings = asked
         stage: Stage = pickle.loads(pickled)
         try:
             result = stage.run(up, Context(Path(folder), stage.name, connection.send, **surroundings))

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,20 @@ class Workers:
         self._folder, self._lock, self._environment = folder, lock, environment
         self._workers: list[_Worker] = []
 
+    def prepare(self, count: int, modules: Sequence[str]) -> None:
+        """Start workers before they are needed: they import ``modules`` beside the first stages."""
+        for _ in range(count - len(self._workers)):
+            self._new().connection.send(list(modules))
+
+    def _new(self) -> _Worker:
+        worker = _Worker(self._folder, self._lock, self._environment(len(self._workers)))
+        self._workers.append(worker)
+        return worker
+
     def start(self, stage: Stage, up: Facts, surroundings: Mapping[str, Any]) -> None:
         """Run a stage in an idle worker, or in a new one."""
-        worker = next((worker for worker in self._workers if worker.stage is None), None)
-        if worker is None:
-            worker = _Worker(self._folder, self._lock, self._environment(len(self._workers)))
-            self._workers.append(worker)
+        idle = (worker for worker in self._workers if worker.stage is None and worker.process.poll() is None)
+        worker = next(idle, None) or self._new()
         worker.stage = stage.name
         worker.connection.send((pickle.dumps(stage), up, surroundings))
 
