@@ -74,11 +74,3 @@ def _table() -> Table:
 
 def as_json(status: RunStatus) -> str:
     return json.dumps({**dataclasses.asdict(status), "finished": status.finished}, indent=1)
-
-
-def decisions_as_json(decisions: Sequence[Decision]) -> str:
-    plain = [
-        {"stage": each.stage.name, "title": each.stage.title, "action": each.action, "reason": each.reason}
-        for each in decisions
-    ]
-    return json.dumps(plain, indent=1)

@@ -17,7 +17,7 @@ import torch
 from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.restricted import RestrictedModel
-from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
+from limbeck.objectives.fused import Outcome, Term
 from limbeck.objectives.targets import Labels, Target
 from limbeck.statistics import Interval, bootstrap
 
@@ -131,17 +131,8 @@ def dropped_share(teacher: RestrictedModel, rows: Rows, *, batch_size: int = 8, 
 
 def _against(lm: CausalLM, batch: Batch, read_BT: torch.Tensor, targets: list[Target]) -> Outcome:
     """What the objective says of a model at the positions ``read_BT``."""
-    hidden_BTD, head = lm.hidden(batch.ids_BT, batch.positions_BT), lm.head()
-    terms = [Term(target) for target in targets]
-    return fused_divergence(
-        hidden_BTD[read_BT],
-        head.weight_VD,
-        terms,
-        bias_V=head.bias_V,
-        softcap=head.softcap,
-        scale=head.scale,
-        vocab_size=shared_vocabulary(lm.own_vocab_size, terms),
-    )
+    hidden_BTD = lm.hidden(batch.ids_BT, batch.positions_BT)
+    return lm.compare(hidden_BTD[read_BT], [Term(target) for target in targets])
 
 
 def _numpy(values_N: torch.Tensor | None) -> np.ndarray:

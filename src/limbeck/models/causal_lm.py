@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
 from limbeck.models.tokenizer import OTHER, vocabulary_size
+from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
 from limbeck.objectives.targets import Dense
 
 PROJECTIONS = "limbeck_projections"
@@ -241,6 +242,24 @@ class CausalLM(nn.Module):
         head = self.head()
         bias = head.bias_V.detach() if head.bias_V is not None else None
         return Dense(hidden_ND.detach(), head.weight_VD.detach(), bias, softcap=head.softcap, scale=head.scale)
+
+    def compare(self, hidden_ND: Tensor, terms: Sequence[Term]) -> Outcome:
+        """The objective on this model's head: its logits are never held.
+
+        Args:
+            hidden_ND: last hidden states [N, D] of this model, after its final norm.
+            terms: what they are compared with, in this model's own vocabulary.
+        """
+        head = self.head()
+        return fused_divergence(
+            hidden_ND,
+            head.weight_VD,
+            terms,
+            bias_V=head.bias_V,
+            softcap=head.softcap,
+            scale=head.scale,
+            vocab_size=shared_vocabulary(self.own_vocab_size, terms),
+        )
 
     def head(self) -> Head:
         """The head as it is now; under FSDP, whole only between a forward pass and its backward pass."""

@@ -117,8 +117,8 @@ class Report(Stage):
         return found
 
     def _notes(self, up: Facts) -> list[str]:
-        """What stages said that is worth keeping."""
-        return [note for name in self.upstream for note in up[name].get("notes") or ()]
+        """What stages said that is worth keeping, once each."""
+        return list(dict.fromkeys(note for name in self.upstream for note in up[name].get("notes") or ()))
 
     def _provenance(self, up: Facts) -> dict[str, list[Fact]]:
         def facts(pairs: Mapping[str, Any]) -> list[Fact]:

@@ -31,7 +31,7 @@ from limbeck.pipeline.shared.base import (
 from limbeck.pipeline.shared.fit import Fit
 from limbeck.pipeline.stages.cut import cut_folder, cut_name
 from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
-from limbeck.recipe import AnyStudent, Co, ConfigStudent, CutStudent, Data, PathModel, Technique, Training
+from limbeck.recipe import AnyStudent, Co, ConfigStudent, CutStudent, Data, PackageModel, PathModel, Technique, Training
 from limbeck.runtime.world import device
 from limbeck.training.loop import Peak
 from limbeck.training.loss_graph import HiddenLossTerm, LossTerm
@@ -158,7 +158,12 @@ class Train(PipelineStage):
                 save_model(lm, target, self._saved_dtype(name, up))
                 pool().forget(str(target))
                 weights[name] = weights_fingerprint(lm.model)
-        return {**result, "learners": sorted(learners), "weights": weights, "notes": skipped_notes(arm.name, result)}
+        return {
+            **result,
+            "learners": sorted(learners),
+            "weights": weights,
+            "notes": [*self._origins(), *skipped_notes(arm.name, result)],
+        }
 
     @contextmanager
     def _models(
@@ -197,6 +202,12 @@ class Train(PipelineStage):
                 with under(f"{place}.lora"):
                     lm = with_lora(lm, student.lora, self.arm.seed)
             yield lm
+
+    def _origins(self) -> list[str]:
+        """What a quantised file of a student has lost."""
+        given = {name: spec for name, spec in self.students.items() if isinstance(spec, PathModel | PackageModel)}
+        notes = {self.places[name]: located(spec)[1] for name, spec in given.items()}
+        return [f"{place}: {note}" for place, note in notes.items() if note]
 
     def _peaks(self, section: Training, place: str) -> dict[str, Peak]:
         """The teacher's peak learning rate, where it learns along."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limbeck.data.packing import IGNORED, Batch
 from limbeck.models.causal_lm import CausalLM
-from limbeck.objectives.fused import Outcome, Term, fused_divergence, shared_vocabulary
+from limbeck.objectives.fused import Term
 from limbeck.objectives.targets import Labels
 from limbeck.signals.source import Access, HiddenShape, Signal, SignalSource
 from limbeck.training.loss_graph.ordering import components_in_order
@@ -245,7 +245,7 @@ class LossGraph:
                 here = [x for x in terms if _where(x, states) == where]
                 if not here:
                     continue
-                outcome = _compare(at.last_ND, lm, [_term(x, said[x.source], weights[x.name]) for x in here])
+                outcome = lm.compare(at.last_ND, [_term(x, said[x.source], weights[x.name]) for x in here])
                 losses.append(outcome.loss_sum)
                 for i, loss_term in enumerate(here):
                     agreement_N = outcome.stats[i].agreement_N
@@ -292,18 +292,4 @@ def _term(loss_term: LossTerm, signal: Signal, weight: float) -> Term:
         weight=weight,
         weight_N=signal.weight_N,
         name=loss_term.name,
-    )
-
-
-def _compare(hidden_ND: Tensor, lm: CausalLM, terms: list[Term]) -> Outcome:
-    """The objective on a model's hidden states and head."""
-    head = lm.head()
-    return fused_divergence(
-        hidden_ND,
-        head.weight_VD,
-        terms,
-        bias_V=head.bias_V,
-        softcap=head.softcap,
-        scale=head.scale,
-        vocab_size=shared_vocabulary(lm.own_vocab_size, terms),
     )
