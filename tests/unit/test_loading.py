@@ -25,8 +25,9 @@ from limbeck.models.proof import prove
 from limbeck.models.tokenizer import load_tokenizer
 from limbeck.pipeline.build import check
 from limbeck.pipeline.stages.corpus import check_ids
+from limbeck.pipeline.stages.teacher import GivenTeacher
 from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer
-from limbeck.recipe import ConfigModel, Lora, PathModel, parse_recipe
+from limbeck.recipe import ConfigModel, Data, Lora, PathModel, parse_recipe
 from limbeck.signals.live import LiveTeacher
 from limbeck.training.loss_graph import LossGraph, LossTerm
 from limbeck.training.metrics import read_metrics
@@ -205,6 +206,28 @@ def adapter(base: Path, tokenizer: Any, folder: Path) -> CausalLM:
     lm.model.peft_config["default"].base_model_name_or_path = str(base)
     lm.model.save_pretrained(folder)
     return lm
+
+
+def given_key(path: str) -> Any:
+    data = Data.model_validate({"corpus": [{"stdlib": "docstrings"}]})
+    return GivenTeacher(spec=PathModel(path=path), data=data).key({})
+
+
+def test_the_key_of_a_teacher_follows_its_files_and_an_adapters_base(
+    teacher_folder: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(teacher_folder, base)
+    adapter(base, tokenizer, tmp_path / "adapter")
+    before = given_key(str(tmp_path / "adapter"))
+    assert given_key(str(tmp_path / "adapter")) == before
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # the base is written anew, the adapter is not
+    assert given_key(str(tmp_path / "adapter")) != before
+
+
+def test_a_teacher_on_the_hub_has_a_key_before_it_is_downloaded() -> None:
+    assert given_key("nobody/has-this") == given_key("nobody/has-this")
 
 
 def test_an_adapter_is_merged_into_its_base(teacher_folder: Path, tmp_path: Path, tokenizer: Any) -> None:

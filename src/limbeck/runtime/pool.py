@@ -114,7 +114,7 @@ class ModelPool:
             raise ValueError("what is trained is not rounded: most updates would be lost")
         if kept is not None and tokenizer is None:
             raise ValueError("a smaller vocabulary has a tokenizer of its own")
-        stamp = _stamp(ref)
+        stamp = stamp_of(ref)
         own = tokenizer
         if kept is not None or tokenizer is None:
             own = self._own_tokenizer(ref, stamp, tokenizer.eos_token if tokenizer is not None else None)
@@ -128,7 +128,7 @@ class ModelPool:
 
     def __contains__(self, ref: ModelRef) -> bool:
         """Whether the model is here, as its files are now."""
-        return (_local(ref), _stamp(ref)) in self._held
+        return (_local(ref), stamp_of(ref)) in self._held
 
     def forget(self, which: ModelRef | str) -> None:
         """Let go of all forms of a model, by reference or path. A lease of it keeps it to its end."""
@@ -159,7 +159,7 @@ class ModelPool:
             trained = frozenset(name for name, p in lm.model.named_parameters() if p.requires_grad)
             lm.requires_grad_(False)
             lm.shared, held = True, _Held(lm, trained)
-            stamp = stamp or _stamp(ref)  # a name on the hub: its files are here only now
+            stamp = stamp or stamp_of(ref)  # a name on the hub: its files are here only now
         self._held[local, stamp] = held
         return held
 
@@ -264,8 +264,9 @@ def _folders(ref: ModelRef) -> list[Path]:
     return found
 
 
-def _stamp(ref: ModelRef) -> Stamp:
-    """What tells that files were rewritten. Replaced folders have other inodes, whatever their times say."""
+def stamp_of(ref: ModelRef) -> Stamp:
+    """What tells that files were rewritten; of an adapter, its base's too. Replaced folders have other inodes, whatever
+    their times say. Empty for a name on the hub that is not downloaded yet."""
     found = []
     for folder in _folders(ref):
         for file in sorted(each for pattern in ("*.safetensors", "*.json") for each in folder.glob(pattern)):

@@ -100,9 +100,3 @@ def require_fitting(folder: Path, model: Any, said: str) -> None:
                 key=".path",
                 fix="The files do not fit the config.json beside them",
             )
-
-
-def weights_stamp(folder: Path) -> str:
-    """Names, sizes and times of a folder's weight files: when it is the same, so are the weights."""
-    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    return "; ".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)

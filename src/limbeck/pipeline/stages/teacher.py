@@ -9,9 +9,7 @@ from typing import Any
 
 from limbeck.errors import under
 from limbeck.evaluation.heldout import Heldout, bits_per_byte
-from limbeck.formats.sizes import folder_of
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.folders.headers import weights_stamp
 from limbeck.models.folders.save import save_model
 from limbeck.models.folders.saved import stored_dtype
 from limbeck.models.load import load_model, weights_fingerprint, with_lora
@@ -33,7 +31,7 @@ from limbeck.pipeline.shared.base import (
 from limbeck.pipeline.shared.fit import Fit
 from limbeck.pipeline.shared.shelf import Shelf
 from limbeck.recipe import ConfigModel, ConfigTeacher, Correction, Data, PackageModel, PathModel, Training, fingerprint
-from limbeck.runtime.pool import ModelRef
+from limbeck.runtime.pool import ModelRef, stamp_of
 from limbeck.runtime.world import device
 from limbeck.training.loss_graph import LossTerm
 from limbeck.workflow.stage import Context, Facts, Plain
@@ -71,7 +69,7 @@ class GivenTeacher(PipelineStage):
 
     def key(self, up: Facts) -> dict[str, Plain]:
         found, _ = located(self.spec)
-        return {"teacher": {"files": weights_stamp(folder_of(found)), "dtype": found.dtype}}
+        return {"teacher": {"files": fingerprint(stamp_of(ModelRef.of(found))), "dtype": found.dtype}}
 
     def is_equivalent(self, was: Mapping[str, Plain], now: Mapping[str, Plain], result: Mapping[str, Plain]) -> bool:
         """The same weights in another place are the same teacher."""
