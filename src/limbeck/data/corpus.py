@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 3
+"""To be raised when equal documents give other tokens or labels: it is the version of the data stage."""
 
 BATCH_BYTES = 1 << 20
 """Documents of about so many bytes are tokenised together: some 100 MB of memory while it lasts."""

@@ -68,6 +68,7 @@ class CorpusStage(PipelineStage):
     generations: Mapping[str, Generation]
     models: Mapping[str, PathModel | PackageModel]
     needs = (MACHINE,)
+    version = FORMAT
 
     @property
     def name(self) -> str:
@@ -87,7 +88,6 @@ class CorpusStage(PipelineStage):
                 "date": template["date"],
             },
             "chat_template": template["chat_template"],
-            "format": FORMAT,
             "tokenizer": token_map_fingerprint(tokenizer) if tokenizer is not None else own,
             **({"vocabulary": self.vocabulary.model_dump(mode="json")} if self.vocabulary is not None else {}),
         }
@@ -144,6 +144,7 @@ class CorpusStage(PipelineStage):
         enough = {"train": self.train, "heldout": self.heldout}
         begun = {
             **self.key(up),
+            "format": FORMAT,
             "files": stamps,
             "enough": {name: [e.labels, e.documents] for name, e in enough.items()},
         }
