@@ -219,7 +219,7 @@ def write_batches(
         return
     with teacher.opened() as (lm, tokenizer):
         for batch in missing:
-            journal.put_many([(r, teacher.identity, c) for r, c in teacher.write_batch(batch, lm, tokenizer)])
+            journal.put_many(teacher.write_batch(batch, lm, tokenizer), teacher.identity)
             done += len(batch)
             progress(done)
 
