@@ -30,6 +30,7 @@ from limbeck.recipe.data import (
     StdlibSource,
     TextSource,
 )
+from limbeck.recipe.filters import Filters, Keep
 from limbeck.recipe.models import (
     AnyStudent,
     ConfigModel,
@@ -50,7 +51,6 @@ from limbeck.recipe.models import (
     TrainedTokenizer,
     Vocabulary,
 )
-from limbeck.recipe.filters import Filters, Keep
 from limbeck.recipe.served import Budget, Endpoint, Prices, Terms
 from limbeck.recipe.techniques import KINDS, Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
 from limbeck.recipe.training import Optimiser, Training
@@ -99,8 +99,8 @@ __all__ = [
     "Student",
     "Teacher",
     "Technique",
-    "TextSource",
     "Terms",
+    "TextSource",
     "Tokenizer",
     "TrainedTokenizer",
     "Training",
@@ -125,7 +125,8 @@ class Accuracy(Section):
     max_new_tokens: Count = Field(128, description="Length of an answer.")
     system: str | None = Field(None, description="System text before conversations that have none.")
     temperature: NonNegative | None = Field(
-        0.0, description="Of a teacher that is called: null leaves it to an endpoint that refuses it. Models answer greedily."
+        0.0,
+        description="Of a teacher that is called; null: left to an endpoint that refuses it. Other models are greedy.",
     )
 
 
@@ -183,7 +184,9 @@ class Recipe(Section):
     students: dict[str, Student] | None = Field(
         None, description="Instead of `student`: several, by name; one teacher forward serves all."
     )
-    tokenizer: Tokenizer | None = Field(None, description="Default: the teacher's; of a teacher that is called, the student's.")
+    tokenizer: Tokenizer | None = Field(
+        None, description="Default: the teacher's; the student's where the teacher is only called."
+    )
     data: Data
     techniques: tuple[Technique, ...] = Field(
         min_length=1,

@@ -94,7 +94,7 @@ class Generation(Section):
     keep: Keep | None = Field(None, description="Which of a prompt's answers are learned.")
     as_many_as: str | None = Field(
         None,
-        description="A control: of what is kept, learn a random part, of as many answers as the named technique learns.",
+        description="A control: learn a random part of what is kept, of as many answers as the named technique learns.",
     )
 
     @property

@@ -118,7 +118,7 @@ class Select(PipelineStage):
         if section is None:
             return found
         with context.task("verify", len(found), "answers") as task, under(f"{self.place}.generation.verify"):
-            return list(verify(found, section, progress=task.update))
+            return list(verify(found, section, progress=lambda done, _: task.update(done)))
 
     def _evaluation_texts(self, text: Text) -> Iterator[str]:
         """What the held-out documents ask and answer."""
