@@ -160,9 +160,7 @@ class FaultyServer:
         plain = answer(settings, body, fault.kind if fault else "")
         if fault is not None and fault.kind in ("bad_utf8", "surrogate", "nul", "huge"):
             return web.Response(body=_odd(plain, fault.kind), content_type="application/json")
-        return web.Response(
-            body=json.dumps(plain).encode(), content_type="application/json", headers=settings.headers
-        )
+        return web.Response(body=json.dumps(plain).encode(), content_type="application/json", headers=settings.headers)
 
     def _fault(self, key: str) -> Fault | None:
         if self.when is not None:
@@ -270,7 +268,9 @@ def _refused(settings: Settings, body: dict[str, Any]) -> web.Response | None:
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
     if settings.length_field and (name := other[settings.length_field]) in body:
         said = f"Unsupported parameter: '{name}' is not supported. Use '{settings.length_field}' instead."
-        return web.json_response({"error": {"message": said, "param": name, "code": "unsupported_parameter"}}, status=400)
+        return web.json_response(
+            {"error": {"message": said, "param": name, "code": "unsupported_parameter"}}, status=400
+        )
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ class Client:
             return Fault(FaultKind.UNREACHABLE, _said(error))
         except aiohttp.InvalidURL as error:
             return Fault(FaultKind.WITHDRAWN, f"not a URL: {_said(error)}")
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return Fault(FaultKind.LATE, f"no answer within {seconds:.0f} s", maybe_served=True)
         except (aiohttp.ClientError, OSError) as error:
             return Fault(FaultKind.CUT, _said(error), maybe_served=True)

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from itertools import islice
 from typing import TypeVar
 
-from limbeck.errors import BudgetError, LimbeckError, RecipeError
+from limbeck.errors import BudgetError, RecipeError
 from limbeck.generation.api.client import Client
 from limbeck.generation.api.clock import Clock
 from limbeck.generation.api.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
@@ -61,9 +61,7 @@ class Sending:
         journal, ledger, clock: see :class:`~limbeck.generation.api.served.ServedSampler`.
     """
 
-    def __init__(
-        self, teachers: Sequence[Asked], local: bool, journal: Journal, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, teachers: Sequence[Asked], local: bool, journal: Journal, ledger: Ledger, clock: Clock) -> None:
         self.teachers, self.local, self.journal, self.ledger, self.clock = teachers, local, journal, ledger, clock
         self.summary = Summary()
         self.for_local: list[Row] = []
@@ -72,6 +70,7 @@ class Sending:
         self._tasks: dict[asyncio.Task[None], Row] = {}
         self._busy = 0
         self._settled = asyncio.Condition()
+        self._poor = 0
         self._random = random.Random(0)
         self._bad = 0
         self._succeeded = False
@@ -206,9 +205,7 @@ class Sending:
         row.busy = True
         self._busy += 1
         try:
-            attempt = await self.journal.sent(
-                row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
-            )
+            attempt = await self.journal.sent(row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens)
             reply = await client.post(teacher.url, teacher.headers, body, seconds)
             fault = reply if isinstance(reply, Fault) else None
             completion: Completion | None = None
@@ -223,7 +220,9 @@ class Sending:
                     teacher.pacer.hold(wait)
             if fault is None and completion is not None and not isinstance(reply, Fault):
                 filtered = completion.outcome is Outcome.FILTERED and completion.usage is None
-                await self._answered(teacher, attempt, reservation, teacher.redact_bytes(reply.raw), completion, filtered)
+                await self._answered(
+                    teacher, attempt, reservation, teacher.redact_bytes(reply.raw), completion, filtered
+                )
                 return Fate.DONE
             assert fault is not None
             return await self._failed(teacher, row, (attempt, reservation, began, used), fault)
@@ -293,7 +292,8 @@ class Sending:
                 self._bad += 1
                 if self._bad >= BAD_AT_FIRST:
                     raise RecipeError(
-                        f"{teacher.name} refuses the requests: {message}", fix="Change what is asked; nothing was bought."
+                        f"{teacher.name} refuses the requests: {message}",
+                        fix="Change what is asked; nothing was bought.",
                     )
             return Fate.DONE
         crowded = fault.kind in (FaultKind.LIMITED, FaultKind.OVERLOADED)
@@ -341,21 +341,21 @@ class Sending:
             except BudgetError:
                 if not self._busy:
                     raise
-                async with self._settled:
-                    await self._settled.wait()
+                self._poor += 1
+                try:
+                    async with self._settled:
+                        await self._settled.wait()
+                finally:
+                    self._poor -= 1
 
     async def _free(self, reservation: Reservation) -> None:
         self.ledger.release(reservation)
         await self._wake()
 
     async def _wake(self) -> None:
-        async with self._settled:
-            self._settled.notify_all()
-
-
-def error_of(fault: Fault) -> LimbeckError | None:
-    """What is raised for a fault, beside that nobody is left."""
-    return None
+        if self._poor:
+            async with self._settled:
+                self._settled.notify_all()
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

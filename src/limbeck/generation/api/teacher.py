@@ -18,7 +18,7 @@ from limbeck.recipe.served import Endpoint
 TEMPLATE_TOKENS = 256
 """What a chat template or a provider may add to a prompt."""
 
-_LENGTH_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+LENGTH_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 WHY = {
     FaultKind.BILLING: "billing",
@@ -75,7 +75,7 @@ class Asked:
         self.fault: Fault | None = None
         self.answers = 0
         self.faults: Counter[str] = Counter()
-        self._other_length = _LENGTH_FIELDS.get(self.length) if endpoint.protocol in ("chat", "completions") else None
+        self._other_length = LENGTH_FIELDS.get(self.length) if endpoint.protocol in ("chat", "completions") else None
 
     @property
     def name(self) -> str:
