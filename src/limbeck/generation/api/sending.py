@@ -11,11 +11,11 @@ from itertools import islice
 from typing import TypeVar
 
 from limbeck.errors import BudgetError, RecipeError
-from limbeck.generation.api.client import Client
-from limbeck.generation.api.clock import Clock
-from limbeck.generation.api.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
-from limbeck.generation.api.headers import exhausted_for
-from limbeck.generation.api.pacing import backoff
+from limbeck.generation.api.transport.client import Client
+from limbeck.generation.api.transport.clock import Clock
+from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
+from limbeck.generation.api.transport.headers import exhausted_for
+from limbeck.generation.api.transport.pacing import backoff
 from limbeck.generation.api.protocols import MalformedError
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
@@ -87,8 +87,8 @@ class Sending:
             try:
                 for chunk in _chunks(requests, CHUNK):
                     if self._over():
-                        self.summary.left += len(chunk)
-                        continue
+                        self.summary.left += len(chunk)  # and whatever comes after it
+                        break
                     await asyncio.to_thread(self.journal.add, chunk, identity)
                     for request in chunk:
                         row = Row(request, request.key(identity))
@@ -205,7 +205,13 @@ class Sending:
         row.busy = True
         self._busy += 1
         try:
-            attempt = await self.journal.sent(row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens)
+            try:
+                attempt = await self.journal.sent(
+                    row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
+                )
+            except BaseException:
+                self.ledger.release(reservation)
+                raise
             reply = await client.post(teacher.url, teacher.headers, body, seconds)
             fault = reply if isinstance(reply, Fault) else None
             completion: Completion | None = None
@@ -219,10 +225,7 @@ class Sending:
                 if fault is None and (wait := exhausted_for(reply.headers, self.clock.wall())):
                     teacher.pacer.hold(wait)
             if fault is None and completion is not None and not isinstance(reply, Fault):
-                filtered = completion.outcome is Outcome.FILTERED and completion.usage is None
-                await self._answered(
-                    teacher, attempt, reservation, teacher.redact_bytes(reply.raw), completion, filtered
-                )
+                await self._answered(teacher, (attempt, reservation), teacher.redact_bytes(reply.raw), completion)
                 return Fate.DONE
             assert fault is not None
             return await self._failed(teacher, row, (attempt, reservation, began, used), fault)
@@ -239,16 +242,11 @@ class Sending:
             return None, Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
 
     async def _answered(
-        self,
-        teacher: Asked,
-        attempt: int,
-        reservation: Reservation,
-        raw: bytes,
-        completion: Completion,
-        free: bool,
+        self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
     ) -> None:
-        if free:
-            self.ledger.release(reservation)
+        attempt, reservation = sent
+        if completion.outcome is Outcome.FILTERED and completion.usage is None:
+            self.ledger.release(reservation)  # refused before anything was written
             cost = 0
         else:
             cost = self.ledger.settle(reservation, completion.usage)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from limbeck.generation.api.headers import retry_after
+from limbeck.generation.api.transport.headers import retry_after
 
 
 class FaultKind(StrEnum):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MachineError
-from limbeck.generation.api.faults import Fault, FaultKind, one_line
+from limbeck.generation.api.transport.faults import Fault, FaultKind, one_line
 
 if TYPE_CHECKING:
     import aiohttp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from limbeck.generation.api.clock import Clock
+from limbeck.generation.api.transport.clock import Clock
 
 DECREASE = 0.75
 INCREASE = 4.0
