@@ -10,12 +10,12 @@ from enum import Enum, auto
 from itertools import islice
 from typing import TypeVar
 
-from limbeck.errors import BudgetError, LimbeckError, RecipeError
-from limbeck.generation.api.client import Client
-from limbeck.generation.api.clock import Clock
-from limbeck.generation.api.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
-from limbeck.generation.api.headers import exhausted_for
-from limbeck.generation.api.pacing import backoff
+from limbeck.errors import BudgetError, RecipeError
+from limbeck.generation.api.transport.client import Client
+from limbeck.generation.api.transport.clock import Clock
+from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
+from limbeck.generation.api.transport.headers import exhausted_for
+from limbeck.generation.api.transport.pacing import backoff
 from limbeck.generation.api.protocols import MalformedError
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
@@ -61,9 +61,7 @@ class Sending:
         journal, ledger, clock: see :class:`~limbeck.generation.api.served.ServedSampler`.
     """
 
-    def __init__(
-        self, teachers: Sequence[Asked], local: bool, journal: Journal, ledger: Ledger, clock: Clock
-    ) -> None:
+    def __init__(self, teachers: Sequence[Asked], local: bool, journal: Journal, ledger: Ledger, clock: Clock) -> None:
         self.teachers, self.local, self.journal, self.ledger, self.clock = teachers, local, journal, ledger, clock
         self.summary = Summary()
         self.for_local: list[Row] = []
@@ -72,6 +70,7 @@ class Sending:
         self._tasks: dict[asyncio.Task[None], Row] = {}
         self._busy = 0
         self._settled = asyncio.Condition()
+        self._poor = 0
         self._random = random.Random(0)
         self._bad = 0
         self._succeeded = False
@@ -88,8 +87,8 @@ class Sending:
             try:
                 for chunk in _chunks(requests, CHUNK):
                     if self._over():
-                        self.summary.left += len(chunk)
-                        continue
+                        self.summary.left += len(chunk)  # and whatever comes after it
+                        break
                     await asyncio.to_thread(self.journal.add, chunk, identity)
                     for request in chunk:
                         row = Row(request, request.key(identity))
@@ -206,9 +205,13 @@ class Sending:
         row.busy = True
         self._busy += 1
         try:
-            attempt = await self.journal.sent(
-                row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
-            )
+            try:
+                attempt = await self.journal.sent(
+                    row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
+                )
+            except BaseException:
+                self.ledger.release(reservation)
+                raise
             reply = await client.post(teacher.url, teacher.headers, body, seconds)
             fault = reply if isinstance(reply, Fault) else None
             completion: Completion | None = None
@@ -222,8 +225,7 @@ class Sending:
                 if fault is None and (wait := exhausted_for(reply.headers, self.clock.wall())):
                     teacher.pacer.hold(wait)
             if fault is None and completion is not None and not isinstance(reply, Fault):
-                filtered = completion.outcome is Outcome.FILTERED and completion.usage is None
-                await self._answered(teacher, attempt, reservation, teacher.redact_bytes(reply.raw), completion, filtered)
+                await self._answered(teacher, (attempt, reservation), teacher.redact_bytes(reply.raw), completion)
                 return Fate.DONE
             assert fault is not None
             return await self._failed(teacher, row, (attempt, reservation, began, used), fault)
@@ -240,16 +242,11 @@ class Sending:
             return None, Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
 
     async def _answered(
-        self,
-        teacher: Asked,
-        attempt: int,
-        reservation: Reservation,
-        raw: bytes,
-        completion: Completion,
-        free: bool,
+        self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
     ) -> None:
-        if free:
-            self.ledger.release(reservation)
+        attempt, reservation = sent
+        if completion.outcome is Outcome.FILTERED and completion.usage is None:
+            self.ledger.release(reservation)  # refused before anything was written
             cost = 0
         else:
             cost = self.ledger.settle(reservation, completion.usage)
@@ -293,7 +290,8 @@ class Sending:
                 self._bad += 1
                 if self._bad >= BAD_AT_FIRST:
                     raise RecipeError(
-                        f"{teacher.name} refuses the requests: {message}", fix="Change what is asked; nothing was bought."
+                        f"{teacher.name} refuses the requests: {message}",
+                        fix="Change what is asked; nothing was bought.",
                     )
             return Fate.DONE
         crowded = fault.kind in (FaultKind.LIMITED, FaultKind.OVERLOADED)
@@ -341,21 +339,21 @@ class Sending:
             except BudgetError:
                 if not self._busy:
                     raise
-                async with self._settled:
-                    await self._settled.wait()
+                self._poor += 1
+                try:
+                    async with self._settled:
+                        await self._settled.wait()
+                finally:
+                    self._poor -= 1
 
     async def _free(self, reservation: Reservation) -> None:
         self.ledger.release(reservation)
         await self._wake()
 
     async def _wake(self) -> None:
-        async with self._settled:
-            self._settled.notify_all()
-
-
-def error_of(fault: Fault) -> LimbeckError | None:
-    """What is raised for a fault, beside that nobody is left."""
-    return None
+        if self._poor:
+            async with self._settled:
+                self._settled.notify_all()
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from limbeck.errors import TeacherGoneError
-from limbeck.generation.api.client import import_aiohttp
-from limbeck.generation.api.clock import Clock, SystemClock
+from limbeck.generation.api.transport.client import import_aiohttp
+from limbeck.generation.api.transport.clock import Clock, SystemClock
 from limbeck.generation.api.sending import Row, Sending
-from limbeck.generation.api.summary import Summary, usd
+from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import Asked
-from limbeck.generation.journal.budget import Ledger
+from limbeck.generation.journal.budget import Ledger, usd
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.request import Completion, Request
 from limbeck.recipe.served import Endpoint
@@ -155,7 +155,7 @@ def _interrupts(sending: Sending) -> Iterator[list[int]]:
     """
     came: list[int] = []
 
-    def interrupt(number: int) -> None:
+    def interrupt(number: signal.Signals) -> None:
         came.append(number)
         if len(came) == 1:
             sending.stop()
@@ -163,7 +163,7 @@ def _interrupts(sending: Sending) -> Iterator[list[int]]:
             sending.abandon()
 
     loop = asyncio.get_running_loop()
-    before: dict[int, object] = {}
+    before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
@@ -175,4 +175,4 @@ def _interrupts(sending: Sending) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from limbeck.generation.journal.budget import usd
+
 
 @dataclass
 class Summary:
@@ -57,11 +59,6 @@ class Summary:
         parts.append(f"{self.tokens:,} tokens, {usd(self.nano_usd)}")
         parts += [f"{name}: {reason}" for name, reason in self.gone.items()]
         return "; ".join(parts)
-
-
-def usd(nano: int) -> str:
-    """Nano-USD for people, rounded up."""
-    return f"${-(-nano // 100_000) / 10_000:.4f}"
 
 
 def _others(answered: Mapping[str, int]) -> dict[str, int]:

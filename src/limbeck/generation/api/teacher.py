@@ -7,18 +7,16 @@ from collections import Counter
 from collections.abc import Mapping
 
 from limbeck.errors import RecipeError
-from limbeck.generation.api.clock import Clock
-from limbeck.generation.api.faults import Fault, FaultKind
-from limbeck.generation.api.pacing import Pacer
+from limbeck.generation.api.transport.clock import Clock
+from limbeck.generation.api.transport.faults import Fault, FaultKind
+from limbeck.generation.api.transport.pacing import Pacer
 from limbeck.generation.api.protocols import encode, wire_format
+from limbeck.generation.journal.budget import input_bound
 from limbeck.generation.journal.prices import PriceList, prices_of
 from limbeck.generation.request import Request
 from limbeck.recipe.served import Endpoint
 
-TEMPLATE_TOKENS = 256
-"""What a chat template or a provider may add to a prompt."""
-
-_LENGTH_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+LENGTH_FIELDS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 
 WHY = {
     FaultKind.BILLING: "billing",
@@ -75,7 +73,7 @@ class Asked:
         self.fault: Fault | None = None
         self.answers = 0
         self.faults: Counter[str] = Counter()
-        self._other_length = _LENGTH_FIELDS.get(self.length) if endpoint.protocol in ("chat", "completions") else None
+        self._other_length = LENGTH_FIELDS.get(self.length) if endpoint.protocol in ("chat", "completions") else None
 
     @property
     def name(self) -> str:
@@ -86,8 +84,8 @@ class Asked:
         return encode(self.format.body(self.endpoint, request, self.length))
 
     def bound(self, body: bytes, request: Request) -> tuple[int, int]:
-        """The most tokens of the prompt and of the answer: no token is shorter than a byte."""
-        return len(body) + TEMPLATE_TOKENS, request.max_new_tokens
+        """The most tokens of the prompt and of the answer."""
+        return input_bound(body), request.max_new_tokens
 
     def redact(self, text: str) -> str:
         """``text`` without the key."""

@@ -84,7 +84,9 @@ class WireFormat(ABC):
             )
         if owned := sorted(OWNED & (set(endpoint.extra) | set(request.extra))):
             raise RecipeError(
-                f"`{owned[0]}` cannot be set here", key=".extra", fix="Its value follows from the recipe's own settings."
+                f"`{owned[0]}` cannot be set here",
+                key=".extra",
+                fix="Its value follows from the recipe's own settings.",
             )
 
 

@@ -132,7 +132,8 @@ def _content(content: Any) -> tuple[Any, str | None]:
             said.append(clean(part.get("text")))
         elif part.get("type") in ("thinking", "reasoning"):
             inner = part.get("thinking") or part.get("text")
-            thought += [clean(each.get("text")) for each in objects(inner)] if isinstance(inner, list) else [clean(inner)]
+            inner = objects(inner) if isinstance(inner, list) else [{"text": inner}]
+            thought += [clean(each.get("text")) for each in inner]
     return "".join(said), "".join(thought) or None
 
 

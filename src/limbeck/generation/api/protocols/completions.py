@@ -75,12 +75,15 @@ def _logprobs(choice: Mapping[str, Any], request: Request) -> tuple[TokenLogprob
     tops = found.get("top_logprobs") or [{}] * len(tokens)
     if not len(tokens) == len(values) == len(tops) or any(number(value) is None for value in values):
         return None
-    return tuple(
-        TokenLogprobs(
-            token,
-            float(value),
-            top=tuple((str(name), float(lp)) for name, lp in (top or {}).items() if number(lp) is not None),
-            id=token_id(token),
+    return (
+        tuple(
+            TokenLogprobs(
+                token,
+                float(value),
+                top=tuple((str(name), float(lp)) for name, lp in (top or {}).items() if number(lp) is not None),
+                id=token_id(token),
+            )
+            for token, value, top in zip(tokens, values, tops, strict=True)
         )
-        for token, value, top in zip(tokens, values, tops, strict=True)
-    ) or None
+        or None
+    )

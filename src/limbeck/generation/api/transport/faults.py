@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from limbeck.generation.api.headers import retry_after
+from limbeck.generation.api.transport.headers import retry_after
 
 
 class FaultKind(StrEnum):
@@ -32,9 +32,7 @@ class FaultKind(StrEnum):
     BAD_REQUEST = "bad_request"
 
 
-STOPPING = frozenset(
-    {FaultKind.BILLING, FaultKind.KEY, FaultKind.WITHDRAWN, FaultKind.TERMS, FaultKind.PARAMETER}
-)
+STOPPING = frozenset({FaultKind.BILLING, FaultKind.KEY, FaultKind.WITHDRAWN, FaultKind.TERMS, FaultKind.PARAMETER})
 """The next request would fare no better."""
 
 PASSING = frozenset(
@@ -99,10 +97,12 @@ def one_line(text: str, longest: int = 300) -> str:
 
 
 _BILLING = re.compile(
-    r"insufficient[_ ](quota|credits?|balance|funds)|billing|credit balance|payment required|exceeded your current quota"
+    r"insufficient[_ ](quota|credits?|balance|funds)|billing[_ ](hard|not)|credit balance|payment required"
     r"|out of credits|spend(ing)? limit",
     re.I,
 )
+_QUOTA = re.compile(r"exceeded your current quota", re.I)
+"""Of OpenAI it is the bill; of Gemini, whose errors have a status RESOURCE_EXHAUSTED, a rate limit."""
 _TERMS = re.compile(
     r"compet(ing|itor|itive|e with)\b[^.]{0,60}\b(models?|products?|services?|systems?)\b"
     r"|\b(models?|products?|services?)\b[^.]{0,60}\bcompet(e|es|ing)\b"
@@ -182,7 +182,8 @@ def _told(plain: Any, error: Any, raw: bytes) -> tuple[str, str, str | None]:
 
 def _kind(status: int, message: str, code: str) -> FaultKind:
     said = f"{code} {message}"
-    if status == 402 or (400 <= status <= 429 and _BILLING.search(said)):
+    quota = _QUOTA.search(message) and "RESOURCE_EXHAUSTED" not in code
+    if status == 402 or (400 <= status <= 429 and (quota or _BILLING.search(said))):
         return FaultKind.BILLING
     if 400 <= status < 500 and status != 429 and _TERMS.search(message):
         return FaultKind.TERMS

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MachineError
-from limbeck.generation.api.faults import Fault, FaultKind, one_line
+from limbeck.generation.api.transport.faults import Fault, FaultKind, one_line
 
 if TYPE_CHECKING:
     import aiohttp
@@ -77,7 +76,7 @@ class Client:
             return Fault(FaultKind.UNREACHABLE, _said(error))
         except aiohttp.InvalidURL as error:
             return Fault(FaultKind.WITHDRAWN, f"not a URL: {_said(error)}")
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return Fault(FaultKind.LATE, f"no answer within {seconds:.0f} s", maybe_served=True)
         except (aiohttp.ClientError, OSError) as error:
             return Fault(FaultKind.CUT, _said(error), maybe_served=True)

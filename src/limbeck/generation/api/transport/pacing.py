@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from limbeck.generation.api.clock import Clock
+from limbeck.generation.api.transport.clock import Clock
 
 DECREASE = 0.75
 INCREASE = 4.0
 """More in flight after as many successes as are in flight."""
 BREAKS_AFTER = 8
 """Faults in a row that open the circuit."""
+EXHAUSTED_AFTER = 4
+"""Faults in a row without which nobody gives up: slow answers are no outage."""
 LONGEST_PAUSE = 60.0
 
 
@@ -109,8 +111,10 @@ class Pacer:
 
     @property
     def exhausted(self) -> bool:
-        """Nothing but faults for longer than the patience."""
-        return self._last_success is not None and self.clock.now() - self._last_success > self.patience
+        """Nothing but faults, and some of them, for longer than the patience."""
+        if self._last_success is None or self._faults < EXHAUSTED_AFTER:
+            return False
+        return self.clock.now() - self._last_success > self.patience
 
     def close(self) -> None:
         """Let nobody in any more."""
