@@ -61,6 +61,12 @@ class MachineError(LimbeckError):
     exit_code = 4
 
 
+class BudgetError(LimbeckError):
+    """The budget does not hold the next answer. What was answered is kept: with more, the run goes on."""
+
+    exit_code = 4
+
+
 @contextmanager
 def under(key: str, kind: type[LimbeckError] = LimbeckError) -> Iterator[None]:
     """Complete the keys of errors that are raised inside: ``.path`` and no key become ``{key}.path`` and ``key``.

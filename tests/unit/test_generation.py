@@ -12,7 +12,7 @@ import torch
 
 from limbeck.data.chat.encode import MASKED, WORDS
 from limbeck.errors import InputError, under
-from limbeck.generation.journal import Answer, Journal
+from limbeck.generation.batches import Answer, Journal
 from limbeck.generation.local import LocalSampler
 from limbeck.generation.sampler import Sampler
 from limbeck.generation.text import as_documents, find_prompts, write_text

@@ -9,7 +9,7 @@ import numpy as np
 from limbeck.data.chat.encode import MASKED, WORDS, Encoded
 from limbeck.data.corpus import Corpus
 from limbeck.data.prompts import prompts_of
-from limbeck.generation.journal import Answer, Journal
+from limbeck.generation.batches import Answer, Journal
 from limbeck.generation.sampler import Sampler
 from limbeck.models.generate import Sampling
 from limbeck.recipe import Generation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from limbeck.data.corpus import Corpus, write_encoded
 from limbeck.errors import InputError, under
 from limbeck.files import whole_folder
-from limbeck.generation.journal import Journal
+from limbeck.generation.batches import Journal
 from limbeck.generation.local import LocalSampler
 from limbeck.generation.text import as_documents, find_prompts, write_text
 from limbeck.pipeline.shared.base import (
