@@ -21,27 +21,34 @@ DATA = Path("runs/data/verified.jsonl")
 SENTENCES = 2_000
 RESULTS = Path(__file__).parent / "results" / "verified.json"
 
-FIRST = (
-    "Anna Ben Carla David Elena Farid Grace Hugo Irene Jonas Karin Luis Maya Nora Omar Paula Quentin Rosa Samir Tara "
-    "Umar Vera Walter Xenia Yusuf Zoe Amir Bianca Cyril Dora Emil Fatima Goran Hanna Ivan Julia"
-).split()
-LAST = (
-    "Abbott Bauer Costa Dubois Eriksen Fischer Gupta Hansen Ito Jensen Kowalski Lopez Moreau Novak Okafor Petrov Quinn "
-    "Rossi Silva Tanaka Ueda Vargas Weber Young Zhang Adeyemi Brandt Castro Dahl Engel"
-).split()
-CITY = (
-    "Lisbon Oslo Madrid Vienna Prague Dublin Warsaw Athens Zurich Geneva Hamburg Munich Porto Seville Lyon Turin Milan "
-    "Bergen Malmo Gdansk Cracow Riga Tallinn Vilnius Split Zagreb Graz Basel Ghent Utrecht Cork Leeds York Bristol"
-).split()
-DAY = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()  # noqa: SIM905
-ITEM = (
-    "notebook pencil lamp chair backpack kettle umbrella keyboard mug blanket pillow candle mirror basket clock wallet "
-    "scarf hammer drill ladder"
-).split()
-SHOP = "Nordmart Bluebird Greenleaf Hillside Oakridge Sunrise Riverbank Maple Harbor Corner".split()  # noqa: SIM905
-SKY = "sunny cloudy rainy foggy windy snowy".split()  # noqa: SIM905
-ROOM = "A1 A2 B1 B2 C3 C4 D5 E6".split()  # noqa: SIM905
-COLOUR = "red blue green black white grey yellow brown".split()  # noqa: SIM905
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST = _words(
+    "Anna Ben Carla David Elena Farid Grace Hugo Irene Jonas Karin Luis Maya Nora Omar Paula Quentin Rosa "
+    "Samir Tara Umar Vera Walter Xenia Yusuf Zoe Amir Bianca Cyril Dora Emil Fatima Goran Hanna Ivan "
+    "Julia"
+)
+LAST = _words(
+    "Abbott Bauer Costa Dubois Eriksen Fischer Gupta Hansen Ito Jensen Kowalski Lopez Moreau Novak Okafor "
+    "Petrov Quinn Rossi Silva Tanaka Ueda Vargas Weber Young Zhang Adeyemi Brandt Castro Dahl Engel"
+)
+CITY = _words(
+    "Lisbon Oslo Madrid Vienna Prague Dublin Warsaw Athens Zurich Geneva Hamburg Munich Porto Seville "
+    "Lyon Turin Milan Bergen Malmo Gdansk Cracow Riga Tallinn Vilnius Split Zagreb Graz Basel Ghent "
+    "Utrecht Cork Leeds York Bristol"
+)
+ITEM = _words(
+    "notebook pencil lamp chair backpack kettle umbrella keyboard mug blanket pillow candle mirror basket "
+    "clock wallet scarf hammer drill ladder"
+)
+SHOP = _words("Nordmart Bluebird Greenleaf Hillside Oakridge Sunrise Riverbank Maple Harbor Corner")
+DAY = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+SKY = _words("sunny cloudy rainy foggy windy snowy")
+ROOM = _words("A1 A2 B1 B2 C3 C4 D5 E6")
+COLOUR = _words("red blue green black white grey yellow brown")
 
 Fields = dict[str, Any]
 
@@ -113,7 +120,9 @@ def documents(count: int = SENTENCES, seed: int = 0) -> Iterator[dict[str, Any]]
         seen.add(sentence)
         names = [f'"{name}"' for name in fields]
         keys = f"{', '.join(names[:-1])} and {names[-1]}"
-        question = f"Write this sentence as one JSON object with the keys {keys}. Answer with the JSON only.\n{sentence}"
+        question = (
+            f"Write this sentence as one JSON object with the keys {keys}. Answer with the JSON only.\n{sentence}"
+        )
         yield {"messages": [
             {"role": "user", "content": question},
             {"role": "assistant", "content": json.dumps(fields)},

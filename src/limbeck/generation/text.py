@@ -74,7 +74,7 @@ def answer_batches(
         longest = max(len(prompt) for prompt in chosen)
         sampling = Sampling(
             max_new_tokens=min(generation.max_new_tokens or seq_len, seq_len - longest + 1),
-            temperature=generation.temperature,
+            temperature=1.0 if generation.temperature is None else generation.temperature,
             top_p=generation.top_p,
             top_k=generation.top_k,
             seed=(generation.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more

@@ -75,7 +75,7 @@ def build(recipe: Recipe) -> list[Stage]:
     machine = Machine(
         threads=threads,
         student=_trained_shape(recipe),
-        teacher=recipe.teacher if _is_fitted(recipe) else None,
+        teacher=_fitted(recipe),
         vocabulary=trained,
         rows=recipe.training.micro_batch_size,
         seq_len=data.seq_len,
@@ -166,13 +166,18 @@ def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
 def _trained_shape(recipe: Recipe) -> PathModel | PackageModel | ConfigModel:
     """What has the shape of what is trained most: a student, or the teacher that it is cut from."""
     student = next(iter(recipe.named_students.values()))
-    return recipe.teacher if isinstance(student, CutStudent) else student
+    if not isinstance(student, CutStudent):
+        return student
+    assert not isinstance(recipe.teacher, ServedTeacher)  # the recipe made sure
+    return recipe.teacher
 
 
-def _is_fitted(recipe: Recipe) -> bool:
-    """Whether the teacher is trained or corrected before it teaches."""
+def _fitted(recipe: Recipe) -> PathModel | PackageModel | ConfigModel | None:
+    """A teacher that is trained or corrected before it teaches."""
     teacher = recipe.teacher
-    return isinstance(teacher, ConfigTeacher) or getattr(teacher, "correct", None) is not None
+    if isinstance(teacher, ServedTeacher):
+        return None
+    return teacher if isinstance(teacher, ConfigTeacher) or teacher.correct is not None else None
 
 
 def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:

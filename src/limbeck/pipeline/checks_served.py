@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import RecipeError, under
 from limbeck.generation.journal.prices import prices_of
-from limbeck.pipeline.stages.probe import terms_said
+from limbeck.generation.terms import check_terms
 from limbeck.recipe import Data, Endpoint, Generation, ServedTeacher
 
 NETWORK = "teacher: no server was asked; `limbeck run` asks once what it reveals, before it buys anything"
@@ -25,21 +25,14 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
     Returns:
         What people should know before they run it.
     """
-    notes = [NETWORK]
+    with under("teacher"):
+        notes = [NETWORK, *(f"terms: {line}" for line in check_terms([each for _, each in endpoints_of(teacher)]))]
     for place, endpoint in endpoints_of(teacher):
-        terms = endpoint.terms
-        if terms.verdict == "no" and not terms.override:
-            raise RecipeError(
-                f"the terms of {endpoint.model} do not allow to train students on its text ({terms.source})",
-                key=f"{place}.terms.may_train_students",
-                fix="Use another teacher, or say in `terms.override` why it is used all the same: the card records it",
-            )
         with under(place):
             prices = prices_of(endpoint)
         notes.append(f"{place}: {prices.line()}")
         if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
             notes.append(f"{place}: ${endpoint.api_key_env} is not set; `limbeck run` needs it")
-    notes.append(f"teacher: {terms_said(teacher)}")
     first = [document for _, document in first_documents(data.corpus, 20)]
     plain = any(document.text is not None or not document.template for document in first)
     talks = any(document.text is None and document.template for document in first)

@@ -181,8 +181,10 @@ def _summary(data: ReportData, row: Row) -> str:
     model = f"A {kind} of {compact(row.parameters or 0)} parameters ({weights(row)})"
     teacher = teacher_of(data.rows)
     if row.role == "student" and teacher:
-        of = compact(teacher.parameters) if teacher.parameters is not None else f"that is called ({teacher.note})"
-        model += f", distilled from a teacher {of}" if teacher.parameters is None else f", distilled from a teacher of {of}"
+        size = f" of {compact(teacher.parameters)}" if teacher.parameters is not None else ""
+        model += f", distilled from a teacher{size}" + (
+            f" ({_escaped(one_line(teacher.note, 200))})" if not size and teacher.note else ""
+        )
     elif row.role == "control":
         model += ", trained without a teacher"
     return f"{model}.\n\n{said}"

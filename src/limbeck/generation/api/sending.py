@@ -11,14 +11,14 @@ from itertools import islice
 from typing import TypeVar
 
 from limbeck.errors import BudgetError, RecipeError
+from limbeck.generation.api.protocols import MalformedError
+from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import WHY, Asked
 from limbeck.generation.api.transport.client import Client
 from limbeck.generation.api.transport.clock import Clock
 from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
 from limbeck.generation.api.transport.headers import exhausted_for
 from limbeck.generation.api.transport.pacing import backoff
-from limbeck.generation.api.protocols import MalformedError
-from limbeck.generation.api.summary import Summary
-from limbeck.generation.api.teacher import WHY, Asked
 from limbeck.generation.journal.budget import Ledger, Reservation
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import RowState

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from limbeck.errors import RecipeError
+from limbeck.generation.api.protocols import encode, wire_format
 from limbeck.generation.api.transport.clock import Clock
 from limbeck.generation.api.transport.faults import Fault, FaultKind
 from limbeck.generation.api.transport.pacing import Pacer
-from limbeck.generation.api.protocols import encode, wire_format
 from limbeck.generation.journal.budget import input_bound
 from limbeck.generation.journal.prices import PriceList, prices_of
 from limbeck.generation.request import Request

@@ -180,7 +180,11 @@ class AccuracyOfTeacher(_AccuracyOf):
 
 
 def _local(
-    lease: Callable[[], AbstractContextManager[CausalLM]], stage: _AccuracyOf, requests: list[Request], context: Context, text: Text
+    lease: Callable[[], AbstractContextManager[CausalLM]],
+    stage: _AccuracyOf,
+    requests: list[Request],
+    context: Context,
+    text: Text,
 ) -> list[Completion | None]:
     @contextmanager
     def opened() -> Iterator[tuple[CausalLM, Any]]:

@@ -28,7 +28,11 @@ def rows_of(compared: Comparison, teacher: PathModel | PackageModel | None, run:
     """
     measurements, timed = Measurements(run, up), up.get("speed", {})
     served = up[TEACHER].get("served")
-    first = _served(served, measurements, compared.bootstrap) if served is not None else _teacher(compared, teacher, measurements, timed)
+    first = (
+        _served(served, measurements, compared.bootstrap)
+        if served is not None
+        else _teacher(compared, teacher, measurements, timed)
+    )
     rows = [first]
     for technique in compared.techniques:
         rows += [_trained(compared, technique, member, measurements, timed) for member in compared.members(technique)]

@@ -12,11 +12,12 @@ from typing import Any
 
 from limbeck.data.chat.encode import encode_prompt
 from limbeck.data.documents.sources import documents
-from limbeck.errors import InputError, under
+from limbeck.errors import InputError, TeacherGoneError, under
 from limbeck.files import whole_folder
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
+from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.local import LocalTeacher, as_document
 from limbeck.generation.prompts import Prompt, prompts_among, requests_for
 from limbeck.generation.request import Request
@@ -161,15 +162,22 @@ class Sample(PipelineStage):
         chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
         with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task:
             ledger = Ledger(served.budget, journal.spent())
-            before = journal.spent().nano_usd
             with under(TEACHER):
                 summary = ServedSampler(chain, journal, ledger).write(requests, task.update)
             task.summary = summary.line()
-            spent = journal.spent()
+            if not summary.kept and not summary.answered:
+                failed = ", ".join(f"{n:,} {kind}" for kind, n in summary.failed.items())
+                raise TeacherGoneError(
+                    f"none of {len(requests):,} requests was answered ({failed})",
+                    key=TEACHER,
+                    fix="Is the server up? `limbeck generate retry` asks again",
+                )
+            spent, counts = journal.spent(), journal.counts()
             return {
-                "usd": spent.nano_usd / 1e9,
-                "bought_now_usd": (spent.nano_usd - before) / 1e9,
+                "nano_usd": spent.nano_usd,
                 "tokens": spent.tokens,
+                "possibly_paid_twice": counts.possibly_paid_twice,
+                "prices": prices_of(served.endpoint).line(),
                 "notes": [f"{self.title}: {summary.line()}"],
             }
 
@@ -205,8 +213,10 @@ class Sample(PipelineStage):
 def write_batches(
     requests: Sequence[Request], teacher: LocalTeacher, journal: Journal, progress: Callable[[int], None]
 ) -> None:
-    """Have a model whose weights are in hand write what the journal lacks, a whole batch at a time: a run that was killed
-    ends with the same answers as one left alone."""
+    """Have a model whose weights are in hand write what the journal lacks.
+
+    It writes whole batches, so that a run that was killed ends with the same answers as one left alone.
+    """
     done = 0
     missing = []
     for batch in teacher.batches(requests):

@@ -21,12 +21,13 @@ from limbeck.generation.journal.journal import Journal
 from limbeck.generation.learned import Learned
 from limbeck.generation.prompts import Prompt, prompts_among
 from limbeck.generation.request import Request
-from limbeck.generation.select.data_set import CardFacts, write_data_set
+from limbeck.generation.select.card import CardFacts, TeacherFacts
+from limbeck.generation.select.dataset import write_data_set, write_prompts
 from limbeck.generation.select.filters import Filtered, filter_candidates
 from limbeck.generation.select.keep import choose
 from limbeck.generation.verify import verify
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, open_text
-from limbeck.recipe import Data, Filters, Generation, Keep, ServedTeacher, fingerprint
+from limbeck.recipe import Data, Endpoint, Filters, Generation, Keep, PackageModel, ServedTeacher, fingerprint
 from limbeck.workflow.stage import Context, Facts, Plain
 
 
@@ -107,7 +108,12 @@ class Select(PipelineStage):
         tokens = sum(int(np.count_nonzero(np.asarray(each.loss_mask))) for each in encoded)
         with whole_folder(run / "text" / self.name) as scratch:
             write_encoded(scratch / "corpus", iter(encoded), {"stage": self.name})
-            write_data_set(scratch / "dataset", replace(chosen, kept=kept), self._card(up, filtered, said))
+            chosen = replace(chosen, kept=kept)
+            write_data_set(scratch / "dataset", chosen, self._card(up, filtered, counts))
+            if chosen.unsolved:
+                nobody = set(chosen.unsolved)
+                unsolved = (candidate for candidate in answers if candidate.prompt in nobody)
+                write_prompts(scratch / "dataset" / "unsolved.jsonl", unsolved)
         notes = [f"{self.place}.generation: {said}"]
         if generation.filters is None or generation.filters.decontaminate is not None:
             notes += [f"{self.place}.generation: {line}" for line in filtered.lines() if line.startswith("overlap")]
@@ -145,8 +151,35 @@ class Select(PipelineStage):
                 encoded.append(found)
         return kept, encoded, len(chosen) - len(kept)
 
-    def _card(self, up: Facts, filtered: Filtered, said: str) -> CardFacts:
-        raise NotImplementedError
+    def _card(self, up: Facts, filtered: Filtered, counts: Mapping[str, Plain]) -> CardFacts:
+        sampled, verifier = up[self.sample], self.generation.verify
+        sources = [source.model_dump(mode="json", exclude_none=True) for source in self.data.corpus]
+        return CardFacts(
+            title=f"Answers of {self._teachers(up)[0].name}",
+            teachers=self._teachers(up),
+            prompts=[", ".join(f"{name}: {value}" for name, value in source.items()) for source in sources],
+            settings=self.generation.sampling(),
+            answers=counts["outcomes"],
+            verifier=None if verifier is None else json.dumps(verifier.model_dump(mode="json", exclude_defaults=True)),
+            filtered=filtered,
+            nano_usd=sampled.get("nano_usd"),
+            tokens=sampled.get("tokens"),
+            prices=sampled.get("prices"),
+            possibly_paid_twice=sampled.get("possibly_paid_twice", 0),
+        )
+
+    def _teachers(self, up: Facts) -> list[TeacherFacts]:
+        if self.served is None:
+            return [TeacherFacts(up[TEACHER]["fingerprint"], {"weights": up[TEACHER]["fingerprint"]})]
+        found = []
+        for number, each in enumerate(self.served.chain):
+            if isinstance(each, Endpoint):
+                said = up[TEACHER].get("capabilities") if number == 0 else None
+                found.append(TeacherFacts(each.model, each.identity, each.terms, said))
+            else:
+                name = each.package if isinstance(each, PackageModel) else each.path
+                found.append(TeacherFacts(name, {"local": name}))
+        return found
 
 
 def read_candidates(folder: Path, journal: Path) -> list[Candidate]:
