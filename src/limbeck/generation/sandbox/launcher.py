@@ -200,6 +200,7 @@ def _become(settings: dict[str, Any], control: _Control, readable: list[str], wr
             os.setgroups([])
         os.setresgid(*[settings["uid"]] * 3)
         os.setresuid(*[settings["uid"]] * 3)
+    syscalls.die_with_parent()  # a change of user clears it
     syscalls.drop_capabilities()
     syscalls.forbid_new_privileges()
     syscalls.restrict_paths(readable, writable)
@@ -231,6 +232,8 @@ def _limits(settings: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def _without_namespaces(settings: dict[str, Any], control: _Control) -> None:
+    if os.geteuid() == 0 and settings["uid"] is None and not syscalls.landlock_version():
+        raise OSError("root's programs cannot be kept from its files without namespaces and without landlock")
     syscalls.adopt_orphans()
     folder = settings["folder"]
     _write_files(settings, folder)

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,13 +120,16 @@ def python_program(arguments: Sequence[str], files: Mapping[str, bytes] | None =
     return Program([path, "-I", "-B", *arguments], files or {}, stdin, folders)
 
 
-def run_program(program: Program, limits: Limits | None = None, *, weak: bool = False) -> Result:
+def run_program(
+    program: Program, limits: Limits | None = None, *, weak: bool = False, cancelled: threading.Event | None = None
+) -> Result:
     """Run a program in the sandbox and wait for its end.
 
     It may be called from any thread.
 
     Args:
         weak: without namespaces: the limits of the system, landlock and the filter of system calls alone.
+        cancelled: when it is set the program is killed, as if its time were over.
 
     Raises:
         SandboxError: the system refuses namespaces.
@@ -140,7 +144,7 @@ def run_program(program: Program, limits: Limits | None = None, *, weak: bool = 
     try:
         if scratch is not None and os.geteuid() == 0 and _open_to_all(program.command[0]):
             os.chown(scratch, _NOBODY, _NOBODY)
-        return _Run(program, limits, scratch).result()
+        return _Run(program, limits, scratch, cancelled or threading.Event()).result()
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -155,14 +159,14 @@ def _open_to_all(path: str) -> bool:
 class _Run:
     """One program, from its start to its end."""
 
-    def __init__(self, program: Program, limits: Limits, scratch: str | None) -> None:
+    def __init__(self, program: Program, limits: Limits, scratch: str | None, cancelled: threading.Event) -> None:
+        self.cancelled = cancelled
         self.program, self.limits, self.scratch = program, limits, scratch
         self.outcome = Result()
         self.output: dict[int, bytearray] = {}
         self.killed: Ended | None = None
         self.refused: str | None = None
         self.ended = False
-        self.first_child = 0
 
     def result(self) -> Result:
         ours, theirs = socket.socketpair()
@@ -176,7 +180,7 @@ class _Run:
                 self.refused = self.refused or "the launcher ended"
             finally:
                 _kill_group(launcher)
-        out, err = [*self.output.values()] or [b"", b""]
+        out, err = self.output.values() if self.output else (bytearray(), bytearray())
         self.outcome.stdout, self.outcome.stderr = bytes(out), bytes(err)
         if self.refused is not None:
             raise SandboxError(
@@ -266,7 +270,7 @@ class _Run:
     def _watch(self, launcher: subprocess.Popen[bytes], deadline: float) -> None:
         if self.ended or self.killed is not None:
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or self.cancelled.is_set():
             self.killed = "time"
         elif self._memory(launcher.pid) > self.limits.memory_mb << 20:
             self.killed = "memory"
@@ -394,6 +398,14 @@ def _proportional(pid: int) -> int:
 
 
 def _kill_group(launcher: subprocess.Popen[bytes]) -> None:
+    """End the launcher and all that it started. What has left its group is below it: it adopts orphans."""
+    for number in (signal.SIGSTOP, *[signal.SIGKILL] * 100):
+        below = _descendants(launcher.pid)
+        if not below:
+            break
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(launcher.pid, signal.SIGKILL)
     launcher.wait()
