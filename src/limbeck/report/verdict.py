@@ -172,7 +172,7 @@ def _rest(best: Row | None, rows: Sequence[Row]) -> list[str]:
 
 
 def _size(row: Row, teacher: Row | None) -> str:
-    if teacher is None or teacher.parameters <= 0 or row.parameters <= 0:
+    if teacher is None or not teacher.parameters or not row.parameters:
         return ""
     ratio = row.parameters / teacher.parameters
     if ratio > 1.05:

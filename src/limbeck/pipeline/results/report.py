@@ -17,7 +17,7 @@ from limbeck.pipeline.results.comparison import Comparison, model_name
 from limbeck.pipeline.results.rows import rows_of
 from limbeck.pipeline.shared.base import DATA, TEACHER
 from limbeck.pipeline.stages.cut import cut_name
-from limbeck.recipe import PackageModel, PathModel
+from limbeck.recipe import PackageModel, PathModel, ServedTeacher
 from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import Fact, ReportData, Sample
@@ -38,6 +38,7 @@ class Report(Stage):
         title: of the page.
         compared: the arms.
         teacher: the recipe's section of one whose weights exist.
+        served: the recipe's section of one that is called.
         recipe_yaml: the resolved recipe.
         upstream: all other stages.
     """
@@ -45,6 +46,7 @@ class Report(Stage):
     title_: str
     compared: Comparison
     teacher: PathModel | PackageModel | None
+    served: ServedTeacher | None
     recipe_yaml: str
     upstream: tuple[str, ...]
     always = True
@@ -109,7 +111,8 @@ class Report(Stage):
     def _samples(self, up: Facts) -> list[Sample]:
         first, found = self.compared.seeds[0], []
         for i, (asked, rest) in enumerate(up[f"measure-{TEACHER}"]["questions"]):
-            texts = {("", TEACHER): up[f"measure-{TEACHER}"]["samples"][i]}
+            own = up[f"measure-{TEACHER}"].get("samples")
+            texts = {("", TEACHER): own[i]} if own is not None else {}
             for arm, member in self.compared.models():
                 if arm.seed == first:
                     texts[arm.technique.label, member] = up[f"measure-{model_name(arm, member)}"]["samples"][i]
@@ -136,8 +139,7 @@ class Report(Stage):
                 **template_said(data),
             }),
             "Models": facts({
-                "Teacher": f"{teacher['parameters']:,} parameters",
-                "Teacher's weights": teacher["fingerprint"],
+                **_teacher_said(teacher, self.served),
                 **{f"Note {i}": note for i, note in enumerate(self._notes(up), 1)},
                 **{f"Cut {name}": f"{each['parameters']:,} parameters; layers {', '.join(map(str, each['layers']))}"
                    for name, each in cut.items()},
@@ -177,6 +179,12 @@ class Report(Stage):
         if tokens is not None:
             said += f", and {tokens[0]:,} of its {tokens[1]:,} tokens"
         return [f"{said}."]
+
+
+def _teacher_said(teacher: Mapping[str, Plain], served: ServedTeacher | None) -> dict[str, str]:
+    if served is None:
+        return {"Teacher": f"{teacher['parameters']:,} parameters", "Teacher's weights": teacher["fingerprint"]}
+    return {"Teacher": f"{served.model}, called at {served.api} ({served.protocol})"}
 
 
 def template_said(data: Mapping[str, Plain]) -> dict[str, str]:
