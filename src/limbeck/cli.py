@@ -131,8 +131,10 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = Fal
     from limbeck.pipeline.build import check as refuse
     from limbeck.pipeline.build import resolved
 
-    refuse(loaded)
+    checked = refuse(loaded)
     print(resolved(loaded), end="")
+    for note in checked.notes:
+        print(f"limbeck: {note}", file=sys.stderr)
     many = f"{len(loaded.techniques)} techniques, {len(loaded.named_students)} students, {len(loaded.seeds)} seeds"
     print(f"limbeck: {recipe} is right: {many}", file=sys.stderr)
 
@@ -224,6 +226,18 @@ def generate_status(
 
     found = status_of(run)
     print(as_json(found)) if json_ else show_status(found, Console(highlight=False))
+
+
+@generate.command("cost")
+def generate_cost(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
+    """Say what a recipe's answers cost, before anything is spent. No server is asked."""
+    from rich.console import Console
+
+    from limbeck.commands.cost import costs_of, show_costs
+    from limbeck.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    show_costs(loaded, costs_of(loaded), Console(highlight=False, soft_wrap=True))
 
 
 @generate.command("export")
