@@ -9,9 +9,9 @@ from typing import Any
 
 from limbeck.files import whole_folder, write_whole
 from limbeck.generation.candidate import Candidate
-from limbeck.generation.select.card import CardFacts, Table, data_set_card
+from limbeck.generation.select.data_set.card import CardFacts, Table, data_set_card
+from limbeck.generation.select.data_set.rows import continuation, conversation, json_lines
 from limbeck.generation.select.keep import Chosen
-from limbeck.generation.select.rows import continuation, conversation, json_lines
 
 ROW_GROUP = 10_000
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from limbeck.generation.select.data_set.rows import is_repaired
 from limbeck.generation.select.filters import Filtered
 from limbeck.generation.select.keep import Chosen
-from limbeck.generation.select.rows import is_repaired
 from limbeck.generation.select.words import asked
 from limbeck.recipe.served import Terms
 from limbeck.report.card import fenced, plain
