@@ -61,12 +61,6 @@ class TeacherGoneError(LimbeckError):
     exit_code = 3
 
 
-class BudgetError(LimbeckError):
-    """x"""
-
-    exit_code = 4
-
-
 class MachineError(LimbeckError):
     """Memory or disk space ran out, or a file could not be written: the recipe may be right."""
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limbeck.errors import BudgetError, LimbeckError, RecipeError, TeacherGoneError
-from limbeck.generation.api.transport.client import Client
-from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, parse
-from limbeck.generation.api.transport.pacing import backoff
 from limbeck.generation.api.protocols import MalformedError, encode, wire_format
 from limbeck.generation.api.protocols.reasoning import reasoning_field
 from limbeck.generation.api.teacher import LENGTH_FIELDS, api_key
+from limbeck.generation.api.transport.client import Client
+from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, parse
+from limbeck.generation.api.transport.pacing import backoff
 from limbeck.generation.request import Completion, Request
 from limbeck.recipe.served import Endpoint
 

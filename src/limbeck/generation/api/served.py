@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from limbeck.errors import TeacherGoneError
-from limbeck.generation.api.transport.client import import_aiohttp
-from limbeck.generation.api.transport.clock import Clock, SystemClock
 from limbeck.generation.api.sending import Row, Sending
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import Asked
+from limbeck.generation.api.transport.client import import_aiohttp
+from limbeck.generation.api.transport.clock import Clock, SystemClock
 from limbeck.generation.journal.budget import Ledger, usd
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.request import Completion, Request

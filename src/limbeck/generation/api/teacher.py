@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from limbeck.errors import RecipeError
+from limbeck.generation.api.protocols import encode, wire_format
 from limbeck.generation.api.transport.clock import Clock
 from limbeck.generation.api.transport.faults import Fault, FaultKind
 from limbeck.generation.api.transport.pacing import Pacer
-from limbeck.generation.api.protocols import encode, wire_format
 from limbeck.generation.journal.budget import input_bound
 from limbeck.generation.journal.prices import PriceList, prices_of
 from limbeck.generation.request import Request
@@ -97,9 +97,11 @@ class Asked:
 
     def learns(self, fault: Fault, used: str) -> bool:
         """Whether a refused parameter is the name of the answer's length, which has another name here."""
-        if fault.kind is not FaultKind.PARAMETER or fault.parameter != used or self._other_length is None:
+        if fault.kind is not FaultKind.PARAMETER or fault.parameter != used:
             return False
         if self.length == used:
+            if self._other_length is None:
+                return False
             self.length, self._other_length = self._other_length, None
         return True
 
