@@ -22,6 +22,7 @@ from limbeck.pipeline.build import check
 from limbeck.recipe import parse_recipe
 from tests.servers.faulty import Fault, FaultyServer
 
+RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
 KEY = "sk-a-key-that-is-written-nowhere"
 
 
@@ -54,8 +55,8 @@ def served_recipe(raw_recipe: dict[str, Any], questions: Path, teacher_folder: P
         "data": {"corpus": [{"jsonl": str(questions)}], "heldout": 0.2, "seq_len": 64},
         "techniques": [
             "alone",
-            {"kind": "hard", "name": "right", "generation": {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}},
-            {"kind": "hard", "name": "any", "generation": {"max_new_tokens": 8, "keep": "all", "verify": "exact", "filters": {"decontaminate": None}}},
+            {"kind": "hard", "name": "right", "generation": RIGHT},
+            {"kind": "hard", "name": "any", "generation": {**RIGHT, "keep": "all"}},
         ],
         "evaluation": {
             **raw_recipe["evaluation"], "accuracy": {"verify": "exact", "max_documents": 5, "max_new_tokens": 6},
@@ -89,7 +90,8 @@ def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None
     folder = Path(recipe.run)
     assert [row.name for row in report.rows] == ["teacher", "alone", "right", "any"] == [r.name for r in again.rows]
     teacher = report.rows[0]
-    assert teacher.parameters is None and teacher.bits_per_byte is None and teacher.accuracy is not None
+    assert (teacher.parameters, teacher.bits_per_byte) == (None, None)
+    assert teacher.accuracy is not None
     assert all(row.bits_per_byte is not None and row.accuracy is not None for row in report.rows[1:])
     chosen = sorted(texts(folder).values(), key=lambda each: each["learned"])
     right, whole = chosen

@@ -25,7 +25,7 @@ from limbeck.generation.select.data_set.card import usd
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import is_sampled, run_tokenizer
-from limbeck.pipeline.stages.sample import journal_of
+from limbeck.pipeline.shared.asking import journal_of
 from limbeck.recipe import Data, Generation, Recipe, ServedTeacher, fingerprint
 from limbeck.report.markup import one_line
 from limbeck.workflow.lock import run_path

@@ -85,9 +85,11 @@ def prompt_of(document: Document, tokenizer: Any, *, prompt_tokens: int, system:
     return Prompt(clean, None, document.tools, document.messages[last]["content"], document.key)
 
 
-def requests_for(prompt: Prompt, generation: Generation, max_new_tokens: int) -> Iterator[Request]:
-    """One request for each sample of a prompt."""
-    for sample in range(generation.samples):
+def requests_for(
+    prompt: Prompt, generation: Generation, max_new_tokens: int, *, samples: int | None = None
+) -> Iterator[Request]:
+    """One request for each sample of a prompt; ``samples``: how many, if not as many as the recipe says."""
+    for sample in range(generation.samples if samples is None else samples):
         yield Request(
             messages=prompt.messages,
             text=prompt.text,

@@ -18,7 +18,7 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_served import check_served
+from limbeck.pipeline.checks_served import check_served, check_verifiers
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
@@ -49,7 +49,9 @@ from limbeck.recipe import (
     ServedTeacher,
     Technique,
     TrainedTokenizer,
+    Verify,
 )
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.lock import run_path
 from limbeck.workflow.stage import Stage
 
@@ -205,6 +207,14 @@ def _generations(recipe: Recipe) -> dict[str, Generation]:
     return {place: section for place, section in found.items() if section is not None}
 
 
+def _verifiers(recipe: Recipe) -> dict[str, Verify]:
+    """Sections that say how answers are verified, by their place."""
+    found = {f"{place}.verify": section.verify for place, section in _generations(recipe).items()}
+    if recipe.evaluation.accuracy is not None:
+        found["evaluation.accuracy.verify"] = recipe.evaluation.accuracy.verify
+    return {place: section for place, section in found.items() if section is not None}
+
+
 class _Texts:
     """The stages that make text for students, each once."""
 
@@ -246,6 +256,8 @@ class _Texts:
             **self.common,
         )
         self.stages.setdefault(chosen.name, chosen)
+        if served is not None and isinstance(generation.verify, Judge):  # it writes the journal, too
+            self._last = (chosen.name,)
         return chosen
 
     def _sample(self, generation: Generation, place: str) -> Sample:
@@ -288,8 +300,8 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
     section, data = recipe.evaluation.accuracy, recipe.data
     if section is None:
         return []
-    shared = {"section": section, "data": data, **common}
     served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
+    shared = {"section": section, "data": data, "judge": served, **common}
     return [
         AccuracyOfTeacher(served=served, after=texts.last, **shared),
         *(AccuracyOfTrained(arm=arm, member=member, **shared) for arm, member in compared.models()),
@@ -378,8 +390,9 @@ def check(recipe: Recipe) -> Checked:
     run_path(recipe.run)
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
+    notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
     first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
-    found = Checked(run_tokenizer(recipe))
+    found = Checked(run_tokenizer(recipe), notes)
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
     if isinstance(recipe.teacher, ServedTeacher):

@@ -9,7 +9,9 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import RecipeError, under
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
-from limbeck.recipe import Data, Endpoint, Generation, ServedTeacher
+from limbeck.generation.verify import check_verifier
+from limbeck.recipe import Data, Endpoint, Generation, ServedTeacher, Verify
+from limbeck.recipe.verify import Judge
 
 NETWORK = "teacher: no server was asked; `limbeck run` asks once what it reveals, before it buys anything"
 
@@ -48,6 +50,23 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
             key="teacher.protocol",
             fix="Write `chat`",
         )
+    return notes
+
+
+def check_verifiers(sections: Mapping[str, Verify], is_called: bool) -> list[str]:
+    """Refuse verifiers that cannot work here; returns lines on those that can.
+
+    Args:
+        sections: by their place in the recipe.
+        is_called: the teacher is called, so that it can judge its own answers.
+    """
+    notes = []
+    for place, section in sections.items():
+        if isinstance(section, Judge) and section.teacher is None and not is_called:
+            raise RecipeError("nobody is named who judges", key=f"{place}.teacher", fix="Write `teacher: {api: ...}`")
+        with under(place):
+            if line := check_verifier(section):
+                notes.append(f"{place}: {line}")
     return notes
 
 

@@ -104,7 +104,10 @@ class Generation(Section):
 
     def sampling(self) -> dict[str, Any]:
         """What decides which answers are asked for, as plain data: nothing of what is done with them."""
-        return self.model_dump(mode="json", exclude={"tokens", "reasoning", "verify", "filters", "keep", "as_many_as"})
+        chosen = {"tokens", "reasoning", "verify", "filters", "keep", "as_many_as"}
+        if self.keep is not None and self.keep.at_most is not None:
+            chosen -= {"verify", "keep"}  # verdicts decide how often a prompt is asked
+        return self.model_dump(mode="json", exclude=chosen)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from limbeck.errors import BudgetError, RecipeError
 from limbeck.generation.api.protocols import MalformedError
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
-from limbeck.generation.api.transport.client import Client
+from limbeck.generation.api.transport.client import Client, Reply
 from limbeck.generation.api.transport.clock import Clock
 from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
 from limbeck.generation.api.transport.headers import exhausted_for
@@ -213,33 +213,33 @@ class Sending:
                 self.ledger.release(reservation)
                 raise
             reply = await client.post(teacher.url, teacher.headers, body, seconds)
-            fault = reply if isinstance(reply, Fault) else None
-            completion: Completion | None = None
-            if not isinstance(reply, Fault):
-                fault = of_reply(reply.status, reply.headers, reply.raw, self.clock.wall())
-                if fault is None:
-                    completion, fault = self._read(teacher, reply.raw, row.request)
-                if fault is not None and fault.kind is FaultKind.FILTERED:
-                    message = {"role": "assistant", "refusal": teacher.redact(fault.message)}
-                    completion, fault = Completion(Outcome.FILTERED, "", message=message), None
-                if fault is None and (wait := exhausted_for(reply.headers, self.clock.wall())):
-                    teacher.pacer.hold(wait)
-            if fault is None and completion is not None and not isinstance(reply, Fault):
-                await self._answered(teacher, (attempt, reservation), teacher.redact_bytes(reply.raw), completion)
-                return Fate.DONE
-            assert fault is not None
-            return await self._failed(teacher, row, (attempt, reservation, began, used), fault)
+            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.request)
+            if isinstance(answer, Fault):
+                return await self._failed(teacher, row, (attempt, reservation, began, used), answer)
+            await self._answered(teacher, (attempt, reservation), *answer)
+            return Fate.DONE
         finally:
             self._busy -= 1
 
-    def _read(self, teacher: Asked, raw: bytes, request: Request) -> tuple[Completion | None, Fault | None]:
+    def _read(self, teacher: Asked, reply: Reply, request: Request) -> tuple[bytes, Completion] | Fault:
+        """An answer: its bytes, without the key should the server send that back, and what it says."""
+        wall = self.clock.wall()
+        raw = teacher.redact_bytes(reply.raw)
+        fault = of_reply(reply.status, reply.headers, raw, wall)
+        if fault is not None and fault.kind is FaultKind.FILTERED:
+            message = {"role": "assistant", "refusal": fault.message}
+            return raw, Completion(Outcome.FILTERED, "", message=message)
+        if fault is not None:
+            return fault
+        if wait := exhausted_for(reply.headers, wall):
+            teacher.pacer.hold(wait)
         plain = parse(raw)
         try:
             if not isinstance(plain, dict):
                 raise MalformedError(f"no JSON object: {one_line(raw[:200].decode('utf-8', errors='replace'), 80)}")
-            return teacher.format.completion(plain, request), None
+            return raw, teacher.format.completion(plain, request)
         except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
-            return None, Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
+            return Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
 
     async def _answered(
         self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion

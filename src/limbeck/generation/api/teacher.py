@@ -97,9 +97,11 @@ class Asked:
 
     def learns(self, fault: Fault, used: str) -> bool:
         """Whether a refused parameter is the name of the answer's length, which has another name here."""
-        if fault.kind is not FaultKind.PARAMETER or fault.parameter != used or self._other_length is None:
+        if fault.kind is not FaultKind.PARAMETER or fault.parameter != used:
             return False
         if self.length == used:
+            if self._other_length is None:
+                return False
             self.length, self._other_length = self._other_length, None
         return True
 

@@ -12,9 +12,7 @@ from typing import Any
 from limbeck.data.chat.encode import encode_prompt
 from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, under
-from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.candidate import Candidate, Verdict
-from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.local import LocalTeacher, as_document
 from limbeck.generation.prompts import Prompt, prompts_among
@@ -23,11 +21,11 @@ from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
 from limbeck.pipeline.measuring.evaluate import lease_trained
+from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, lease_teacher, open_text
-from limbeck.pipeline.stages.sample import journal_of, local_fallback
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
-from limbeck.recipe import Accuracy, Data, Endpoint, ServedTeacher
+from limbeck.recipe import Accuracy, Data, ServedTeacher
 from limbeck.workflow.stage import Context, Facts, Plain
 
 PROMPT_TOKENS = 12
@@ -40,6 +38,7 @@ class _AccuracyOf(PipelineStage):
 
     section: Accuracy
     data: Data
+    judge: ServedTeacher | None = None
     recomputable = True
     urgency = 3
     needs = (MACHINE, DATA, TEACHER)
@@ -78,7 +77,8 @@ class _AccuracyOf(PipelineStage):
             for prompt, request, answer in zip(asked, requests, answers, strict=True) if answer is not None
         ]  # fmt: skip
         with under("evaluation.accuracy.verify"):
-            found = {each.key: str(each.verdict) for each in verify(candidates, self.section.verify)}
+            ask = judge_of(self.section.verify, self.judge, context.folder)
+            found = {each.key: str(each.verdict) for each in verify(candidates, self.section.verify, ask=ask)}
         verdicts = [found.get(prompt.document, str(Verdict.WRONG)) for prompt in asked]
         counts = Counter(verdicts)
         share = counts[str(Verdict.CORRECT)] / len(verdicts)
@@ -170,11 +170,9 @@ class AccuracyOfTeacher(_AccuracyOf):
             spec = teacher_spec(up, run)
             return _local(lambda: lease_teacher(spec, text), self, requests, context, text)
         path = journal_of(self.served.endpoint, run, self.served.journal or "")
-        chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in self.served.chain]
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task, under(TEACHER):
-            ledger = Ledger(self.served.budget, journal.spent())
-            task.summary = ServedSampler(chain, journal, ledger).write(requests, task.update).line()
+            task.summary = ask_chain(self.served, requests, journal, task.update).line()
             identity = self.served.endpoint.identity
             return [journal.get(request.key(identity)) for request in requests]
 

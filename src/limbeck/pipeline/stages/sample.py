@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,20 @@ from limbeck.data.chat.encode import encode_prompt
 from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, TeacherGoneError, under
 from limbeck.files import whole_folder
-from limbeck.generation.api.served import ServedSampler
-from limbeck.generation.journal.budget import Ledger
+from limbeck.generation.api.summary import Summary
+from limbeck.generation.asked import Asked, candidates_of, write_asked
+from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.prices import prices_of
+from limbeck.generation.journal.rows import RowState
 from limbeck.generation.local import LocalTeacher, as_document
 from limbeck.generation.prompts import Prompt, prompts_among, requests_for
-from limbeck.generation.request import Request
+from limbeck.generation.request import Outcome, Request
+from limbeck.generation.select import more_samples
 from limbeck.generation.text import SHORTEST_ANSWER
+from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
-from limbeck.models.tokenizer import load_tokenizer
+from limbeck.pipeline.shared.asking import ask_chain, journal_of
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -32,14 +36,11 @@ from limbeck.pipeline.shared.base import (
     Text,
     data_key,
     lease_teacher,
-    located,
     open_text,
-    pool,
     precision,
 )
 from limbeck.pipeline.stages.teacher import teacher_spec
-from limbeck.recipe import Data, Endpoint, Generation, PackageModel, PathModel, ServedTeacher, fingerprint
-from limbeck.runtime.pool import ModelRef
+from limbeck.recipe import Data, Endpoint, Generation, Keep, ServedTeacher, fingerprint
 from limbeck.workflow.stage import Context, Facts, Plain
 
 
@@ -103,30 +104,112 @@ class Sample(PipelineStage):
         prompts, too_long = self._prompts(text)
         if too_long:
             context.note(f"{self.place}: {too_long:,} prompts leave no room for an answer in a row, and are not asked")
-        asked = [(prompt, list(requests_for(prompt, self.generation, self.data.seq_len))) for prompt in prompts]
-        requests = [request for _, each in asked for request in each]
-        facts: dict[str, Plain]
-        if self.served is not None:
-            identity: Mapping[str, str] = self.served.endpoint.identity
-            facts = self._buy(requests, self.served, run, context)
-        else:
-            local = self._local(up, run, text)
-            identity = local.identity
-            facts = self._write(requests, local, run, context)
-        digest = hashlib.sha256()
-        with whole_folder(run / "text" / self.name) as scratch, (scratch / "requests.jsonl").open("w") as out:
-            for prompt, each in asked:
-                keys = [request.key(identity) for request in each]
-                digest.update("".join(keys).encode())
-                row = {"prompt": prompt.plain(), "request": each[0].plain(), "keys": keys}
-                out.write(json.dumps(row) + "\n")
-        return {
+        path = self.journal(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        local = self._local(up, run, text) if self.served is None else None
+        identity = local.identity if local is not None else self._endpoint.identity
+        with Journal(path) as journal:
+            asked, notes = self._rounds(prompts, identity, local, journal, context)
+            facts = self._facts(asked, identity, journal)
+        with whole_folder(run / "text" / self.name) as scratch:
+            write_asked(scratch, asked, identity)
+        return {**facts, "journal": str(path), "notes": notes}
+
+    def _rounds(
+        self,
+        prompts: list[Prompt],
+        identity: Mapping[str, str],
+        local: LocalTeacher | None,
+        journal: Journal,
+        context: Context,
+    ) -> tuple[list[Asked], list[str]]:
+        """(what was asked, notes). Where prompts are asked until enough answers are right, again and again."""
+        generation, keep = self.generation, self.generation.keep or Keep()
+        samples = [more_samples(0, 0, keep, generation.samples)] * len(prompts)
+        notes: list[str] = []
+        while True:
+            asked: list[Asked] = [
+                (prompt, list(requests_for(prompt, generation, self.data.seq_len, samples=count)))
+                for prompt, count in zip(prompts, samples, strict=True)
+            ]
+            requests = [request for _, each in asked for request in each]
+            with context.task(self.title, len(requests), "answers") as task, under(TEACHER):
+                if local is not None:
+                    write_batches(requests, local, journal, task.update)
+                else:
+                    assert self.served is not None
+                    summary = ask_chain(self.served, requests, journal, task.update)
+                    self._require_answers(summary, len(requests))
+                    task.summary = summary.line()
+                    notes.append(f"{self.title}: {summary.line()}")
+            more = self._more(asked, samples, identity, journal, context)
+            if not any(more):
+                return asked, notes
+            samples = [count + extra for count, extra in zip(samples, more, strict=True)]
+
+    def _more(
+        self,
+        asked: list[Asked],
+        samples: list[int],
+        identity: Mapping[str, str],
+        journal: Journal,
+        context: Context,
+    ) -> list[int]:
+        """How many more samples each prompt needs."""
+        keep, section = self.generation.keep or Keep(), self.generation.verify
+        if keep.at_most is None:
+            return [0] * len(asked)
+        found: Iterable[Candidate] = candidates_of(asked, identity, journal)
+        if section is not None:
+            with under(f"{self.place}.generation.verify"):
+                found = verify(found, section)
+        right = Counter(
+            candidate.prompt
+            for candidate in found
+            if candidate.completion.outcome is Outcome.COMPLETE
+            and (section is None or candidate.verdict is Verdict.CORRECT)
+        )
+        return [
+            more_samples(right[requests[0].prompt_key()], count, keep, self.generation.samples)
+            for (_, requests), count in zip(asked, samples, strict=True)
+        ]
+
+    def _facts(self, asked: list[Asked], identity: Mapping[str, str], journal: Journal) -> dict[str, Plain]:
+        digest, answered, requests = hashlib.sha256(), 0, 0
+        for _, each in asked:
+            for request in each:
+                key = request.key(identity)
+                there = journal.state(key) is RowState.ANSWERED
+                digest.update(f"{key} {there}\n".encode())
+                answered, requests = answered + there, requests + 1
+        spent, counts = journal.spent(), journal.counts()
+        facts: dict[str, Plain] = {
             "prompts": len(asked),
-            "requests": len(requests),
-            "journal": str(self.journal(run)),
+            "requests": requests,
+            "answered": answered,
             "fingerprint": digest.hexdigest()[:16],
-            **facts,
+            "tokens": spent.tokens,
         }
+        if self.served is not None:
+            facts["nano_usd"] = spent.nano_usd
+            facts["possibly_paid_twice"] = counts.possibly_paid_twice
+            facts["prices"] = prices_of(self.served.endpoint).line()
+        return facts
+
+    @staticmethod
+    def _require_answers(summary: Summary, requests: int) -> None:
+        if not summary.kept and not summary.answered:
+            failed = ", ".join(f"{n:,} {kind}" for kind, n in summary.failed.items())
+            raise TeacherGoneError(
+                f"none of {requests:,} requests was answered ({failed})",
+                key=TEACHER,
+                fix="Is the server up? `limbeck generate retry` asks again",
+            )
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        assert self.served is not None
+        return self.served.endpoint
 
     def _prompts(self, text: Text) -> tuple[list[Prompt], int]:
         """(what is asked, how many prompts are too long)."""
@@ -154,35 +237,6 @@ class Sample(PipelineStage):
             )
         return kept, too_long
 
-    # ---------------------------------------------------------------------------- teachers that are called
-
-    def _buy(self, requests: list[Request], served: ServedTeacher, run: Path, context: Context) -> dict[str, Plain]:
-        path = self.journal(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
-        with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task:
-            ledger = Ledger(served.budget, journal.spent())
-            with under(TEACHER):
-                summary = ServedSampler(chain, journal, ledger).write(requests, task.update)
-            task.summary = summary.line()
-            if not summary.kept and not summary.answered:
-                failed = ", ".join(f"{n:,} {kind}" for kind, n in summary.failed.items())
-                raise TeacherGoneError(
-                    f"none of {len(requests):,} requests was answered ({failed})",
-                    key=TEACHER,
-                    fix="Is the server up? `limbeck generate retry` asks again",
-                )
-            spent, counts = journal.spent(), journal.counts()
-            return {
-                "nano_usd": spent.nano_usd,
-                "tokens": spent.tokens,
-                "possibly_paid_twice": counts.possibly_paid_twice,
-                "prices": prices_of(served.endpoint).line(),
-                "notes": [f"{self.title}: {summary.line()}"],
-            }
-
-    # ------------------------------------------------------------------------- teachers whose weights are in hand
-
     def _local(self, up: Facts, run: Path, text: Text) -> LocalTeacher:
         asked = precision(self.asked_precision, up[MACHINE])
         spec, rounded = teacher_spec(up, run), asked == "bf16"
@@ -199,15 +253,6 @@ class Sample(PipelineStage):
             "precision": asked,
         }
         return LocalTeacher(identity, opened, self.generation.batch_size, asked, self.data.date)
-
-    def _write(self, requests: list[Request], teacher: LocalTeacher, run: Path, context: Context) -> dict[str, Plain]:
-        with (
-            Journal(self.journal(run)) as journal,
-            context.task(self.title, len(requests), "answers") as task,
-            under(TEACHER),
-        ):
-            write_batches(requests, teacher, journal, task.update)
-            return {"tokens": journal.spent().tokens}
 
 
 def write_batches(
@@ -232,24 +277,3 @@ def write_batches(
             journal.put_many(teacher.write_batch(batch, lm, tokenizer), teacher.identity)
             done += len(batch)
             progress(done)
-
-
-def journal_of(endpoint: Endpoint, run: Path, folder: str) -> Path:
-    """The journal of a teacher that is called; ``folder``: the recipe's, else beside the run folder."""
-    home = Path(folder).expanduser() if folder else run.parent / "journals"
-    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in endpoint.model)[:60].strip(".-")
-    return home / f"{plain}-{fingerprint(endpoint.identity)[:8]}.sqlite"
-
-
-def local_fallback(spec: PathModel | PackageModel) -> LocalTeacher:
-    """A local model behind teachers that are called. It reads its own tokens: only its text is used."""
-    found, _ = located(spec)
-
-    @contextmanager
-    def opened() -> Iterator[tuple[CausalLM, Any]]:
-        tokenizer = load_tokenizer(found.path, revision=found.revision)
-        with pool().lease(ModelRef.of(found), tokenizer=tokenizer) as lm:
-            yield lm, tokenizer
-
-    named = spec.package if isinstance(spec, PackageModel) else spec.path
-    return LocalTeacher({"local": named, "dtype": spec.dtype}, opened)

@@ -16,16 +16,21 @@ from limbeck.data.corpus import write_encoded
 from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, under
 from limbeck.files import whole_folder
+from limbeck.generation.asked import read_candidates
 from limbeck.generation.candidate import Candidate
-from limbeck.generation.journal.journal import Journal
 from limbeck.generation.learned import Learned
 from limbeck.generation.prompts import Prompt, prompts_among
-from limbeck.generation.request import Request
-from limbeck.generation.select.card import CardFacts, TeacherFacts
-from limbeck.generation.select.dataset import write_data_set, write_prompts
-from limbeck.generation.select.filters import Filtered, filter_candidates
-from limbeck.generation.select.keep import choose
+from limbeck.generation.select import (
+    CardFacts,
+    Filtered,
+    TeacherFacts,
+    choose,
+    filter_candidates,
+    write_data_set,
+    write_prompts,
+)
 from limbeck.generation.verify import verify
+from limbeck.pipeline.shared.asking import judge_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, open_text
 from limbeck.recipe import Data, Endpoint, Filters, Generation, Keep, PackageModel, ServedTeacher, fingerprint
 from limbeck.workflow.stage import Context, Facts, Plain
@@ -80,7 +85,7 @@ class Select(PipelineStage):
         if not found:
             raise InputError("the teacher has answered nothing yet", key=self.place, fix="Run it again to go on")
         outcomes = Counter(str(candidate.completion.outcome) for candidate in found)
-        answers = self._verified(found, context)
+        answers = self._verified(found, run, context)
         verdicts = Counter(str(candidate.verdict) for candidate in answers if candidate.verdict is not None)
         with under(f"{self.place}.generation.filters"):
             filtered = filter_candidates(answers, generation.filters or Filters(), self._evaluation_texts(text))
@@ -119,12 +124,13 @@ class Select(PipelineStage):
             notes += [f"{self.place}.generation: {line}" for line in filtered.lines() if line.startswith("overlap")]
         return {**counts, "tokens": tokens, "fingerprint": _fingerprint(kept), "notes": notes}
 
-    def _verified(self, found: list[Candidate], context: Context) -> list[Candidate]:
+    def _verified(self, found: list[Candidate], run: Path, context: Context) -> list[Candidate]:
         section = self.generation.verify
         if section is None:
             return found
         with context.task("verify", len(found), "answers") as task, under(f"{self.place}.generation.verify"):
-            return list(verify(found, section, progress=lambda done, _: task.update(done)))
+            ask = judge_of(section, self.served, run)
+            return list(verify(found, section, progress=lambda done, _: task.update(done), ask=ask))
 
     def _evaluation_texts(self, text: Text) -> Iterator[str]:
         """What the held-out documents ask and answer."""
@@ -182,47 +188,10 @@ class Select(PipelineStage):
         return found
 
 
-def read_candidates(folder: Path, journal: Path) -> list[Candidate]:
-    """The answers to what a stage asked, in its order; what has no answer is left out.
-
-    Raises:
-        InputError: the journal is gone.
-    """
-    if not journal.exists():
-        raise InputError(f"there is no journal {journal}", fix=f"Bring it back, or delete {folder} to ask again")
-    found: list[Candidate] = []
-    with Journal(journal, read_only=True) as opened, (folder / "requests.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            prompt, group = Prompt.of(row["prompt"]), Request.of(row["request"]).prompt_key()
-            for sample, key in enumerate(row["keys"]):
-                completion = opened.get(key)
-                if completion is not None:
-                    found.append(
-                        Candidate(
-                            prompt=group,
-                            messages=prompt.messages,
-                            text=prompt.text,
-                            tools=prompt.tools,
-                            reference=prompt.reference,
-                            sample=sample,
-                            completion=completion,
-                            teacher=_name_of(opened.who_wrote(key)),
-                            key=key,
-                        )
-                    )
-    return found
-
-
 def at_random(candidates: list[Candidate], count: int) -> list[Candidate]:
     """So many of them, by their hash."""
     drawn = set(sorted(candidate.key for candidate in candidates)[:count])
     return [candidate for candidate in candidates if candidate.key in drawn]
-
-
-def _name_of(teacher: Mapping[str, str] | None) -> str:
-    names = ("model", "local", "weights")
-    return next((teacher[name] for name in names if name in teacher), "") if teacher else ""
 
 
 def _said(counts: Mapping[str, Plain]) -> str:

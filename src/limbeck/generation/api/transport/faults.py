@@ -118,14 +118,21 @@ _WITHDRAWN = re.compile(
 )
 _TOO_LONG = re.compile(r"context[_ ]length|maximum context|too (long|many tokens)|prompt is too|exceeds? the", re.I)
 _FILTERED = re.compile(r"content[_ ]?(filter|policy|management)|responsible ?ai|safety system", re.I)
+_PARAMETERS = (
+    "temperature|top_p|top_k|topP|topK|min_p|seed|stop|stop_sequences|logprobs|top_logprobs|max_tokens"
+    "|max_completion_tokens|tools|tool_choice|reasoning_effort|reasoning|thinking|presence_penalty|frequency_penalty"
+    "|repetition_penalty|logit_bias|response_format|service_tier|provider|return_token_ids|echo|n"
+)
 _PARAMETER = re.compile(
-    r"(?:unsupported|unknown|unrecognized|unexpected|extra|invalid|deprecated)[\w ,]{0,40}?"
-    r"(?:parameter|argument|field|value|inputs?)[^'\"`\w]{0,4}(?:for )?[:'\"`]*\s*['\"`]?(?P<name>[a-z_][\w.]*)"
-    r"|['\"`](?P<other>[a-z_][\w.]*)['\"`] (?:is )?(?:not supported|unsupported|not permitted|not allowed)"
-    r"|\b(?P<bare>temperature|top_p|top_k|seed|top_logprobs|logprobs|stop|max_tokens|max_completion_tokens)\b"
-    r"[^.]{0,80}\b(?:not (?:supported|allowed|permitted|available)|unsupported|deprecated|cannot be)",
+    r"(?:unsupported|unknown|unrecognized|unexpected|extra|invalid|not permitted)\b.{0,60}?\b(?P<after>NAMES)\b"
+    r"|\b(?P<before>NAMES)\b.{0,80}?"
+    r"\b(?:not (?:supported|allowed|permitted|available)|unsupported|deprecated|cannot be|does not support)".replace(
+        "NAMES", _PARAMETERS
+    ),
     re.I,
 )
+_MAY_NAME = frozenset({FaultKind.BAD_REQUEST, FaultKind.WITHDRAWN, FaultKind.TOO_LONG})
+_CONTENT = ("messages", "prompt", "input", "contents", "model")
 
 
 def terms_refused(text: str) -> bool:
@@ -150,7 +157,7 @@ def of_reply(status: int, headers: Mapping[str, str], raw: bytes, wall: float) -
     message, code, parameter = _told(plain, error, raw)
     should = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
     kind = _kind(status, message, code)
-    if kind is FaultKind.BAD_REQUEST and (named := _parameter(parameter, code, message)):
+    if status in (400, 422) and kind in _MAY_NAME and (named := _parameter(parameter, code, message)):
         kind, parameter = FaultKind.PARAMETER, named
     return Fault(
         kind,
@@ -210,10 +217,9 @@ def _kind(status: int, message: str, code: str) -> FaultKind:
 
 def _parameter(named: str | None, code: str, message: str) -> str | None:
     """The field that a bad request is about, where it is about the field and not about what this row says."""
-    if named and named.split(".")[0].split("[")[0] in ("messages", "prompt", "input", "contents"):
+    if named and named.split(".")[0].split("[")[0] in _CONTENT:
         return None
-    match = _PARAMETER.search(message)
-    found = next((each for each in match.groups() if each), None) if match else None
-    if named and (match or "unsupported" in code or "unknown" in code):
+    if named and ("unsupported" in code or "unknown" in code):
         return named
-    return None if found in ("messages", "prompt", "input", "contents", "content") else found
+    match = _PARAMETER.search(message)
+    return next(each for each in match.groups() if each) if match else None
