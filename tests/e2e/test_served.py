@@ -104,7 +104,8 @@ def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None
         assert len(rows) == texts(folder)[name]["learned"]
         assert "toy" in (home / "dataset" / "README.md").read_text()
     card = (folder / "arms/right-seed0/students/student/README.md").read_text()
-    assert "distilled from a teacher" in card and "trained without a teacher" not in card
+    assert "distilled from a teacher" in card
+    assert "trained without a teacher" not in card
     everything = [p for p in [*folder.rglob("*"), *(folder.parent / "journals").rglob("*")] if p.is_file()]
     assert not [p for p in everything if KEY.encode() in p.read_bytes()]
 
@@ -115,11 +116,9 @@ def test_another_run_buys_nothing_twice(served_recipe: dict[str, Any]) -> None:
         asked = len(server.billed)
         renamed = {**at(served_recipe, server), "run": served_recipe["run"] + "-renamed"}
         run(parse_recipe(renamed), Display(quiet=True))
-        new = [n for n in server.billed.values()]
-        # The probe is asked again: a few short requests; no prompt of the corpus is.
         prompts = [b for b in server.bodies if "does the number" in json.dumps(b)]
     assert len(prompts) == len({json.dumps(b, sort_keys=True) for b in prompts})
-    assert len(new) == asked
+    assert len(server.billed) == asked, "only what was probed is asked again"
 
 
 def test_a_dead_teacher_leaves_what_was_answered(served_recipe: dict[str, Any]) -> None:
@@ -146,10 +145,11 @@ def test_a_budget_that_is_spent_goes_on_with_more(served_recipe: dict[str, Any])
         small = parse_recipe(at(served_recipe, server, budget={"tokens": 2_000}))
         with pytest.raises(BudgetError):
             run(small, Display(quiet=True))
-        before = {key for key in server.billed}
+        before = len(server.billed)
         run(parse_recipe(at(served_recipe, server, budget={"tokens": 2_000_000})), Display(quiet=True))
         prompts = [json.dumps(b, sort_keys=True) for b in server.bodies if "does the number" in json.dumps(b)]
-    assert before and len(prompts) == len(set(prompts))
+    assert 0 < before < len(server.billed)
+    assert len(prompts) == len(set(prompts))
 
 
 def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_folder: Path) -> None:
@@ -167,7 +167,8 @@ def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_fo
 def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOY_KEY")
     notes = "\n".join(check(parse_recipe(served_recipe)).notes)
-    assert "no server was asked" in notes and "$TOY_KEY is not set" in notes and "$1" in notes and "terms" in notes
+    for said in ("no server was asked", "$TOY_KEY is not set", "$1", "terms"):
+        assert said in notes
     no = {"may_train_students": "no", "source": "https://x.y", "date": "2026-01-01", "quote": "You may not."}
     with pytest.raises(RecipeError, match=r"teacher\.terms\.may_train_students.*override"):
         check(parse_recipe({**served_recipe, "teacher": {**served_recipe["teacher"], "terms": no}}))
@@ -264,7 +265,8 @@ def test_local_text_is_sampled_verified_and_chosen(raw_recipe: dict[str, Any], q
     report = run(recipe, Display(quiet=True))
     folder = Path(recipe.run)
     found = sorted(each["learned"] for each in texts(folder).values())
-    assert found[:2] == [10, 10] and found[2] > 10
+    assert found[:2] == [10, 10]
+    assert found[2] > 10
     assert len(list((folder / "text").glob("sample-*.sqlite"))) == 1, "arms share what was sampled"
     assert all(row.accuracy is not None for row in report.rows)
     other = parse_recipe({**raw, "run": raw["run"] + "-again"})

@@ -27,13 +27,13 @@ from limbeck.pipeline.results.report import Report
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
-from limbeck.pipeline.stages.generate import Generate
 from limbeck.pipeline.stages.machine import Machine
-from limbeck.pipeline.stages.probe import Probe
-from limbeck.pipeline.stages.sample import Sample
-from limbeck.pipeline.stages.select import Select
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.pipeline.text.generate import Generate
+from limbeck.pipeline.text.probe import Probe
+from limbeck.pipeline.text.sample import Sample
+from limbeck.pipeline.text.select import Select
 from limbeck.recipe import (
     Co,
     ConfigModel,

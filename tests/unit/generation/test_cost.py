@@ -14,7 +14,7 @@ from limbeck.generation.journal.budget import input_bound
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.prompts import Prompt, requests_for
 from limbeck.generation.request import Completion, Outcome
-from limbeck.pipeline.stages.sample import journal_of
+from limbeck.pipeline.text.sample import journal_of
 from limbeck.recipe import Recipe, ServedTeacher, parse_recipe
 
 MODEL = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -35,7 +35,7 @@ from limbeck.pipeline.shared.tokenising import (
     token_counts,
     write_parts,
 )
-from limbeck.pipeline.stages.generate import require_room
+from limbeck.pipeline.text.generate import require_room
 from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer
 from limbeck.recipe import Data, Generation, PackageModel, PathModel, Tokenizer, TrainedTokenizer, Vocabulary
 from limbeck.workflow.stage import Context, Facts, Plain
