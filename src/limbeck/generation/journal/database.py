@@ -111,13 +111,16 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=60
         )
-        _require_journal(db, path)
+        begun = _require_journal(db, path)
     except sqlite3.Error as error:
         raise problem(path, error) from None
+    if not begun:
+        raise InputError(f"the journal {path} is empty")
     return db
 
 
-def _require_journal(db: sqlite3.Connection, path: Path) -> None:
+def _require_journal(db: sqlite3.Connection, path: Path) -> bool:
+    """False: it is an empty file."""
     try:
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -127,7 +130,7 @@ def _require_journal(db: sqlite3.Connection, path: Path) -> None:
             raise InputError(f"{path} is not a journal of limbeck", fix="Name another file") from None
         raise
     if empty:
-        return
+        return False
     if application != APPLICATION:
         raise InputError(f"{path} is a database of another program", fix="Name another file")
     if version > VERSION:
@@ -135,6 +138,7 @@ def _require_journal(db: sqlite3.Connection, path: Path) -> None:
             f"the journal {path} was made by a newer limbeck (version {version}; this one reads {VERSION})",
             fix="Update limbeck",
         )
+    return True
 
 
 def problem(path: Path, error: sqlite3.Error) -> MachineError:

@@ -122,8 +122,24 @@ class Journal:
 
     def get(self, key: str) -> Completion | None:
         """The answer of a row; None: there is no such row, or no answer yet."""
-        row = self.row(key)
-        return None if row is None else row.completion
+        found = self._read(
+            "SELECT r.id, a.id, t.sample, s.raw, s.completion FROM requests r JOIN attempts a ON a.id = r.answer "
+            "JOIN teachers t ON t.id = a.teacher JOIN answers s ON s.attempt = a.id WHERE r.key = ?",
+            (bytes.fromhex(key),),
+        )
+        return self._completion(*found[0]) if found else None
+
+    def _completion(
+        self, number: int, attempt: int, sample: bytes | None, raw: bytes | None, packed: bytes
+    ) -> Completion | None:
+        """An answer; None: it is damaged. Its row is to do then."""
+        try:
+            plain = b"" if raw is None else unpack(raw, near_answer(sample, attempt))
+            return completion_from_bytes(unpack(packed, plain))
+        except (zlib.error, ValueError, TypeError, KeyError):
+            if self._writer is not None:
+                self._writer.do(lambda db, changes: _lose(db, changes, number))
+            return None
 
     def state(self, key: str) -> RowState | None:
         """Where a row stands; None: there is no such row."""
@@ -380,13 +396,10 @@ class Journal:
             written_by = None if wrote is None else teacher_of(self._reader, wrote)
         completion = None
         if packed is not None:
-            try:
-                plain = b"" if raw is None else unpack(raw, near_answer(near, attempt))
-                completion = completion_from_bytes(unpack(packed, plain))
-            except (zlib.error, ValueError, TypeError, KeyError):
+            completion = self._completion(number, attempt, near, raw, packed)
+            if completion is None:
                 state, failure, message, written_by = "failed", UNREADABLE, "its answer is damaged on disk", None
                 if self._writer is not None:
-                    self._writer.do(lambda db, changes: _lose(db, changes, number))
                     state = "todo"
         return Row(
             key=key.hex(),
