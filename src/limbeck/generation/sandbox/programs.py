@@ -356,7 +356,7 @@ class _Run:
 
 
 def bwrap_arguments(program: Program, limits: Limits) -> list[str]:
-    """The same root and namespaces, made by bwrap."""
+    """The same root and namespaces, made by bwrap. The number of files is not limited, only their size."""
     bwrap = shutil.which("bwrap") or "bwrap"
     arguments = [bwrap, "--unshare-all", "--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     arguments += ["--die-with-parent", "--cap-drop", "ALL", "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
