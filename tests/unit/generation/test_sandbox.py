@@ -20,6 +20,7 @@ from tests.unit.generation import hostile
 
 SOURCE = Path(programs.__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+BWRAP = os.environ.get("LIMBECK_TEST_BWRAP") or shutil.which("bwrap")
 needs_namespaces = pytest.mark.skipif(
     sys.platform != "linux" or not available(), reason="this system refuses user namespaces"
 )
@@ -39,6 +40,7 @@ def test_hostile_programs_do_no_harm(secret: Path) -> None:
     assert secret.read_text() == "a key"
 
 
+@pytest.mark.slow
 @needs_namespaces
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="nobody may not run this Python")
@@ -59,6 +61,17 @@ def test_hostile_programs_do_no_harm_where_nobody_runs_them() -> None:
         )
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BWRAP is None, reason="bwrap is not installed")
+def test_hostile_programs_do_no_harm_in_bwrap(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(str(BWRAP)).parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(programs, "_found", ["bwrap"])
+    assert available().startswith("bwrap")
+    escaped = hostile.escapes(secret)
+    escaped.pop("10,000 files", None)  # bwrap limits their size alone
+    assert escaped == {}
 
 
 @needs_namespaces

@@ -53,7 +53,7 @@ def test_programs_against_asserts() -> None:
         ("import os; os._exit(0)", ADD, WRONG),
         ("raise SystemExit(0)", ADD, WRONG),
         ("print('passed')", ADD, WRONG),
-        ("import dataclasses, pickle\n@dataclasses.dataclass\nclass A: pass\npickle.dumps(A())\nadd = int.__add__", ADD, CORRECT),
+        ("import dataclasses\n@dataclasses.dataclass\nclass A:\n  x: int\nadd = lambda a, b: A(a + b).x", ADD, CORRECT),
         ("def add(a, b):\n    while True: pass", ADD, WRONG),
         ("x = bytearray(1 << 32)", ADD, WRONG),
         ("\ud800", ADD, WRONG),

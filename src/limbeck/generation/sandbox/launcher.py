@@ -1,8 +1,8 @@
 """The process that locks itself in and then runs a program; see ``programs``.
 
-It is a fresh interpreter without site packages. With namespaces there are three processes: the launcher, which makes
-them; the first process of the process namespace, which the program cannot signal, and whose end ends all others; and
-the program itself.
+It is a fresh interpreter without site packages. With namespaces of its own making there are three processes: the
+launcher, which makes them; the first process of the process namespace, which the program cannot signal, and whose end
+ends all others; and the program itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main(handle: int) -> None:
     try:
         syscalls.die_with_parent()
         _be_killed_first()
-        (_in_namespaces if settings["strict"] else _without_namespaces)(settings, control)
+        {"namespaces": _in_namespaces, "bwrap": _in_bwrap, "weak": _without_namespaces}[settings["kind"]](
+            settings, control
+        )
     except OSError as error:
         control.send(event="refused", what=str(error))
 
@@ -204,8 +206,8 @@ def _become(settings: dict[str, Any], control: _Control, readable: list[str], wr
     syscalls.drop_capabilities()
     syscalls.forbid_new_privileges()
     syscalls.restrict_paths(readable, writable)
-    own = None if settings["strict"] else os.getpid()
-    blocked = call_filter(network=settings["strict"], only_signal=own)
+    weak = settings["kind"] == "weak"
+    blocked = call_filter(network=not weak, only_signal=os.getpid() if weak else None)
     highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     command, environment = settings["command"], settings["environment"]
     os.closerange(3, control.handle)
@@ -226,6 +228,13 @@ def _limits(settings: dict[str, Any]) -> list[tuple[int, int]]:
         (resource.RLIMIT_MSGQUEUE, 0),
         (resource.RLIMIT_CORE, 0),
     ]
+
+
+def _in_bwrap(settings: dict[str, Any], control: _Control) -> None:
+    """The namespaces and the root are made; the program shares its users with this process."""
+    syscalls.hide_from_tracers()
+    _write_files(settings, WORK)
+    _run(settings, control, ["/"], [WORK, "/tmp", "/dev/shm", *(f"/dev/{name}" for name in _DEVICES)])
 
 
 # ------------------------------------------------------------------ without

@@ -27,11 +27,17 @@ from typing import IO, Any, Literal
 
 from limbeck.errors import LimbeckError
 
-Ended = Literal["exit", "signal", "time", "memory", "output"]
+Ended = Literal["exit", "signal", "time", "memory", "processes", "output"]
+Kind = Literal["namespaces", "bwrap", "weak"]
+_PACKAGE = Path(__file__).resolve().parent
 _ROOT = str(Path(__file__).resolve().parents[3])
 _LAUNCH = (
     "import sys; sys.path.insert(0, {root!r}); from limbeck.generation.sandbox.launcher import main; main({handle})"
 )
+_INSIDE = "/limbeck"
+"""Where the launcher is found inside bwrap's root."""
+_OURS: dict[Kind, int] = {"namespaces": 1, "bwrap": 2, "weak": 0}
+"""How many processes below the first are not the program's."""
 _NOBODY = 65534
 _WATCH_SECONDS = 0.05
 _GRACE_SECONDS = 5.0
@@ -72,8 +78,8 @@ class Result:
     """How a program ended.
 
     Attributes:
-        ended: by itself, by a signal (of its own, or of a limit of the system), or killed for its time, memory or
-            output.
+        ended: by itself, by a signal (of its own, or of a limit of the system), or killed for its time, memory,
+            processes or output.
         status: exit code; the negative number of the signal; None: killed.
         stdout, stderr: what it wrote, up to the limit.
         cpu_seconds: used by it and those it waited for.
@@ -140,14 +146,34 @@ def run_program(
     for name in program.files:
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise ValueError(f"{name!r} is no plain name of a file")
-    scratch = tempfile.mkdtemp(prefix="limbeck-sandbox-") if weak else None
-    try:
-        if scratch is not None and os.geteuid() == 0 and _open_to_all(program.command[0]):
+    cancelled = cancelled or threading.Event()
+    if not weak:
+        return _Run(program, limits, _kind(), "/work", cancelled).result()
+    with tempfile.TemporaryDirectory(prefix="limbeck-sandbox-", ignore_cleanup_errors=True) as scratch:
+        if os.geteuid() == 0 and _open_to_all(program.command[0]):
             os.chown(scratch, _NOBODY, _NOBODY)
-        return _Run(program, limits, scratch, cancelled or threading.Event()).result()
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        return _Run(program, limits, "weak", scratch, cancelled).result()
+
+
+_found: list[Kind] = []
+
+
+def _kind() -> Kind:
+    """How programs are locked in here: by our own means, or by bwrap where only bwrap may. Raises SandboxError."""
+    if not _found:
+        nothing = python_program(["-S", "-c", "pass"])
+        refusal: SandboxError | None = None
+        kinds: list[Kind] = ["namespaces", "bwrap"] if shutil.which("bwrap") else ["namespaces"]
+        for kind in kinds:
+            try:
+                if _Run(nothing, Limits(seconds=60), kind, "/work", threading.Event()).result().ok:
+                    _found.append(kind)
+                    break
+            except SandboxError as error:
+                refusal = refusal or error
+        else:
+            raise refusal or SandboxError("the sandbox for programs does not run Python", fix="Write `sandbox: weak`")
+    return _found[0]
 
 
 def _open_to_all(path: str) -> bool:
@@ -159,9 +185,9 @@ def _open_to_all(path: str) -> bool:
 class _Run:
     """One program, from its start to its end."""
 
-    def __init__(self, program: Program, limits: Limits, scratch: str | None, cancelled: threading.Event) -> None:
+    def __init__(self, program: Program, limits: Limits, kind: Kind, folder: str, cancelled: threading.Event) -> None:
+        self.program, self.limits, self.kind, self.folder = program, limits, kind, folder
         self.cancelled = cancelled
-        self.program, self.limits, self.scratch = program, limits, scratch
         self.outcome = Result()
         self.output: dict[int, bytearray] = {}
         self.killed: Ended | None = None
@@ -193,8 +219,12 @@ class _Run:
 
     def _launch(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         handle = theirs.fileno()
+        root = _INSIDE if self.kind == "bwrap" else _ROOT
+        command = [interpreter()[0], "-I", "-S", "-B", "-c", _LAUNCH.format(root=root, handle=handle)]
+        if self.kind == "bwrap":
+            command = [*bwrap_arguments(self.program, self.limits), *command]
         return subprocess.Popen(
-            [interpreter()[0], "-I", "-S", "-B", "-c", _LAUNCH.format(root=_ROOT, handle=handle)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -205,11 +235,10 @@ class _Run:
         )
 
     def _settings(self) -> dict[str, Any]:
-        limits, strict = self.limits, self.scratch is None
-        drops = strict or _open_to_all(self.program.command[0])
-        folder = self.scratch or "/work"
+        limits, folder = self.limits, self.folder
+        drops = self.kind == "namespaces" or (self.kind == "weak" and _open_to_all(self.program.command[0]))
         return {
-            "strict": strict,
+            "kind": self.kind,
             "command": list(self.program.command),
             "contents": {name: binascii.b2a_base64(plain).decode() for name, plain in self.program.files.items()},
             "readable": list(self.program.readable),
@@ -270,9 +299,12 @@ class _Run:
     def _watch(self, launcher: subprocess.Popen[bytes], deadline: float) -> None:
         if self.ended or self.killed is not None:
             return
+        below = _descendants(launcher.pid)[_OURS[self.kind] :]
         if time.monotonic() > deadline or self.cancelled.is_set():
             self.killed = "time"
-        elif self._memory(launcher.pid) > self.limits.memory_mb << 20:
+        elif len(below) > self.limits.processes + 2:  # root is not held by the system's limit
+            self.killed = "processes"
+        elif self._memory(below) > self.limits.memory_mb << 20:
             self.killed = "memory"
 
     def _heard(self, message: dict[str, Any], launcher: subprocess.Popen[bytes], control: socket.socket) -> bool:
@@ -315,16 +347,32 @@ class _Run:
             self.killed = self.killed or "output"
         return bool(part)
 
-    def _memory(self, launcher: int) -> int:
-        """What all processes of the program hold, without what they share, in bytes."""
-        page = os.sysconf("SC_PAGE_SIZE")
-        below = _descendants(launcher)
-        if self.scratch is None:
-            below = below[1:]  # the first process is ours
-        rough = sum(_private_pages(pid) for pid in below) * page
+    def _memory(self, processes: list[int]) -> int:
+        """What they hold, in bytes; what they share counts once."""
+        rough = sum(_private_pages(pid) for pid in processes) * os.sysconf("SC_PAGE_SIZE")
         if rough <= self.limits.memory_mb << 20:
             return rough
-        return sum(_proportional(pid) for pid in below)
+        return sum(_proportional(pid) for pid in processes)
+
+
+def bwrap_arguments(program: Program, limits: Limits) -> list[str]:
+    """The same root and namespaces, made by bwrap. The number of files is not limited, only their size."""
+    bwrap = shutil.which("bwrap") or "bwrap"
+    arguments = [bwrap, "--unshare-all", "--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
+    arguments += ["--die-with-parent", "--cap-drop", "ALL", "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            arguments += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+        else:
+            arguments += ["--ro-bind-try", f"/{name}", f"/{name}"]
+    for path in ("/etc/ld.so.cache", *dict.fromkeys([*interpreter()[1], *program.readable])):
+        arguments += ["--ro-bind-try", path, path]
+    package = f"{_INSIDE}/limbeck/generation/sandbox"
+    size = str((limits.disk_mb << 20) // 3)  # each of three
+    arguments += ["--ro-bind", str(_PACKAGE), package, "--dev", "/dev"]
+    for folder in ("/work", "/tmp", "/dev/shm"):
+        arguments += ["--size", size, "--tmpfs", folder]
+    return [*arguments, "--remount-ro", "/", "--chdir", "/", "--clearenv", "--"]
 
 
 def _close(pipe: IO[bytes]) -> None:
@@ -416,11 +464,13 @@ def _kill_group(launcher: subprocess.Popen[bytes]) -> None:
 
 def available() -> str:
     """Which sandbox holds here, in words; an empty string: none does."""
-    try:
-        result = run_program(python_program(["-S", "-c", "pass"]), Limits(seconds=60))
-    except SandboxError:
+    if sys.platform != "linux":
         return ""
     from limbeck.generation.sandbox.syscalls import landlock_version
 
+    try:
+        made = "namespaces" if _kind() == "namespaces" else "bwrap"
+    except SandboxError:
+        return ""
     version = landlock_version()
-    return ("namespaces, seccomp" + (f", landlock {version}" if version else "")) if result.ok else ""
+    return f"{made}, seccomp" + (f", landlock {version}" if version else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -17,7 +18,7 @@ from limbeck.generation.verify.plugins import find_plugin, plugin_check
 from limbeck.generation.verify.programs import code_check
 from limbeck.generation.verify.strings import exact_check, regex_check
 from limbeck.generation.verify.structured import json_check, schema_validator
-from limbeck.generation.verify.workers import Job, check_in_workers, cores, in_order
+from limbeck.generation.verify.workers import Job, Verdicts, check_in_workers, cores, in_order
 from limbeck.recipe.verify import Code, Exact, Json, Judge, Maths, Plugin, Regex, Verify
 
 Progress = Callable[[int, Verdict], None]
@@ -47,12 +48,13 @@ def verify(
         RecipeError: a package is missing, or a setting cannot be used.
         SandboxError: the system does not let programs be locked in.
     """
-    for done, (candidate, verdict) in enumerate(_verdicts(candidates, section, ask, jobs or cores()), 1):
-        if candidate.completion.outcome is not Outcome.COMPLETE:
-            verdict = Verdict.UNDECIDED
-        yield replace(candidate, verdict=verdict)
-        if progress is not None:
-            progress(done, verdict)
+    with closing(_verdicts(candidates, section, ask, jobs or cores())) as found:
+        for done, (candidate, verdict) in enumerate(found, 1):
+            if candidate.completion.outcome is not Outcome.COMPLETE:
+                verdict = Verdict.UNDECIDED
+            yield replace(candidate, verdict=verdict)
+            if progress is not None:
+                progress(done, verdict)
 
 
 def check_verifier(section: Verify) -> str:
@@ -84,9 +86,7 @@ def _check_sandbox(section: Code) -> str:
     return f"programs run in a sandbox of {kind}"
 
 
-def _verdicts(
-    candidates: Iterable[Candidate], section: Verify, ask: Ask | None, jobs: int
-) -> Iterator[tuple[Candidate, Verdict]]:
+def _verdicts(candidates: Iterable[Candidate], section: Verify, ask: Ask | None, jobs: int) -> Verdicts:
     if isinstance(section, Exact):
         return _here(candidates, exact_check(section))
     if isinstance(section, Json) and section.schema_ is None:
@@ -111,8 +111,6 @@ def _job(section: Maths | Regex | Json | Plugin) -> Job:
     return Job(plugin_check, section, section.seconds, whole_environment=True)
 
 
-def _here(
-    candidates: Iterable[Candidate], check: Callable[[Candidate], Verdict]
-) -> Iterator[tuple[Candidate, Verdict]]:
+def _here(candidates: Iterable[Candidate], check: Callable[[Candidate], Verdict]) -> Verdicts:
     for candidate in candidates:
         yield candidate, check(candidate)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
 from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.request import Completion, Outcome, Request
+from limbeck.generation.verify.workers import Verdicts
 from limbeck.recipe.verify import Judge
 
 Ask = Callable[[Sequence[Request]], Iterable[tuple[Request, Completion]]]
@@ -64,7 +65,7 @@ def judgement(completion: Completion) -> Verdict:
     return Verdict(found[-1].lower()) if found else Verdict.UNDECIDED
 
 
-def judge_all(candidates: Iterable[Candidate], section: Judge, ask: Ask) -> Iterator[tuple[Candidate, Verdict]]:
+def judge_all(candidates: Iterable[Candidate], section: Judge, ask: Ask) -> Verdicts:
     """Candidates with the verdict of most votes, in order. As many for as against are undecided."""
     remaining = iter(candidates)
     while batch := list(islice(remaining, _BATCH)):

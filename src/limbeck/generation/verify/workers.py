@@ -17,13 +17,15 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from limbeck.errors import LimbeckError
 from limbeck.generation.candidate import Candidate, Verdict
+
+Verdicts = Generator[tuple[Candidate, Verdict], None, None]
 
 STARTING_SECONDS = 120.0
 """For a worker to import what it needs, on a busy machine."""
@@ -68,6 +70,10 @@ class Worker:
         self._stopped = True
         if (process := self._process) is not None:
             process.kill()
+
+    def start(self) -> None:
+        """Start the process now, if it does not run."""
+        self._started()
 
     def check(self, candidate: Candidate) -> Verdict:
         """UNDECIDED: out of time, out of memory, or it crashed."""
@@ -150,7 +156,7 @@ def in_order(
     candidates: Iterable[Candidate],
     checks: list[Callable[[Candidate], Verdict]],
     stop: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Candidate, Verdict]]:
+) -> Verdicts:
     """Candidates with their verdicts, in the order they come in; each check runs in a thread of its own.
 
     No more candidates are held than four for each check. ``stop`` is called when there is an error, or when nobody asks
@@ -195,7 +201,7 @@ def in_order(
             thread.join()
 
 
-def check_in_workers(candidates: Iterable[Candidate], job: Job, workers: int) -> Iterator[tuple[Candidate, Verdict]]:
+def check_in_workers(candidates: Iterable[Candidate], job: Job, workers: int) -> Verdicts:
     """Candidates with their verdicts, in order; ``job`` is done by so many processes."""
     pool = [Worker(job) for _ in range(workers)]
 
