@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, Count, NonNegative, Positive, Section, Seed, Share
+from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, NonNegative, Positive, Section, Share
 from limbeck.recipe.techniques.generation import Generation
 
 
