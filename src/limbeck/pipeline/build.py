@@ -6,6 +6,7 @@ soon as it is trained, so that a long run shows what it has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_served import check_served, check_verifiers
+from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
@@ -392,11 +393,12 @@ def check(recipe: Recipe) -> Checked:
     checks.check_techniques(recipe.techniques, list(students), data)
     notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
     first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
-    found = Checked(run_tokenizer(recipe), notes)
+    absent = _unreachable(recipe)
+    found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
     if isinstance(recipe.teacher, ServedTeacher):
-        _check_served(recipe, recipe.teacher, found)
+        _check_served(recipe, recipe.teacher, found, absent)
         return found
     teacher = _check_teacher(recipe, found)
     for name, student in students.items():
@@ -432,12 +434,28 @@ def _check_student(
             checks.check_adapters(model, student.lora)
 
 
-def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked) -> None:
-    """A teacher that is called. No server is asked: what it reveals and whether the key is right shows the run."""
+def _unreachable(recipe: Recipe) -> dict[str, str]:
+    """Of a recipe whose teacher is called, students on a hub that cannot be reached now, by their place."""
+    if not isinstance(recipe.teacher, ServedTeacher):
+        return {}
+    lines = {
+        student_key(recipe, name): unreachable(student, student_key(recipe, name))
+        for name, student in recipe.named_students.items()
+    }
+    return {place: line for place, line in lines.items() if line is not None}
+
+
+def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent: Mapping[str, str]) -> None:
+    """A teacher that is called. No server is asked: the run shows what it reveals, and whether the key is right.
+
+    Args:
+        absent: places of students that cannot be read now.
+    """
     found.notes += check_served(teacher, recipe.data, _generations(recipe))
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
-        _check_student(recipe, student, student_key(recipe, name), found)
+        if student_key(recipe, name) not in absent:
+            _check_student(recipe, student, student_key(recipe, name), found)
 
 
 def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import RecipeError, under
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
 from limbeck.generation.verify import check_verifier
-from limbeck.recipe import Data, Endpoint, Generation, ServedTeacher, Verify
+from limbeck.models.tokenizer import load_tokenizer
+from limbeck.recipe import Data, Endpoint, Generation, PathModel, ServedTeacher, Verify
 from limbeck.recipe.verify import Judge
 
 NETWORK = "teacher: no server was asked; `limbeck run` asks once what it reveals, before it buys anything"
@@ -51,6 +53,18 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
             fix="Write `chat`",
         )
     return notes
+
+
+def unreachable(student: object, place: str) -> str | None:
+    """A line on a student whose hub cannot be reached now, so that nothing of it can be checked."""
+    if not isinstance(student, PathModel) or Path(student.path).expanduser().exists():
+        return None
+    try:
+        load_tokenizer(student.path, revision=student.revision)
+    except RecipeError as error:
+        if any(word in error.what.lower() for word in ("connect", "offline", "resolve", "network")):
+            return f"{place}: {student.path} is not on this machine; `limbeck run` reads it from the hub"
+    return None
 
 
 def check_verifiers(sections: Mapping[str, Verify], is_called: bool) -> list[str]:
