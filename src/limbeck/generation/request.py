@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -46,7 +46,7 @@ class Request:
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for the journal; :meth:`of` reads it."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Request:
