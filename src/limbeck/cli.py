@@ -17,8 +17,8 @@ from limbeck.errors import INTERRUPTED, LimbeckError, MachineError, RecipeError
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
     epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done; 1 a bug in limbeck, with its traceback; "
-    "2 the command, the recipe, its input or the run folder is wrong; 3 the training diverged; 4 memory or disk space "
-    "ran out; 130 interrupted (run it again to go on).",
+    "2 the command, the recipe, its input or the run folder is wrong; 3 the training diverged, or no teacher is "
+    "left; 4 memory or disk space ran out, or the budget is spent; 130 interrupted (run it again to go on).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

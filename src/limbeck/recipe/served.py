@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -101,5 +102,8 @@ class Endpoint(Section):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What makes it another teacher."""
-        return {"api": self.api, "model": self.model, "protocol": self.protocol}
+        """What makes it another teacher: another address, model, or other fields of the body."""
+        identity = {"api": self.api, "model": self.model, "protocol": self.protocol}
+        if self.extra:
+            identity["extra"] = json.dumps(self.extra, sort_keys=True)
+        return identity
