@@ -14,10 +14,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from limbeck.generation.journal.codec import completion_from_bytes, completion_to_bytes, pack, unpack
-from limbeck.generation.journal.database import WriterLock, open_for_reading, open_for_writing, problem
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent, Teacher
-from limbeck.generation.journal.tables import (
+from limbeck.generation.journal.storage.codec import completion_from_bytes, completion_to_bytes, pack, unpack
+from limbeck.generation.journal.storage.database import (
+    DamagedError,
+    WriterLock,
+    open_for_reading,
+    open_for_writing,
+    problem,
+)
+from limbeck.generation.journal.storage.salvage import salvage
+from limbeck.generation.journal.storage.tables import (
     UNREADABLE,
     Standing,
     end_attempt,
@@ -31,7 +38,7 @@ from limbeck.generation.journal.tables import (
     standing,
     teacher_of,
 )
-from limbeck.generation.journal.writer import Writer
+from limbeck.generation.journal.storage.writer import Writer
 from limbeck.generation.request import Completion, Request
 
 ADDED_AT_ONCE = 500
@@ -50,21 +57,25 @@ class Journal:
         path: the file. A writer makes it, and keeps a lock (``.lock``) and some room (``.ballast``) beside it.
         read_only: never write; the file must be there.
 
+    Attributes:
+        note: what was lost, where the file was damaged and a writer went on with what could be read; else None.
+
     Raises:
         InputError: the file is no journal, or was made by a newer version.
         RunFolderError: another process writes it.
-        MachineError: it is damaged, cannot be written, or the disk is full.
+        MachineError: nothing in it can be read, it cannot be written, or the disk is full.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self.note: str | None = None
         self._reading = threading.Lock()
         self._writer: Writer | None = None
         self._held: WriterLock | None = None
         if not read_only:
             self._held = WriterLock(path)
             try:
-                self._db = open_for_writing(path)
+                self._db, self.note = _open_or_salvage(path)
                 self._writer = Writer(self._db, path)
                 self._writer.do(_close_open_attempts)
             except BaseException:
@@ -428,6 +439,17 @@ class Journal:
             message=message,
             cost=int(cost),
         )
+
+
+def _open_or_salvage(path: Path) -> tuple[sqlite3.Connection, str | None]:
+    try:
+        return open_for_writing(path), None
+    except DamagedError as damage:
+        try:
+            note = salvage(path)
+        except (sqlite3.Error, OSError):
+            raise damage from None
+        return open_for_writing(path), note
 
 
 def _below(prefix: str, counted: Mapping[str, int]) -> dict[str, int]:
