@@ -64,6 +64,19 @@ def served_recipe(raw_recipe: dict[str, Any], questions: Path, teacher_folder: P
     }  # fmt: skip
 
 
+@pytest.fixture
+def short_recipe(served_recipe: dict[str, Any]) -> dict[str, Any]:
+    """One arm, and nothing measured that takes time."""
+    evaluation = {**served_recipe["evaluation"], "accuracy": None, "samples": 0, "speed_tokens": 0, "max_documents": 3}
+    training = {**served_recipe["training"], "tokens": 200}
+    return {
+        **served_recipe,
+        "techniques": served_recipe["techniques"][1:2],
+        "evaluation": evaluation,
+        "training": training,
+    }
+
+
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_KEY", KEY)
