@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-data bench-client clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

@@ -75,14 +75,14 @@ class Ledger:
                 raise BudgetError(
                     f"the budget of {usd(self._most_nano_usd)} is used up: {usd(self._nano_usd)} are spent or in "
                     f"flight, and the next answer may cost {usd(wanted.nano_usd)}",
-                    key="budget.usd",
+                    key=".budget.usd",
                     fix="Raise it and run again; what was answered is kept",
                 )
             if self._most_tokens is not None and self._tokens + wanted.tokens > self._most_tokens:
                 raise BudgetError(
                     f"the budget of {self._most_tokens:,} tokens is used up: {self._tokens:,} are spent or in flight, "
                     f"and the next answer may take {wanted.tokens:,}",
-                    key="budget.tokens",
+                    key=".budget.tokens",
                     fix="Raise it and run again; what was answered is kept",
                 )
             self._nano_usd += wanted.nano_usd
