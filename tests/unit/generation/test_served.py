@@ -17,7 +17,7 @@ from tests.servers.clock import JumpingClock
 from tests.servers.faulty import Fault, FaultyServer
 from tests.servers.sender import question
 
-from limbeck.errors import BudgetError, LimbeckError, RecipeError, TeacherGoneError
+from limbeck.errors import BudgetError, LimbeckError, MachineError, RecipeError, TeacherGoneError
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.journal.budget import Ledger
@@ -194,6 +194,7 @@ def test_a_refusal_for_the_sake_of_its_terms_stops_a_teacher(journal: Journal) -
     with faulty as server, pytest.raises(TeacherGoneError, match="its terms"):
         send(journal, endpoint(server, concurrency=2), rows=100)
     assert sum(server.asked.values()) <= 3
+    assert set(journal.counts().answered) == {"refused"}
 
 
 def test_rows_that_are_wrong_fail_alone(journal: Journal) -> None:
@@ -246,6 +247,30 @@ def test_the_next_teacher_answers_for_one_that_is_gone(journal: Journal) -> None
     assert "billing" in next(iter(summary.gone.values()))
     key = question(0).key(first.identity)
     assert journal.who_wrote(key) == second.identity
+
+
+def test_a_request_that_stands_twice_is_bought_once(journal: Journal) -> None:
+    with FaultyServer(latency=0.02) as server:
+        summary = send(journal, endpoint(server), rows=[question(i % 4) for i in range(40)])
+    assert (summary.answered, summary.kept) == ({"complete": 4}, 36)
+    assert sum(server.asked.values()) == 4
+
+
+def test_other_fields_of_the_body_buy_anew_and_a_new_key_does_not(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "another")
+    with FaultyServer() as server:
+        assert send(journal, endpoint(server), rows=3).answered == {"complete": 3}
+        assert send(journal, endpoint(server, api_key_env="SOME_KEY"), rows=3).kept == 3
+        assert send(journal, endpoint(server, extra={"reasoning_effort": "low"}), rows=3).answered == {"complete": 3}
+    assert server.bodies[-1]["reasoning_effort"] == "low"
+
+
+def test_the_package_that_is_missing_is_named(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(MachineError, match=r"limbeck\[api\]"):
+        ServedSampler([], journal, Ledger(None, journal.spent()))
 
 
 def test_a_server_that_is_not_there_is_left_after_its_patience(journal: Journal) -> None:
@@ -329,9 +354,9 @@ def test_a_budget_is_never_overrun_and_is_resumed_with_more(journal: Journal) ->
 def test_what_turns_out_cheaper_makes_room(journal: Journal) -> None:
     """Reservations are far above real costs: waiting for those in flight buys more than the reservations allow."""
     with FaultyServer(latency=0.005) as server, pytest.raises(BudgetError):
-        send(journal, endpoint(server, concurrency=64), rows=2000, budget=Budget(tokens=5_000))
+        send(journal, endpoint(server, concurrency=64), rows=500, budget=Budget(tokens=2_500))
     spent = journal.spent()
-    assert 4_000 < spent.tokens <= 5_000
+    assert 1_500 < spent.tokens <= 2_500
 
 
 def test_no_key_is_written_anywhere(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,8 @@ def test_messages_are_a_short_line() -> None:
     [
         ("I can't help with building a model that competes with our products.", True),
         ("Sorry, our terms prohibit using outputs to train competing AI models.", True),
-        ("Distillation of my answers is not allowed, so I cannot do this.", True),
+        ("Our terms say that distillation of my answers is not allowed, so I cannot do this.", True),
+        ("The lawyer wrote: you cannot train competing models on it.", False),
         ("Two firms sell competing products in the same market.", False),
         ("I cannot answer that.", False),
         ("Competing models exist. " * 60 + "I cannot say.", False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
 from typing import TypeVar
@@ -68,6 +68,7 @@ class Sending:
         self.problem: BaseException | None = None
         self.stopping = False
         self._tasks: dict[asyncio.Task[None], Row] = {}
+        self._under_way: set[str] = set()
         self._busy = 0
         self._settled = asyncio.Condition()
         self._poor = 0
@@ -92,11 +93,14 @@ class Sending:
                     await asyncio.to_thread(self.journal.add, chunk, identity)
                     for request in chunk:
                         row = Row(request, request.key(identity))
-                        if not self._over() and self._to_do(row):
+                        if self._over():
+                            self.summary.left += 1
+                        elif self._to_do(row):
                             await room.acquire()
                             self._start(client, row, room)
-                        elif self._over():
-                            self.summary.left += 1
+            except BaseException:
+                self.stop()
+                raise
             finally:
                 while self._tasks:
                     await asyncio.wait(list(self._tasks))
@@ -123,7 +127,7 @@ class Sending:
 
     def _to_do(self, row: Row) -> bool:
         state = self.journal.state(row.key)
-        if state is RowState.ANSWERED:
+        if state is RowState.ANSWERED or row.key in self._under_way:
             self.summary.kept += 1
         elif state is RowState.FAILED:
             self.summary.failed["before"] += 1
@@ -134,10 +138,13 @@ class Sending:
     def _start(self, client: Client, row: Row, room: asyncio.Semaphore) -> None:
         task = asyncio.create_task(self._row(client, row))
         self._tasks[task] = row
+        self._under_way.add(row.key)
 
         def ended(task: asyncio.Task[None]) -> None:
             room.release()
             del self._tasks[task]
+            if not (self.for_local and self.for_local[-1] is row):
+                self._under_way.discard(row.key)
             if task.cancelled():
                 self.summary.left += 1
             elif (problem := task.exception()) is not None:
@@ -201,6 +208,9 @@ class Sending:
         if most is not None and reservation.nano_usd > most * 1e9:
             await self._free(reservation)
             return self._move("over price")
+        if self.stopping or teacher.gone is not None:
+            await self._free(reservation)
+            return self._move(teacher.gone or "stopped")
         began = self.clock.now()
         row.busy = True
         self._busy += 1
@@ -237,9 +247,12 @@ class Sending:
         try:
             if not isinstance(plain, dict):
                 raise MalformedError(f"no JSON object: {one_line(raw[:200].decode('utf-8', errors='replace'), 80)}")
-            return raw, teacher.format.completion(plain, request)
+            completion = teacher.format.completion(plain, request)
         except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
             return Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
+        if completion.outcome is Outcome.COMPLETE and _against_terms(completion):
+            completion = replace(completion, outcome=Outcome.REFUSED)
+        return raw, completion
 
     async def _answered(
         self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
@@ -259,9 +272,8 @@ class Sending:
         self.summary.nano_usd += cost
         if completion.usage is not None:
             self.summary.tokens += completion.usage.input + completion.usage.output
-        said = completion.message.get("refusal") or completion.text
-        if isinstance(said, str) and len(said) <= 600 and terms_refused(said):
-            self._leave(teacher, Fault(FaultKind.TERMS, one_line(said)))
+        if completion.outcome is Outcome.REFUSED and _against_terms(completion):
+            self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
 
     async def _failed(
         self, teacher: Asked, row: Row, sent: tuple[int, Reservation, float, str], fault: Fault
@@ -294,7 +306,7 @@ class Sending:
                         fix="Change what is asked; nothing was bought.",
                     )
             return Fate.DONE
-        crowded = fault.kind in (FaultKind.LIMITED, FaultKind.OVERLOADED)
+        crowded = fault.kind in (FaultKind.LIMITED, FaultKind.OVERLOADED, FaultKind.SERVER)
         teacher.pacer.failed(began, crowded=crowded, wait=fault.wait)
         if teacher.pacer.exhausted:
             teacher.leave(WHY.get(fault.kind, "down") + f" ({message})", fault)
@@ -354,6 +366,15 @@ class Sending:
         if self._poor:
             async with self._settled:
                 self._settled.notify_all()
+
+
+def _refusal(completion: Completion) -> str:
+    said = completion.message.get("refusal")
+    return said if isinstance(said, str) and said else completion.text
+
+
+def _against_terms(completion: Completion) -> bool:
+    return terms_refused(_refusal(completion), declared=completion.outcome is Outcome.REFUSED)
 
 
 def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

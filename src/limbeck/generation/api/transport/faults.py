@@ -113,6 +113,11 @@ _TERMS = re.compile(
 _DECLINES = re.compile(
     r"\b(can ?not|can[’']t|unable|won[’']t|not (able|permitted|allowed)|prohibit\w*|against (the|our|my))\b", re.I
 )
+_OPENS = re.compile(
+    r"(I[’']?m |I am |I )?(sorry|apologi[sz]e|can[’']t|can ?not|won[’']t|unable|not able)\b|unfortunately\b|as an ai\b"
+    r"|I[’']m (unable|not able)\b|(our|the|my) (terms|policies)\b|this request\b",
+    re.I,
+)
 _WITHDRAWN = re.compile(
     r"model_not_found|does not exist|not[_ ]found|decommission|deprecat|no longer (available|supported)|retired", re.I
 )
@@ -135,9 +140,16 @@ _MAY_NAME = frozenset({FaultKind.BAD_REQUEST, FaultKind.WITHDRAWN, FaultKind.TOO
 _CONTENT = ("messages", "prompt", "input", "contents", "model")
 
 
-def terms_refused(text: str) -> bool:
-    """A short text in which a teacher declines because its answers would train a competing model."""
-    return len(text) <= 600 and bool(_TERMS.search(text)) and bool(_DECLINES.search(text))
+def terms_refused(text: str, *, declared: bool = False) -> bool:
+    """A short text in which a teacher declines because its answers would train a competing model.
+
+    Args:
+        text: what it says.
+        declared: the endpoint calls it a refusal; else it must begin like one.
+    """
+    if len(text) > 600 or not _TERMS.search(text) or not _DECLINES.search(text):
+        return False
+    return declared or bool(_OPENS.match(text.strip()))
 
 
 def of_reply(status: int, headers: Mapping[str, str], raw: bytes, wall: float) -> Fault | None:
