@@ -154,7 +154,7 @@ def test_a_local_model_stands_behind_a_dead_teacher(short_recipe: dict[str, Any]
 
 def test_a_budget_that_is_spent_goes_on_with_more(short_recipe: dict[str, Any]) -> None:
     with FaultyServer(text="yes") as server:
-        small = parse_recipe(at(short_recipe, server, budget={"tokens": 2_000}))
+        small = parse_recipe(at(short_recipe, server, budget={"tokens": 900}))
         with pytest.raises(BudgetError):
             run(small, Display(quiet=True))
         before = len(server.billed)
@@ -200,7 +200,7 @@ def server() -> Iterator[str]:
     """The server as a process of its own: it outlives what is killed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.servers.faulty", "--port", "0", json.dumps({"text": "yes", "latency": 0.1})],
-        stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     try:
