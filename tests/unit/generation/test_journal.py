@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from limbeck.errors import InputError, MachineError, RunFolderError
-from limbeck.generation.journal import database
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import RowState, Spent
+from limbeck.generation.journal.storage import database
+from limbeck.generation.journal.storage.salvage import RECOUNT
 from limbeck.generation.request import Completion, Outcome, Request, TokenLogprobs, Usage
 
 TEACHER = {"api": "https://a.example/v1", "model": "m", "protocol": "chat"}
@@ -52,20 +53,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def recount(path: Path) -> dict[str, int]:
     """What the counters must say, by the tables themselves."""
     db = sqlite3.connect(path)
-    kind = "CASE WHEN state = 'failed' THEN failure END"
-    counted = {
-        (f"answered/{outcome}" if state == "answered" else f"failed/{failure}" if state == "failed" else state): n
-        for state, outcome, failure, n in db.execute(
-            f"SELECT state, outcome, {kind}, count(*) FROM requests GROUP BY 1, 2, 3"
-        )
-    }
-    held = "CASE WHEN state IN ('sent', 'unknown') THEN {} ELSE 0 END"
-    [(cost, tokens, reserved, held_tokens)] = db.execute(
-        f"SELECT total(cost), total(tokens), total({held.format('reserved')}), total({held.format('reserved_tokens')}) "
-        "FROM attempts"
-    )
-    counted |= {"nano_usd": cost, "tokens": tokens, "reserved_nano_usd": reserved, "reserved_tokens": held_tokens}
-    counted["possibly_paid_twice"] = db.execute("SELECT total(resent) FROM requests").fetchone()[0]
+    counted = dict(db.execute(RECOUNT))
     stored = dict(db.execute("SELECT name, value FROM counters"))
     db.close()
     found = {name: int(n) for name, n in counted.items() if n}
@@ -322,6 +310,54 @@ def test_a_damaged_answer_costs_its_own_row(tmp_path: Path) -> None:
         journal.put(ask(2), TEACHER, said("again"))
         assert journal.counts().answered == {"complete": 5}
     recount(path)
+
+
+@pytest.mark.parametrize("where", [0.2, 0.6, 0.97])
+def test_a_torn_page_costs_what_is_on_it(tmp_path: Path, where: float) -> None:
+    path = tmp_path / "a.sqlite"
+    with Journal(path) as journal:
+        journal.put_many([(ask(i), said(f"{i} {os.urandom(400).hex()}")) for i in range(1000)], TEACHER)
+    pages = path.stat().st_size // 4096
+    with path.open("r+b") as file:
+        file.seek(int(pages * where) * 4096)
+        file.write(os.urandom(4096))
+    with Journal(path) as journal:
+        assert journal.note is not None
+        assert "was damaged" in journal.note
+        kept = {row.request.messages[0]["content"]: row for row in journal.rows(RowState.ANSWERED)}
+        assert len(kept) >= 900
+        assert all(row.completion and row.completion.text.startswith(f"{q[9:]} ") for q, row in kept.items())
+        journal.add(map(ask, range(1000)), TEACHER)
+        assert journal.counts().total == 1000
+        journal.put_many([(ask(i), said("again")) for i in range(1000)], TEACHER)
+        assert journal.counts().answered == {"complete": 1000}
+    recount(path)
+    with Journal(path) as journal:
+        assert journal.note is None
+    assert (tmp_path / "a.sqlite.damaged").exists()
+
+
+def test_a_torn_first_page_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    with Journal(path) as journal:
+        journal.put(ask(0), TEACHER, said())
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(os.urandom(3000))
+    for read_only in (False, True):
+        with pytest.raises(MachineError, match=r"the journal .* is damaged .*move it away"):
+            Journal(path, read_only=read_only).counts()
+
+
+def test_a_usage_that_lies_counts_as_what_was_reserved(journal: Journal) -> None:
+    async def way() -> None:
+        journal.add(map(ask, range(3)), TEACHER)
+        for i, usage in enumerate((Usage(10**9, 3), Usage(-5, 1), Usage(30, 5))):
+            attempt = await journal.sent(ask(i).key(TEACHER), TEACHER, b"{}", 100, 40)
+            await journal.answered(attempt, b"{}", said(usage=usage), 100)
+
+    asyncio.run(way())
+    assert journal.spent() == Spent(300, 40 + 40 + 35)
 
 
 def test_a_full_disk_refuses_new_requests_and_keeps_the_answers_in_flight(tmp_path: Path) -> None:

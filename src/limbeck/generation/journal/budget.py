@@ -90,6 +90,14 @@ class Ledger:
             self._open[wanted] = None
         return wanted
 
+    def resume(self, input_bound: int, output_bound: int, prices: PriceList) -> Reservation:
+        """The reservation of a call that another process sent: it is part of what the journal says is spent."""
+        nano_usd = bound(input_bound, output_bound, prices)
+        held = Reservation(nano_usd, input_bound + output_bound, input_bound, output_bound, prices)
+        with self._lock:
+            self._open[held] = None
+        return held
+
     def settle(self, reservation: Reservation, usage: Usage | None) -> int:
         """Count what a call did cost in place of its bound.
 

@@ -14,10 +14,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from limbeck.generation.journal.codec import completion_from_bytes, completion_to_bytes, pack, unpack
-from limbeck.generation.journal.database import WriterLock, open_for_reading, open_for_writing, problem
+from limbeck.errors import RecipeError
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent, Teacher
-from limbeck.generation.journal.tables import (
+from limbeck.generation.journal.storage.codec import completion_from_bytes, completion_to_bytes, pack, unpack
+from limbeck.generation.journal.storage.database import (
+    DamagedError,
+    WriterLock,
+    open_for_reading,
+    open_for_writing,
+    problem,
+)
+from limbeck.generation.journal.storage.salvage import salvage
+from limbeck.generation.journal.storage.tables import (
     UNREADABLE,
     Standing,
     end_attempt,
@@ -31,7 +39,7 @@ from limbeck.generation.journal.tables import (
     standing,
     teacher_of,
 )
-from limbeck.generation.journal.writer import Writer
+from limbeck.generation.journal.storage.writer import Writer
 from limbeck.generation.request import Completion, Request
 
 ADDED_AT_ONCE = 500
@@ -50,21 +58,25 @@ class Journal:
         path: the file. A writer makes it, and keeps a lock (``.lock``) and some room (``.ballast``) beside it.
         read_only: never write; the file must be there.
 
+    Attributes:
+        note: what was lost, where the file was damaged and a writer went on with what could be read; else None.
+
     Raises:
         InputError: the file is no journal, or was made by a newer version.
         RunFolderError: another process writes it.
-        MachineError: it is damaged, cannot be written, or the disk is full.
+        MachineError: nothing in it can be read, it cannot be written, or the disk is full.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self.note: str | None = None
         self._reading = threading.Lock()
         self._writer: Writer | None = None
         self._held: WriterLock | None = None
         if not read_only:
             self._held = WriterLock(path)
             try:
-                self._db = open_for_writing(path)
+                self._db, self.note = _open_or_salvage(path)
                 self._writer = Writer(self._db, path)
                 self._writer.do(_close_open_attempts)
             except BaseException:
@@ -94,7 +106,8 @@ class Journal:
             self._held = None
 
     @property
-    def _writing(self) -> Writer:
+    def writer(self) -> Writer:
+        """The thread that all changes go through."""
         if self._writer is None:
             raise ValueError("the journal is not open for writing")
         return self._writer
@@ -117,7 +130,7 @@ class Journal:
                         added += 1
                 return added
 
-            new += self._writing.do(work, spends=True)
+            new += self.writer.do(work, spends=True)
         return new
 
     def get(self, key: str) -> Completion | None:
@@ -200,6 +213,12 @@ class Journal:
             row = standing(db, key)
             if row.state is RowState.ANSWERED:
                 raise ValueError(f"row {key} is answered already")
+            if row.state is RowState.SENT:
+                raise RecipeError(
+                    "an answer that is asked for is part of a batch that has not ended",
+                    key=".batch",
+                    fix="Write `batch: true` until it has ended",
+                )
             cursor = db.execute(
                 "INSERT INTO attempts (request, teacher, state, body, reserved, reserved_tokens, began) "
                 "VALUES (?, ?, 'sent', ?, ?, ?, ?)",
@@ -221,7 +240,7 @@ class Journal:
             assert cursor.lastrowid is not None
             return cursor.lastrowid
 
-        future = self._writing.enqueue(work, spends=True)
+        future = self.writer.enqueue(work, spends=True)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -264,7 +283,7 @@ class Journal:
                 db.execute("UPDATE requests SET answer = ? WHERE id = ?", (attempt, row.id))
                 move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
 
-        await self._writing.enqueue(work)
+        await self.writer.enqueue(work)
 
     async def failed(self, attempt: int, kind: str, message: str, *, final: bool, maybe_served: bool) -> None:
         """Note that an attempt brought no answer; it is on disk when this returns.
@@ -288,7 +307,7 @@ class Journal:
             if row.state is not RowState.ANSWERED:
                 _fall(db, changes, row, (kind, message), final=final)
 
-        return self._writing.enqueue(work)
+        return self.writer.enqueue(work)
 
     def put(self, request: Request, teacher: Teacher, completion: Completion) -> None:
         """Keep the answer of a model that is in hand; it is on disk when this returns."""
@@ -317,7 +336,7 @@ class Journal:
                 changes["tokens"] += tokens
                 move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
 
-        self._writing.do(work)
+        self.writer.do(work)
 
     def retry(self, *kinds: str) -> int:
         """Make rows that failed rows to do: those of some kinds, or all.
@@ -335,7 +354,7 @@ class Journal:
                 move(db, changes, row, RowState.UNKNOWN if row.unknown > row.resent else RowState.TODO)
             return len(keys)
 
-        return self._writing.do(work)
+        return self.writer.do(work)
 
     def counts(self) -> Counts:
         """How many rows stand where; the same time for a thousand and a million."""
@@ -416,14 +435,28 @@ class Journal:
         )
 
 
+def _open_or_salvage(path: Path) -> tuple[sqlite3.Connection, str | None]:
+    try:
+        return open_for_writing(path), None
+    except DamagedError as damage:
+        try:
+            note = salvage(path)
+        except (sqlite3.Error, OSError):
+            raise damage from None
+        return open_for_writing(path), note
+
+
 def _below(prefix: str, counted: Mapping[str, int]) -> dict[str, int]:
     return {name.removeprefix(prefix): n for name, n in sorted(counted.items()) if name.startswith(prefix) and n}
 
 
 def _close_open_attempts(db: sqlite3.Connection, changes: Counter[str]) -> None:
-    """What was in flight when the last writer ended may have been served."""
+    """What was in flight when the last writer ended may have been served. What is part of a batch still is."""
     why = ("interrupted", "the process ended before the answer came")
-    for (attempt,) in db.execute("SELECT id FROM attempts WHERE state = 'sent'").fetchall():
+    for (attempt,) in db.execute(
+        "SELECT id FROM attempts WHERE state = 'sent' AND (batch IS NULL "
+        "OR batch NOT IN (SELECT id FROM batches WHERE ended IS NULL))"
+    ).fetchall():
         request, _ = end_attempt(db, changes, attempt, "unknown", failure=why)
         row = standing(db, request)
         if row.state is RowState.SENT:

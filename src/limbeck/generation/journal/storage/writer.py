@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from limbeck.errors import MachineError
-from limbeck.generation.journal.database import problem
+from limbeck.generation.journal.storage.database import problem
 
 T = TypeVar("T")
 

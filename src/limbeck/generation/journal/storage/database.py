@@ -52,11 +52,23 @@ CREATE TABLE attempts (
   began REAL NOT NULL,
   ended REAL,
   failure TEXT,
-  message TEXT
+  message TEXT,
+  batch INTEGER
 );
 CREATE INDEX attempts_of ON attempts (request);
 CREATE INDEX in_flight ON attempts (state) WHERE state = 'sent';
 CREATE TABLE answers (attempt INTEGER PRIMARY KEY, raw BLOB, completion BLOB NOT NULL);
+CREATE TABLE batches (
+  id INTEGER PRIMARY KEY,
+  teacher INTEGER NOT NULL,
+  tag TEXT NOT NULL,
+  name TEXT,
+  project TEXT,
+  began REAL NOT NULL,
+  ended REAL
+);
+CREATE INDEX batch_of ON attempts (batch) WHERE batch IS NOT NULL;
+CREATE TABLE batch_files (id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, kind TEXT NOT NULL, content BLOB NOT NULL);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
@@ -66,12 +78,17 @@ _NETWORK = re.compile(
 )
 
 
+class DamagedError(MachineError):
+    """The file is not as SQLite wrote it."""
+
+
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """The connection of the one writer. A file that does not exist is made.
 
     Raises:
         InputError: the file is no journal, or a newer one.
-        MachineError: it is damaged, or cannot be written.
+        DamagedError: it is damaged.
+        MachineError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +106,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             )
         found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise sqlite3.DatabaseError(str(found).splitlines()[-1])
+            db.close()
+            raise _damaged(path, str(found).splitlines()[-1])
     except sqlite3.DatabaseError as error:
         db.close()
         raise problem(path, error) from None
@@ -147,8 +165,12 @@ def problem(path: Path, error: sqlite3.Error) -> MachineError:
     if code == sqlite3.SQLITE_FULL:
         return MachineError(f"the disk of the journal {path} is full", fix="Free some space and run again")
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return MachineError(f"the journal {path} is damaged ({error})", fix="Restore it from a copy, or move it away")
+        return _damaged(path, str(error))
     return MachineError(f"the journal {path} cannot be read or written ({error})")
+
+
+def _damaged(path: Path, how: str) -> DamagedError:
+    return DamagedError(f"the journal {path} is damaged ({how})", fix="Restore it from a copy, or move it away")
 
 
 def on_network(path: Path) -> bool:

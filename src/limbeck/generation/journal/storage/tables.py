@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import time
 from collections import Counter
 from dataclasses import dataclass
 
-from limbeck.generation.journal.codec import pack, unpack
 from limbeck.generation.journal.rows import RowState, Teacher
+from limbeck.generation.journal.storage.codec import pack, unpack
 from limbeck.generation.request import Request, canonical
 
 UNREADABLE = "unreadable"
@@ -102,10 +103,10 @@ def hold_teacher(db: sqlite3.Connection, teacher: Teacher) -> int:
 
 def hold_prompt(db: sqlite3.Connection, changes: Counter[str], key: bytes, request: Request, teacher: int) -> int:
     """A new row to do. All samples of a prompt share the prompt's text."""
-    name = bytes.fromhex(request.prompt_key())[:16]
+    plain = canonical({**request.plain(), "sample": 0})
+    name = hashlib.sha256(plain).digest()[:16]
     found = db.execute("SELECT id FROM prompts WHERE key = ?", (name,)).fetchone()
     if found is None:
-        plain = canonical({**request.plain(), "sample": 0})
         shared = _shared(db)
         if shared is None:
             db.execute("INSERT INTO facts VALUES (?, ?)", (SHARED, plain))
@@ -161,7 +162,7 @@ def end_attempt(
     """Settle what was reserved for an attempt. Of one whose outcome is unknown it stays reserved.
 
     Args:
-        tokens: None: not known; what was reserved counts.
+        tokens: None, or more than was reserved: not known; what was reserved counts.
 
     Returns:
         The numbers of its row and of its teacher.
@@ -177,7 +178,8 @@ def end_attempt(
     request, teacher, reserved, reserved_tokens, _ = found
     kind, message = failure or (None, None)
     if state == "answered":
-        tokens = reserved_tokens if tokens is None else tokens
+        if tokens is None or not 0 < tokens <= (reserved_tokens or tokens):  # unknown, or a lie
+            tokens = reserved_tokens
         changes["nano_usd"] += cost
         changes["tokens"] += tokens
     else:
