@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.servers.batches import BatchServer
-from tests.servers.clock import JumpingClock
 
 from limbeck.errors import BudgetError, RecipeError, RunFolderError, TeacherGoneError
+from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.batch.provider import OpenAi
 from limbeck.generation.batch.sampler import BatchSampler
@@ -21,6 +20,9 @@ from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Spent
 from limbeck.generation.request import Request
 from limbeck.recipe.served import Budget, Endpoint, Prices
+from tests.servers.batches import BatchServer
+from tests.servers.clock import JumpingClock
+from tests.servers.faulty import FaultyServer
 
 KEY = "sk-secret-of-the-test-0123456789"
 ROWS = 30
@@ -201,6 +203,23 @@ def test_a_budget_sends_what_it_holds(journal: Journal) -> None:
         write(teacher, journal, Budget(usd=0.1))
         assert texts(teacher, journal) == ALL
         assert set(server.billed.values()) == {1}
+
+
+def test_the_sampler_of_a_chain_sends_batches_and_falls_back_where_none_is_taken(journal: Journal) -> None:
+    with BatchServer("", "refused") as server, FaultyServer() as other:
+        teacher = endpoint(server)
+        calls = endpoint(server, api=f"{other.url}/v1", batch=False)
+        sampler = ServedSampler([teacher, calls], journal, Ledger(None, Spent()), clock=JumpingClock())
+        sampler.write(ask(10), lambda *_: None)
+        assert sum(other.billed.values()) == 0
+        sampler.write(ask(), lambda *_: None)
+        assert sum(other.billed.values()) == 20
+        wrote = [journal.who_wrote(request.key(teacher.identity)) for request in ask()]
+        assert wrote == [teacher.identity] * 10 + [calls.identity] * 20
+        server.faults = ["refused"]
+        alone = ServedSampler([teacher], journal, Ledger(None, Spent()))
+        with pytest.raises(TeacherGoneError):
+            alone.write(ask(31), lambda *_: None)
 
 
 def test_gemini_has_none_here(journal: Journal) -> None:
