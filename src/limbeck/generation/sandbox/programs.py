@@ -193,6 +193,7 @@ class _Run:
         self.killed: Ended | None = None
         self.refused: str | None = None
         self.ended = False
+        self.watched = 0.0
 
     def result(self) -> Result:
         ours, theirs = socket.socketpair()
@@ -299,6 +300,9 @@ class _Run:
     def _watch(self, launcher: subprocess.Popen[bytes], deadline: float) -> None:
         if self.ended or self.killed is not None:
             return
+        if time.monotonic() < self.watched + _WATCH_SECONDS:
+            return
+        self.watched = time.monotonic()
         below = _descendants(launcher.pid)[_OURS[self.kind] :]
         if time.monotonic() > deadline or self.cancelled.is_set():
             self.killed = "time"
@@ -411,18 +415,21 @@ def _write_map(pid: int, name: str, text: str) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
+    """All processes below one, parents before children."""
+    found = _children(pid)
+    for child in found:
+        found += _children(child)  # the list grows while it is read
+    return found
+
+
+def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
     except OSError:
-        return found
-    for thread in threads:
-        try:
-            children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
-            found += [child, *_descendants(child)]
+        pass  # it has ended
     return found
 
 
