@@ -80,7 +80,7 @@ class Result:
     Attributes:
         ended: by itself, by a signal (of its own, or of a limit of the system), or killed for its time, memory,
             processes or output.
-        status: exit code; the negative number of the signal; None: killed.
+        status: exit code; the negative number of the signal; None: killed, or lost (the system ended the whole sandbox).
         stdout, stderr: what it wrote, up to the limit.
         cpu_seconds: used by it and those it waited for.
     """
@@ -192,7 +192,7 @@ class _Run:
         self.output: dict[int, bytearray] = {}
         self.killed: Ended | None = None
         self.refused: str | None = None
-        self.ended = False
+        self.started = self.ended = False
         self.watched = 0.0
 
     def result(self) -> Result:
@@ -209,6 +209,8 @@ class _Run:
                 _kill_group(launcher)
         out, err = self.output.values() if self.output else (bytearray(), bytearray())
         self.outcome.stdout, self.outcome.stderr = bytes(out), bytes(err)
+        if not self.started and self.killed is None:
+            self.refused = self.refused or "the process that makes it ended"
         if self.refused is not None:
             raise SandboxError(
                 f"the sandbox for programs cannot be made ({self.refused})",
@@ -325,6 +327,8 @@ class _Run:
             control.setblocking(False)
         elif event == "refused":
             self.refused = message["what"]
+        elif event == "started":
+            self.started = True
         elif event == "ended":
             self.ended = True
             status = message["status"]
