@@ -117,7 +117,7 @@ def test_verdicts_are_the_same_from_a_thread_and_from_processes() -> None:
     thread.start()
     thread.join()
     assert in_thread == [here]
-    for method in ("spawn", "forkserver"):
+    for method in ("spawn", "fork"):
         context = multiprocessing.get_context(method)
         received = context.Queue()
         process = context.Process(target=_in_process, args=(texts, received), daemon=True)
