@@ -19,7 +19,7 @@ from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
 from limbeck.pipeline.build import check
-from limbeck.recipe import parse_recipe
+from limbeck.recipe import load_recipe, parse_recipe
 from tests.servers.faulty import Fault, FaultyServer
 
 RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
@@ -190,6 +190,13 @@ def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest
     wrong = {**served_recipe["teacher"], "protocol": "completions"}
     with pytest.raises(RecipeError, match=r"teacher\.protocol.*chat"):
         check(parse_recipe({**served_recipe, "teacher": wrong}))
+
+
+@pytest.mark.parametrize("name", ["closed-api", "deepseek-r1"])
+def test_recipes_of_called_teachers_pass_without_a_network(name: str) -> None:
+    notes = "\n".join(check(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")).notes)
+    assert "reads it from the hub" in notes
+    assert "per million tokens" in notes
 
 
 # ----------------------------------------------------------------------------------- killed and gone on with

@@ -80,7 +80,7 @@ class Result:
     Attributes:
         ended: by itself, by a signal (of its own, or of a limit of the system), or killed for its time, memory,
             processes or output.
-        status: exit code; the negative number of the signal; None: killed, or lost (the system ended the whole sandbox).
+        status: exit code; the negative number of the signal; None: killed, or lost (the system ended the sandbox).
         stdout, stderr: what it wrote, up to the limit.
         cpu_seconds: used by it and those it waited for.
     """
