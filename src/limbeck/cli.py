@@ -17,13 +17,17 @@ from limbeck.errors import INTERRUPTED, LimbeckError, MachineError, RecipeError
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
     epilog="Start with `limbeck run recipes/demo.yaml`. Exit codes: 0 done; 1 a bug in limbeck, with its traceback; "
-    "2 the command, the recipe, its input or the run folder is wrong; 3 the training diverged; 4 memory or disk space "
-    "ran out; 130 interrupted (run it again to go on).",
+    "2 the command, the recipe, its input or the run folder is wrong; 3 the training diverged, or no teacher is "
+    "left; 4 memory or disk space ran out, or the budget is spent; 130 interrupted (run it again to go on).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+generate = typer.Typer(
+    help="See, take out and retry what teachers wrote for a run.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+app.add_typer(generate, name="generate")
 
 _RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 _Overrides = Annotated[
@@ -127,8 +131,10 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = Fal
     from limbeck.pipeline.build import check as refuse
     from limbeck.pipeline.build import resolved
 
-    refuse(loaded)
+    checked = refuse(loaded)
     print(resolved(loaded), end="")
+    for note in checked.notes:
+        print(f"limbeck: {note}", file=sys.stderr)
     many = f"{len(loaded.techniques)} techniques, {len(loaded.named_students)} students, {len(loaded.seeds)} seeds"
     print(f"limbeck: {recipe} is right: {many}", file=sys.stderr)
 
@@ -204,6 +210,64 @@ def chat(
                 console.print(Text(f"{speaker.name} ", "bold cyan"), Text(speaker.answer(words, sampling)), sep="")
     except EOFError:
         pass
+
+
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a journal.", show_default=False)]
+
+
+@generate.command("status")
+def generate_status(
+    run: _Run, json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, debug: _Debug = False
+) -> None:
+    """Say what was asked and answered, who wrote it, what it cost, and what of it is learned. Nothing is written."""
+    from rich.console import Console
+
+    from limbeck.commands.generate import as_json, show_status, status_of
+
+    found = status_of(run)
+    print(as_json(found)) if json_ else show_status(found, Console(highlight=False))
+
+
+@generate.command("cost")
+def generate_cost(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
+    """Say what a recipe's answers cost, before anything is spent. No server is asked."""
+    from rich.console import Console
+
+    from limbeck.commands.cost import costs_of, show_costs
+    from limbeck.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    show_costs(loaded, costs_of(loaded), Console(highlight=False, soft_wrap=True))
+
+
+@generate.command("export")
+def generate_export(
+    run: _Run,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    text: Annotated[str | None, typer.Option(help="Which text, where a run has several: select-....")] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="All answers as they are in the journal, right or wrong, as JSON lines.")
+    ] = False,
+    debug: _Debug = False,
+) -> None:
+    """Write what is learned as a data set: Parquet and JSON lines that TRL and axolotl read, with a card."""
+    from limbeck.commands.generate import export, export_answers
+
+    print(export_answers(run, out) if answers else export(run, out, text))
+
+
+@generate.command("retry")
+def generate_retry(
+    run: _Run,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only failures of this kind; may be given again. Default: all.")
+    ] = None,
+    debug: _Debug = False,
+) -> None:
+    """Have requests that failed asked once more by the next `limbeck run`."""
+    from limbeck.commands.generate import retry
+
+    print(retry(run, kind or []))
 
 
 @app.command()

@@ -55,8 +55,20 @@ class DivergedError(LimbeckError):
     exit_code = 3
 
 
+class TeacherGoneError(LimbeckError):
+    """No teacher is left: all are down, limited past patience, or refuse to serve. What was answered is kept."""
+
+    exit_code = 3
+
+
 class MachineError(LimbeckError):
     """Memory or disk space ran out, or a file could not be written: the recipe may be right."""
+
+    exit_code = 4
+
+
+class BudgetError(LimbeckError):
+    """The budget does not hold the next answer. What was answered is kept: with more, the run goes on."""
 
     exit_code = 4
 

@@ -9,10 +9,12 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -465,10 +467,19 @@ def uncut(raw: dict[str, Any]) -> None:
     raw["training"].update(tokens=30_000, checkpoint_every_steps=20)
 
 
+def tokens_in(journal: Path) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT total(value) FROM counters WHERE name = 'tokens'").fetchone()[0])
+    except sqlite3.OperationalError:  # it is being made
+        return 0
+
+
 def progress(run: Path) -> int:
     """How far a run has come: bytes of metrics and of text, and finished stages. It follows the work, not the clock."""
-    growing = ("teacher-training/metrics.jsonl", "arms/*/metrics.jsonl", "text/*.jsonl")
+    growing = ("teacher-training/metrics.jsonl", "arms/*/metrics.jsonl")
     written = sum(path.stat().st_size for pattern in growing for path in run.glob(pattern))
+    written += 4 * sum(map(tokens_in, run.glob("text/*.sqlite")))
     finished = [path for path in run.glob("stages/*.json") if '"result"' in path.read_text()]
     return written + 500 * len(finished)
 

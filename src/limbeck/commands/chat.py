@@ -128,13 +128,13 @@ def _runs_beside(folder: Path) -> str:
 
 def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:
     """The teacher of a run and the students of its first seed."""
-    from limbeck.recipe import ConfigTeacher, load_recipe
+    from limbeck.recipe import ConfigTeacher, ServedTeacher, load_recipe
 
     recipe = load_recipe(run / "recipe.yaml")
     specs: list[tuple[str, PathModel | PackageModel]] = []
     if (run / "teacher" / "config.json").exists():
         specs.append(("teacher", PathModel(path=str(run / "teacher"), dtype="auto")))
-    elif not isinstance(recipe.teacher, ConfigTeacher):
+    elif not isinstance(recipe.teacher, ConfigTeacher | ServedTeacher):
         specs.append(("teacher", recipe.teacher))
     for technique in recipe.techniques:
         for name in recipe.named_students:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -46,7 +46,9 @@ class Request:
 
     def plain(self) -> dict[str, Any]:
         """As plain data, for the journal; :meth:`of` reads it."""
-        return asdict(self)
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        lists = {name: [dict(each) for each in plain[name]] for name in ("messages", "tools")}
+        return {**plain, **lists, "stop": list(self.stop), "extra": dict(self.extra)}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Request:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeAlias
 
 import numpy as np
 
 from limbeck.data.chat.encode import MASKED, WORDS, Encoded
 from limbeck.data.corpus import Corpus
 from limbeck.data.prompts import prompts_of
-from limbeck.generation.journal import Answer, Journal
+from limbeck.generation.journal.journal import Journal
+from limbeck.generation.journal.rows import Teacher
+from limbeck.generation.request import Completion, Outcome, Request
 from limbeck.generation.sampler import Sampler
 from limbeck.models.generate import Sampling
 from limbeck.recipe import Generation
@@ -26,61 +31,115 @@ def find_prompts(generation: Generation, corpus: Corpus, seq_len: int) -> Iterat
                 yield prompt
 
 
-def write_text(
-    sampler: Sampler,
-    generation: Generation,
-    corpus: Corpus,
-    seq_len: int,
-    journal: Journal,
-    tokens: int,
-    progress: Callable[[int], None],
-) -> None:
+Answer: TypeAlias = tuple[list[int], list[int]]
+"""A prompt's token ids, and the new ones."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which prompts are continued in which batch: every prompt in turn, then again.
+
+    A batch depends on its number, not on those before it: it is seeded by its own.
+
+    Attributes:
+        generation: how text is written.
+        prompts: token ids, shuffled, so that a small budget covers the whole corpus.
+        seq_len: tokens of a row: prompt and answer have no more together than a row and its last label.
+        teacher: who writes.
+    """
+
+    generation: Generation
+    prompts: list[list[int]]
+    seq_len: int
+    teacher: Teacher
+
+    @classmethod
+    def of(cls, generation: Generation, corpus: Corpus, seq_len: int, teacher: Teacher) -> Plan:
+        """Prompts out of a corpus; at least one document leaves room for an answer (see :func:`find_prompts`)."""
+        found = list(find_prompts(generation, corpus, seq_len))
+        order = np.random.default_rng(generation.seed).permutation(len(found))
+        return cls(generation, [found[i] for i in order], seq_len, teacher)
+
+    def batch(self, number: int) -> tuple[list[list[int]], Sampling]:
+        """The prompts of a batch, and its settings."""
+        generation = self.generation
+        first = number * generation.batch_size
+        chosen = [self.prompts[(first + i) % len(self.prompts)] for i in range(generation.batch_size)]
+        longest = max(len(prompt) for prompt in chosen)
+        return chosen, Sampling(
+            max_new_tokens=min(generation.max_new_tokens or self.seq_len, self.seq_len - longest + 1),
+            temperature=1.0 if generation.temperature is None else generation.temperature,
+            top_p=generation.top_p,
+            top_k=generation.top_k,
+            seed=(generation.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more
+        )
+
+    def requests(self, number: int) -> list[Request]:
+        """The rows of a batch in a journal."""
+        prompts, sampling = self.batch(number)
+        return [
+            Request(
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                extra={"prompt_ids": prompt},
+                sample=number * self.generation.batch_size + i,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+
+def write_text(sampler: Sampler, plan: Plan, journal: Journal, tokens: int, progress: Callable[[int], None]) -> None:
     """Have text written until a journal holds ``tokens`` new tokens, or up to a batch more.
 
-    Every batch is on disk before the next is asked for; a journal that holds some already is continued, as if it
-    had never been interrupted.
+    Every batch is on disk before the next is asked for. Batches that a journal holds already are kept, as if the
+    writing had never been interrupted; one that lacks an answer, because it is damaged, is written again.
 
     Args:
-        sampler: who writes.
-        generation: how.
-        corpus: where the prompts are from; at least one leaves room for an answer (see :func:`find_prompts`).
-        seq_len: tokens of a row: prompt and answer have no more together than a row and its last label.
         progress: told of the new tokens so far, after every batch.
 
     Raises:
         InputError: the sampler's logits are not finite.
     """
-    if journal.tokens >= tokens:
-        return
-    for batch in answer_batches(sampler, generation, corpus, seq_len, start=len(journal.batches)):
-        journal.append(batch)
-        progress(journal.tokens)
-        if journal.tokens >= tokens:
-            break
+    so_far = 0
+    for number in count():
+        if so_far >= tokens:
+            return
+        requests = plan.requests(number)
+        answers = _answers(journal, requests, plan.teacher)
+        if answers is None:
+            prompts, sampling = plan.batch(number)
+            found = sorted(sampler.sample(prompts, sampling))
+            journal.put_many(
+                [(requests[i], Completion(Outcome.COMPLETE, "", ids=tuple(new))) for i, new in found], plan.teacher
+            )
+            answers = [new for _, new in found]
+        so_far += sum(map(len, answers))
+        progress(so_far)
 
 
-def answer_batches(
-    sampler: Sampler, generation: Generation, corpus: Corpus, seq_len: int, start: int = 0
-) -> Iterator[list[Answer]]:
-    """Batches of answers without end, from number ``start``: every prompt in turn, then again.
+def written(plan: Plan, journal: Journal, tokens: int) -> Iterator[list[Answer]]:
+    """The whole batches that a journal holds, in their order, until they have ``tokens`` new tokens."""
+    so_far = 0
+    for number in count():
+        requests = plan.requests(number)
+        if so_far >= tokens or (answers := _answers(journal, requests, plan.teacher)) is None:
+            return
+        so_far += sum(map(len, answers))
+        yield [(list(request.extra["prompt_ids"]), new) for request, new in zip(requests, answers, strict=True)]
 
-    A batch depends on its number, not on those before it: it is seeded by its own.
-    """
-    found = list(find_prompts(generation, corpus, seq_len))
-    # Shuffled, so that a small budget covers the whole corpus.
-    prompts = [found[i] for i in np.random.default_rng(generation.seed).permutation(len(found))]
-    for number in range(start, 1_000_000_000):
-        chosen = [prompts[(number * generation.batch_size + i) % len(prompts)] for i in range(generation.batch_size)]
-        longest = max(len(prompt) for prompt in chosen)
-        sampling = Sampling(
-            max_new_tokens=min(generation.max_new_tokens or seq_len, seq_len - longest + 1),
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
-            seed=(generation.seed * 1_000_003 + number) % 2**32,  # a generator multiplies it once more
-        )
-        answers = dict(sampler.sample(chosen, sampling))
-        yield [(chosen[i], answers[i]) for i in sorted(answers)]
+
+def _answers(journal: Journal, requests: list[Request], teacher: Teacher) -> list[list[int]] | None:
+    """The new tokens of a batch; None: not all are there."""
+    found: list[list[int]] = []
+    for request in requests:
+        completion = journal.get(request.key(teacher))
+        if completion is None or completion.ids is None:
+            return None
+        found.append(list(completion.ids))
+    return found
 
 
 def as_documents(batches: Iterable[list[Answer]]) -> Iterator[Encoded]:

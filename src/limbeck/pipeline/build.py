@@ -6,6 +6,7 @@ soon as it is trained, so that a long run shows what it has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,40 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.measuring.evaluate import MeasureTeacher, MeasureTrained
+from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
+from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
+from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
-from limbeck.pipeline.stages.generate import Generate
 from limbeck.pipeline.stages.machine import Machine
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.pipeline.text.generate import Generate
+from limbeck.pipeline.text.probe import Probe
+from limbeck.pipeline.text.sample import Sample
+from limbeck.pipeline.text.select import Select
 from limbeck.recipe import (
     Co,
     ConfigModel,
     ConfigStudent,
     ConfigTeacher,
     CutStudent,
-    Data,
     Generation,
     PackageModel,
+    PackageStudent,
     PathModel,
+    PathStudent,
     Recipe,
+    ServedTeacher,
     Technique,
-    Tokenizer,
     TrainedTokenizer,
+    Verify,
 )
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.lock import run_path
 from limbeck.workflow.stage import Stage
 
@@ -52,6 +61,9 @@ TRAIN_FLOOR = 16_000_000
 
 HELDOUT_FLOOR = 4_000_000
 """The same for held-out documents."""
+
+WHOLE = 1 << 62
+"""Documents: all there are."""
 
 FIRST_DOCUMENTS = 20
 """Of every source, how many documents are read and tokenised before anything is spent."""
@@ -66,7 +78,7 @@ def build(recipe: Recipe) -> list[Stage]:
     machine = Machine(
         threads=threads,
         student=_trained_shape(recipe),
-        teacher=recipe.teacher if _is_fitted(recipe) else None,
+        teacher=_fitted(recipe),
         vocabulary=trained,
         rows=recipe.training.micro_batch_size,
         seq_len=data.seq_len,
@@ -75,7 +87,8 @@ def build(recipe: Recipe) -> list[Stage]:
     corpus = CorpusStage(
         data=data,
         tokenizer=recipe.tokenizer,
-        teacher=teacher,
+        teacher=_brings_tokenizer(recipe)[1],
+        place=_brings_tokenizer(recipe)[0],
         vocabulary=recipe.vocabulary,
         train=enough_to_train(recipe),
         heldout=Enough(HELDOUT_FLOOR, evaluation.max_documents),
@@ -87,27 +100,31 @@ def build(recipe: Recipe) -> list[Stage]:
     for name, student in recipe.named_students.items():
         if isinstance(student, CutStudent):
             stages.append(Cut(student=name, spec=student, data=data, place=student_key(recipe, name), **common))
-    stages.append(MeasureTeacher(data=data, evaluation=evaluation, **common))
-    compared = _compared(recipe)
+    served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
+    measure = MeasureServed if served is not None else MeasureTeacher
+    stages.append(measure(data=data, evaluation=evaluation, **common))
+    compared, texts = _compared(recipe), _Texts(recipe, common)
     for arm in compared.arms():
-        text = _text(recipe, arm.technique, arm.index, common)
-        if text is not None and text.name not in {stage.name for stage in stages}:
-            stages.append(text)
+        text = texts.of(arm.index)
+        stages += texts.new()
         stages.append(_train(recipe, arm, text, common))
         stages += [
-            MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, **common)
+            MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, served=bool(served), **common)
             for member in compared.members(arm.technique)
         ]
+    stages += _accuracy(recipe, compared, texts, common)
     if evaluation.speed_tokens and evaluation.samples:
         first = tuple(arm for arm in compared.arms() if arm.seed == recipe.seeds[0])
         members = {arm.name: arm.members(list(recipe.named_students)) for arm in first}
-        stages.append(Speed(tokens=evaluation.speed_tokens, arms=first, members=members, **common))
+        speed = Speed(tokens=evaluation.speed_tokens, arms=first, members=members, served=bool(served), **common)
+        stages.append(speed)
     stages.append(
         Report(
             title_=recipe.title or f"{Path(recipe.run).name}: what the students kept",
             compared=compared,
             teacher=teacher,
             recipe_yaml=resolved(recipe),
+            served=served,
             upstream=tuple(stage.name for stage in stages),
         )
     )
@@ -127,7 +144,16 @@ def _compared(recipe: Recipe) -> Comparison:
 
 def _given(recipe: Recipe) -> PathModel | PackageModel | None:
     """The section of a teacher whose weights exist."""
-    return None if isinstance(recipe.teacher, ConfigTeacher) else recipe.teacher
+    return None if isinstance(recipe.teacher, ConfigTeacher | ServedTeacher) else recipe.teacher
+
+
+def _brings_tokenizer(recipe: Recipe) -> tuple[str, PathModel | PackageModel | None]:
+    """The model whose tokenizer is the run's, and its place: the teacher, or the student of one that is called."""
+    if isinstance(recipe.teacher, ServedTeacher):
+        for name, student in recipe.named_students.items():
+            if isinstance(student, PathModel | PackageModel):
+                return student_key(recipe, name), student
+    return "teacher", _given(recipe)
 
 
 def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
@@ -143,18 +169,26 @@ def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
 def _trained_shape(recipe: Recipe) -> PathModel | PackageModel | ConfigModel:
     """What has the shape of what is trained most: a student, or the teacher that it is cut from."""
     student = next(iter(recipe.named_students.values()))
-    return recipe.teacher if isinstance(student, CutStudent) else student
+    if not isinstance(student, CutStudent):
+        return student
+    assert not isinstance(recipe.teacher, ServedTeacher)  # the recipe made sure
+    return recipe.teacher
 
 
-def _is_fitted(recipe: Recipe) -> bool:
-    """Whether the teacher is trained or corrected before it teaches."""
-    return isinstance(recipe.teacher, ConfigTeacher) or recipe.teacher.correct is not None
+def _fitted(recipe: Recipe) -> PathModel | PackageModel | ConfigModel | None:
+    """A teacher that is trained or corrected before it teaches."""
+    teacher = recipe.teacher
+    if isinstance(teacher, ServedTeacher):
+        return None
+    return teacher if isinstance(teacher, ConfigTeacher) or teacher.correct is not None else None
 
 
 def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     teacher, data, documents = recipe.teacher, recipe.data, recipe.evaluation.max_documents
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
+    if isinstance(teacher, ServedTeacher):
+        return [Probe(teacher=teacher, **common)]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -174,23 +208,113 @@ def _generations(recipe: Recipe) -> dict[str, Generation]:
     return {place: section for place, section in found.items() if section is not None}
 
 
-def _text(recipe: Recipe, technique: Technique, index: int, common: dict[str, Any]) -> Generate | None:
-    generation = _generation(technique)
-    if generation is None:
-        return None
-    return Generate(
-        generation=generation,
-        data=recipe.data,
-        tokens=generation.tokens or recipe.training.tokens,
-        asked_precision=recipe.training.precision,
-        **common,
-    )
+def _verifiers(recipe: Recipe) -> dict[str, Verify]:
+    """Sections that say how answers are verified, by their place."""
+    found = {f"{place}.verify": section.verify for place, section in _generations(recipe).items()}
+    if recipe.evaluation.accuracy is not None:
+        found["evaluation.accuracy.verify"] = recipe.evaluation.accuracy.verify
+    return {place: section for place, section in found.items() if section is not None}
 
 
-def _train(recipe: Recipe, arm: Arm, text: Generate | None, common: dict[str, Any]) -> Train:
+class _Texts:
+    """The stages that make text for students, each once."""
+
+    def __init__(self, recipe: Recipe, common: dict[str, Any]) -> None:
+        self.recipe, self.common = recipe, common
+        self.stages: dict[str, Stage] = {}
+        self._told = 0
+        self._last: tuple[str, ...] = ()
+
+    def of(self, index: int) -> Generate | Select | None:
+        """The stage that makes the text of a technique; None: it learns the corpus."""
+        recipe, generation = self.recipe, _generation(self.recipe.techniques[index])
+        served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
+        if generation is None:
+            return None
+        if not is_sampled(recipe, generation):
+            text = Generate(
+                generation=generation,
+                data=recipe.data,
+                tokens=generation.tokens or recipe.training.tokens,
+                asked_precision=recipe.training.precision,
+                **self.common,
+            )
+            self.stages.setdefault(text.name, text)
+            return text
+        place = f"techniques.{index}"
+        sample, like = self._sample(generation, place), None
+        if generation.as_many_as is not None:
+            labels = [technique.label for technique in recipe.techniques]
+            other = self.of(labels.index(generation.as_many_as))
+            like = other.name if other is not None else None
+        chosen = Select(
+            generation=generation,
+            data=recipe.data,
+            sample=sample.name,
+            like=like,
+            served=served,
+            place=place,
+            **self.common,
+        )
+        self.stages.setdefault(chosen.name, chosen)
+        if served is not None and isinstance(generation.verify, Judge):  # it writes the journal, too
+            self._last = (chosen.name,)
+        return chosen
+
+    def _sample(self, generation: Generation, place: str) -> Sample:
+        recipe = self.recipe
+        served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
+        sample = Sample(
+            generation=generation,
+            data=recipe.data,
+            asked_precision=recipe.training.precision,
+            served=served,
+            journals=(served.journal or "") if served is not None else "",
+            after=self._last,
+            place=place,
+            **self.common,
+        )
+        if sample.name not in self.stages:
+            self.stages[sample.name] = sample
+            if served is not None:  # a journal has one writer
+                self._last = (sample.name,)
+        return sample
+
+    def new(self) -> list[Stage]:
+        """Stages that were not told yet, in order."""
+        found = list(self.stages.values())[self._told :]
+        self._told = len(self.stages)
+        return found
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """The last stage that writes the journal of a teacher that is called."""
+        return self._last
+
+
+def is_sampled(recipe: Recipe, generation: Generation) -> bool:
+    """Whether answers are asked for prompt by prompt, rather than so many tokens of text."""
+    return generation.is_selected or isinstance(recipe.teacher, ServedTeacher)
+
+
+def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[str, Any]) -> list[Stage]:
+    section, data = recipe.evaluation.accuracy, recipe.data
+    if section is None:
+        return []
+    served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
+    shared = {"section": section, "data": data, "judge": served, **common}
+    return [
+        AccuracyOfTeacher(served=served, after=texts.last, **shared),
+        *(AccuracyOfTrained(arm=arm, member=member, **shared) for arm, member in compared.models()),
+    ]
+
+
+def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dict[str, Any]) -> Train:
     students = recipe.named_students
     teacher = recipe.teacher
-    stored = None if isinstance(teacher, ConfigTeacher) else GIVEN if teacher.correct is not None else "teacher"
+    stored = None
+    if not isinstance(teacher, ConfigTeacher | ServedTeacher):
+        stored = GIVEN if teacher.correct is not None else "teacher"
     keys = {"technique": f"techniques.{arm.index}", **common["keys"]}
     return Train(
         arm=arm,
@@ -233,13 +357,17 @@ def enough_to_train(recipe: Recipe) -> Enough:
     asked = [TRAIN_FLOOR, recipe.training.tokens]
     if isinstance(recipe.teacher, ConfigTeacher):
         asked.append(recipe.teacher.pretraining.tokens)
-    elif recipe.teacher.correct is not None:
+    elif not isinstance(recipe.teacher, ServedTeacher) and recipe.teacher.correct is not None:
         asked.append(recipe.teacher.correct.tokens)
+    prompts_asked = 0
     for generation in _generations(recipe).values():
+        if is_sampled(recipe, generation):
+            prompts_asked = max(prompts_asked, generation.max_prompts or WHOLE)
+            continue
         # There is a prompt every `seq_len` tokens; short answers take more prompts.
         prompts = -(-recipe.data.seq_len // (generation.max_new_tokens or recipe.data.seq_len))
         asked.append((generation.tokens or recipe.training.tokens) * prompts)
-    return Enough(max(asked))
+    return Enough(max(asked), prompts_asked)
 
 
 # ------------------------------------------------------------------------------------------ check
@@ -263,10 +391,15 @@ def check(recipe: Recipe) -> Checked:
     run_path(recipe.run)
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
+    notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
     first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
-    found = Checked(run_tokenizer(recipe))
+    absent = _unreachable(recipe)
+    found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
+    if isinstance(recipe.teacher, ServedTeacher):
+        _check_served(recipe, recipe.teacher, found, absent)
+        return found
     teacher = _check_teacher(recipe, found)
     for name, student in students.items():
         key = student_key(recipe, name)
@@ -281,22 +414,53 @@ def check(recipe: Recipe) -> Checked:
                     checks.check_adapters(teacher, student.lora)  # a cut model has its teacher's modules
             continue
         checks.check_layer_pairs(recipe.techniques, None, teacher.lm.n_layers)
-        with under(key):
-            if not isinstance(student, ConfigStudent):
-                checks.check_tokenizer_of(student, found.tokenizer)
-            model = checks.inspect(student, found.tokenizer, data)
-        checks.check_layer_pairs(recipe.techniques, model.lm.n_layers, None)
-        checks.check_hidden(model, recipe.techniques)
-        with under("training"):
-            checks.check_checkpointing(model, recipe.training)
-        if not isinstance(student, ConfigStudent) and student.lora is not None:
-            with under(f"{key}.lora"):
-                checks.check_adapters(model, student.lora)
+        _check_student(recipe, student, key, found)
     return found
+
+
+def _check_student(
+    recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, key: str, found: Checked
+) -> None:
+    with under(key):
+        if not isinstance(student, ConfigStudent):
+            checks.check_tokenizer_of(student, found.tokenizer)
+        model = checks.inspect(student, found.tokenizer, recipe.data)
+    checks.check_layer_pairs(recipe.techniques, model.lm.n_layers, None)
+    checks.check_hidden(model, recipe.techniques)
+    with under("training"):
+        checks.check_checkpointing(model, recipe.training)
+    if not isinstance(student, ConfigStudent) and student.lora is not None:
+        with under(f"{key}.lora"):
+            checks.check_adapters(model, student.lora)
+
+
+def _unreachable(recipe: Recipe) -> dict[str, str]:
+    """Of a recipe whose teacher is called, students on a hub that cannot be reached now, by their place."""
+    if not isinstance(recipe.teacher, ServedTeacher):
+        return {}
+    lines = {
+        student_key(recipe, name): unreachable(student, student_key(recipe, name))
+        for name, student in recipe.named_students.items()
+    }
+    return {place: line for place, line in lines.items() if line is not None}
+
+
+def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent: Mapping[str, str]) -> None:
+    """A teacher that is called. No server is asked: the run shows what it reveals, and whether the key is right.
+
+    Args:
+        absent: places of students that cannot be read now.
+    """
+    found.notes += check_served(teacher, recipe.data, _generations(recipe))
+    for name, student in recipe.named_students.items():
+        assert not isinstance(student, CutStudent)  # the recipe made sure
+        if student_key(recipe, name) not in absent:
+            _check_student(recipe, student, student_key(recipe, name), found)
 
 
 def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:
     section = recipe.teacher
+    assert not isinstance(section, ServedTeacher)
     with under("teacher"):
         teacher = checks.inspect(section, found.tokenizer, recipe.data)
     trained = any(isinstance(technique, Co) for technique in recipe.techniques) or any(
@@ -324,10 +488,7 @@ def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:
 
 def run_tokenizer(recipe: Recipe) -> Any:
     """A run's tokenizer before anything is cut; None for one that is still to be trained. No weights are loaded."""
-    return _tokenizer(recipe.tokenizer, _given(recipe), recipe.data)
-
-
-def _tokenizer(section: Tokenizer | None, teacher: PathModel | PackageModel | None, data: Data) -> Any:
-    with under("teacher"):
-        found = located(teacher)[0] if teacher is not None else None
-    return given_tokenizer(section, found, data.end)
+    place, model = _brings_tokenizer(recipe)
+    with under(place):
+        found = located(model)[0] if model is not None else None
+    return given_tokenizer(recipe.tokenizer, found, recipe.data.end, place)

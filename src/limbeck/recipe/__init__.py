@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from limbeck.errors import RecipeError
-from limbeck.recipe.base import LONGEST_NAME, Count, Section, Seed
+from limbeck.recipe.base import LONGEST_NAME, Count, NonNegative, Section, Seed
 from limbeck.recipe.data import (
     Columns,
     Data,
@@ -30,6 +30,7 @@ from limbeck.recipe.data import (
     StdlibSource,
     TextSource,
 )
+from limbeck.recipe.filters import Filters, Keep
 from limbeck.recipe.models import (
     AnyStudent,
     ConfigModel,
@@ -43,19 +44,24 @@ from limbeck.recipe.models import (
     PathModel,
     PathStudent,
     PathTokenizer,
+    ServedTeacher,
     Student,
     Teacher,
     Tokenizer,
     TrainedTokenizer,
     Vocabulary,
 )
+from limbeck.recipe.served import Budget, Endpoint, Prices, Terms
 from limbeck.recipe.techniques import KINDS, Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
 from limbeck.recipe.training import Optimiser, Training
+from limbeck.recipe.verify import Verify
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
 
 __all__ = [
+    "Accuracy",
     "Alone",
     "AnyStudent",
+    "Budget",
     "Co",
     "Columns",
     "ConfigModel",
@@ -65,12 +71,15 @@ __all__ = [
     "CutStudent",
     "Data",
     "Divergence",
+    "Endpoint",
     "Evaluation",
     "FilesSource",
+    "Filters",
     "Generation",
     "Hard",
     "HubSource",
     "JsonlSource",
+    "Keep",
     "Lora",
     "Optimiser",
     "PackageModel",
@@ -79,19 +88,23 @@ __all__ = [
     "PathModel",
     "PathStudent",
     "PathTokenizer",
+    "Prices",
     "Ramp",
     "Recipe",
     "Section",
+    "ServedTeacher",
     "Soft",
     "Source",
     "StdlibSource",
     "Student",
     "Teacher",
     "Technique",
+    "Terms",
     "TextSource",
     "Tokenizer",
     "TrainedTokenizer",
     "Training",
+    "Verify",
     "Vocabulary",
     "Weight",
     "fingerprint",
@@ -104,6 +117,19 @@ TAKEN = ("labels", "teacher")
 """What a loss term may have as its source: no student and no technique is called so."""
 
 
+class Accuracy(Section):
+    """Share of held-out prompts that a model answers right, greedily."""
+
+    verify: Verify = Field(description="How an answer is checked against the document's own.")
+    max_documents: Count = Field(200, description="Held-out prompts (by hash order).")
+    max_new_tokens: Count = Field(128, description="Length of an answer.")
+    system: str | None = Field(None, description="System text before conversations that have none.")
+    temperature: NonNegative | None = Field(
+        0.0,
+        description="Of a teacher that is called; null: left to an endpoint that refuses it. Other models are greedy.",
+    )
+
+
 class Evaluation(Section):
     """How the gap between student and teacher is measured on the held-out documents."""
 
@@ -112,6 +138,7 @@ class Evaluation(Section):
     samples: Annotated[int, Field(ge=0)] = Field(4, description="Continuations shown side by side.")
     sample_tokens: Count = Field(60, description="Length of a continuation.")
     speed_tokens: Annotated[int, Field(ge=0)] = Field(64, description="Tokens generated to time it; 0: not timed.")
+    accuracy: Accuracy | None = Field(None, description="Held-out prompts answered and checked; default: not measured.")
 
 
 def _sections(techniques: Any) -> Any:
@@ -148,7 +175,8 @@ class Recipe(Section):
     )
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Every technique is run once for each seed.")
     teacher: Teacher = Field(
-        description="The model that is distilled: `path`, `package`, or `config` with `pretraining`."
+        description="The model that is distilled: `path`, `package`, `config` with `pretraining`, or `api`, one that "
+        "can only be called."
     )
     student: Student | None = Field(
         None, description="The model that is trained: `path`, `config`, or `from: teacher`."
@@ -156,7 +184,9 @@ class Recipe(Section):
     students: dict[str, Student] | None = Field(
         None, description="Instead of `student`: several, by name; one teacher forward serves all."
     )
-    tokenizer: Tokenizer | None = Field(None, description="Default: the teacher's.")
+    tokenizer: Tokenizer | None = Field(
+        None, description="Default: the teacher's; the student's where the teacher is only called."
+    )
     data: Data
     techniques: tuple[Technique, ...] = Field(
         min_length=1,
@@ -191,9 +221,50 @@ class Recipe(Section):
             raise ValueError(
                 "tokenizer: a teacher from a config brings none; write `tokenizer: {train: {vocab_size: 2048}}`"
             )
-        if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher):
+        if isinstance(self.tokenizer, TrainedTokenizer) and not isinstance(self.teacher, ConfigTeacher | ServedTeacher):
             raise ValueError("tokenizer: the teacher was trained with its own; leave `tokenizer` out")
+        if isinstance(self.teacher, ServedTeacher):
+            self._check_served()
+        self._check_controls()
         return self
+
+    def _check_served(self) -> None:
+        """A teacher that is called has no weights, no probabilities and no tokenizer here."""
+        for name, student in self.named_students.items():
+            key = "student" if self.student is not None else f"students.{name}"
+            if isinstance(student, CutStudent):
+                raise ValueError(f"{key}: a teacher that is called has no weights to cut; name a student by `path`")
+        for i, technique in enumerate(self.techniques):
+            if technique.kind not in ("alone", "hard"):
+                raise ValueError(
+                    f"techniques.{i}: {technique.kind!r} needs the teacher's weights, and this one is only called "
+                    "(access: text); write `hard`"
+                )
+            generation = getattr(technique, "generation", None)
+            if generation is not None and generation.tokens is not None:
+                raise ValueError(
+                    f"techniques.{i}.generation.tokens: a teacher that is called answers prompts; write `max_prompts`"
+                )
+        known = any(isinstance(student, PathStudent | PackageStudent) for student in self.named_students.values())
+        if self.tokenizer is None and not known:
+            raise ValueError(
+                "tokenizer: neither a teacher that is called nor a student from a config brings one; write "
+                "`tokenizer: {path: ...}`"
+            )
+
+    def _check_controls(self) -> None:
+        """`as_many_as` names another technique, whose text is chosen."""
+        texts = {t.label: getattr(t, "generation", None) for t in self.techniques}
+        for i, technique in enumerate(self.techniques):
+            own = texts[technique.label]
+            if own is None or own.as_many_as is None:
+                continue
+            other = texts.get(own.as_many_as)
+            if other is None or other.as_many_as is not None:
+                raise ValueError(
+                    f"techniques.{i}.generation.as_many_as: {own.as_many_as!r} is no technique whose text is chosen; "
+                    "write the name of one"
+                )
 
     def _check_students_names(self) -> None:
         """Names become folders, rows and sources of loss_terms. Some file systems do not tell a from A."""

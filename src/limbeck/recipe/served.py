@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -26,8 +27,8 @@ class Terms(Section):
     licence: str | None = Field(None, description="Name of the licence or of the terms of service.")
     may_train_students: Literal["yes", "no", "unknown"] = Field(
         "unknown",
-        description="Whether students may be trained on its text. `yes` and `no` need `source`, `date` and `quote`; "
-        "without them it counts as `unknown`.",
+        description="Whether students may be trained on its text. `yes` needs `source`, `date` and `quote`; without "
+        "them it counts as `unknown`. `no` is refused, unless `override` says why.",
     )
     source: str | None = Field(None, description="URL of the terms.")
     date: datetime.date | None = Field(None, description="When they were read.")
@@ -44,9 +45,9 @@ class Terms(Section):
 
     @property
     def verdict(self) -> Literal["yes", "no", "unknown"]:
-        """``may_train_students`` where it is documented, else ``unknown``."""
+        """``may_train_students``; a ``yes`` that is not documented is ``unknown``."""
         documented = self.source and self.date and self.quote
-        return self.may_train_students if documented else "unknown"
+        return self.may_train_students if documented or self.may_train_students == "no" else "unknown"
 
 
 class Budget(Section):
@@ -101,5 +102,8 @@ class Endpoint(Section):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What makes it another teacher."""
-        return {"api": self.api, "model": self.model, "protocol": self.protocol}
+        """What makes it another teacher: another address, model, or other fields of the body."""
+        identity = {"api": self.api, "model": self.model, "protocol": self.protocol}
+        if self.extra:
+            identity["extra"] = json.dumps(self.extra, sort_keys=True)
+        return identity

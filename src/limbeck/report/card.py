@@ -178,10 +178,13 @@ def _summary(data: ReportData, row: Row) -> str:
     pieces = re.split(r"(`[^`]+`)", one_line(words, 4000))
     said = "".join(piece if index % 2 else _escaped(piece) for index, piece in enumerate(pieces))
     kind = "teacher" if row.role in ("teacher", "co-teacher") else "student"
-    model = f"A {kind} of {compact(row.parameters)} parameters ({weights(row)})"
+    model = f"A {kind} of {compact(row.parameters or 0)} parameters ({weights(row)})"
     teacher = teacher_of(data.rows)
     if row.role == "student" and teacher:
-        model += f", distilled from a teacher of {compact(teacher.parameters)}"
+        size = f" of {compact(teacher.parameters)}" if teacher.parameters is not None else ""
+        model += f", distilled from a teacher{size}" + (
+            f" ({_escaped(one_line(teacher.note, 200))})" if not size and teacher.note else ""
+        )
     elif row.role == "control":
         model += ", trained without a teacher"
     return f"{model}.\n\n{said}"
@@ -202,16 +205,18 @@ def _use() -> str:
 def _table(rows: Sequence[Row], model: Row) -> str:
     bits, kls = decimals_for([r.bits_per_byte for r in rows]), decimals_for([r.kl for r in rows])
     differences = decimals_for([r.versus_control for r in rows])
+    accurate = any(known(row.accuracy) for row in rows)
     lines = [
-        "| model | parameters | bits per byte | cross-entropy | words alone "
+        f"| model | parameters{' | accuracy' if accurate else ''} | bits per byte | cross-entropy | words alone "
         "| against control | gap closed | KL to teacher | agreement | tokens/s |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"|:--|{'--:|' if accurate else ''}--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         name = plain(row.name)
         cells = [
             f"**{name}** (this model)" if row is model else name,
-            compact(row.parameters),
+            ABSENT if row.parameters is None else compact(row.parameters),
+            *([_cell(row.accuracy, 1, share=True)] if accurate else []),
             _cell(row.bits_per_byte, bits),
             _cell(row.cross_entropy, 3),
             _cell(row.cross_entropy_words, 3),

@@ -133,7 +133,7 @@ def _figures(rows: Sequence[Row]) -> Html | None:
             if other is not None and (measured := known(other.bits_per_byte))
         ]
         tile("Bits per byte", number(bits.value, digits), ", ".join(others) or "held-out text, lower is better")
-    if teacher is not None and teacher.parameters > 0 and best.parameters > 0:
+    if teacher is not None and teacher.parameters and best.parameters:
         ratio = teacher.parameters / best.parameters
         big = f"{significant(ratio)}× smaller" if ratio > 1.05 else percent(1 / ratio)
         tile("Size", big, f"{compact(best.parameters)} of {compact(teacher.parameters)} parameters")
@@ -219,7 +219,9 @@ def _size_and_speed(data: ReportData, series: Mapping[Key, str]) -> Html | None:
     rows = data.rows
     if not any(known(row.tokens_per_second) for row in rows):
         return None
-    files = [Mark(row.name, Estimate(row.bytes), series[row.key], weights(row)) for row in rows]
+    files = [
+        Mark(row.name, Estimate(row.bytes), series[row.key], weights(row)) for row in rows if row.bytes is not None
+    ]
     speeds = [
         Mark(row.name, rate, series[row.key], speed(rate) if rate else None)
         for row in rows

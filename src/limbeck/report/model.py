@@ -54,7 +54,7 @@ class Row:
         name: what is shown: ``teacher``, ``alone``, ``soft``, …; with several students ``soft / small``.
         role: ``teacher``, ``control`` (a student trained without a teacher), ``student`` or ``co-teacher`` (a
             teacher that learned in the same run).
-        parameters: how many.
+        parameters: how many; None of a teacher that is only called.
         bytes: size of the weight files on disk.
         dtype: type of the weights in those files, such as ``BF16``, or ``GGUF``; empty where not known.
         bits_per_byte: on held-out text; lower is better.
@@ -65,6 +65,7 @@ class Row:
         versus_control: paired difference in bits per byte to the control; negative is better.
         cross_entropy: nats per token on held-out text, over all labels.
         cross_entropy_words: the same over the text alone, without the tokens that end or surround it.
+        accuracy: share of held-out prompts (0..1) that were answered right.
         tokens_per_second: speed of generation: the median of several rounds, and their range as the interval.
         shape: equal for models that do the same arithmetic; empty where not known.
         train_tokens: tokens the model was trained on in this run.
@@ -76,8 +77,8 @@ class Row:
 
     name: str
     role: Role
-    parameters: int
-    bytes: int
+    parameters: int | None = None
+    bytes: int | None = None
     dtype: str = ""
     bits_per_byte: Estimate | None = None
     kl: Estimate | None = None
@@ -86,6 +87,7 @@ class Row:
     versus_control: Estimate | None = None
     cross_entropy: Estimate | None = None
     cross_entropy_words: Estimate | None = None
+    accuracy: Estimate | None = None
     tokens_per_second: Estimate | None = None
     shape: str = ""
     train_tokens: int | None = None

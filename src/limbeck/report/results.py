@@ -102,7 +102,8 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, list[Html | None]]]:
         return label, [cell(row) for row in rows]
 
     return [
-        column("Parameters", lambda row: join(compact(row.parameters), _sub(weights(row)))),
+        column("Parameters", _parameters),
+        column("Accuracy", lambda row: _estimate(row.accuracy, 1, share=True)),
         column("Bits per byte", lambda row: _estimate(row.bits_per_byte, digits)),
         column("Cross-entropy", lambda row: _entropies(row, decimals_for([r.cross_entropy for r in rows]))),
         column("Against control", lambda row: _difference(row, finer)),
@@ -120,6 +121,10 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, list[Html | None]]]:
             lambda row: None if row.train_tokens is None else escape(f"{compact(row.train_tokens)} tokens"),
         ),
     ]
+
+
+def _parameters(row: Row) -> Html | None:
+    return None if row.parameters is None else join(compact(row.parameters), _sub(weights(row)))
 
 
 def _estimate(estimate: Estimate | None, decimals: int, *, share: bool = False) -> Html | None:
@@ -153,6 +158,8 @@ def _rates(rate: Estimate) -> str:
 
 def weights(row: Row) -> str:
     """Size of the weight files and their type: "269 MB, BF16"."""
+    if row.bytes is None:
+        return ""
     return f"{size(row.bytes)}, {row.dtype}" if row.dtype else size(row.bytes)
 
 
@@ -201,6 +208,14 @@ def glossary(rows: Sequence[Row]) -> Html | None:
         return any(getattr(row, name) is not None for row in rows)
 
     entries: list[tuple[str, str]] = []
+    if measured("accuracy"):
+        entries.append(
+            (
+                "Accuracy",
+                "The share of held-out prompts that the model answers right, as a verifier judges it against the "
+                "data's own answers. Every model answers greedily, once; what could not be decided counts as wrong.",
+            )
+        )
     if measured("bits_per_byte"):
         entries.append(
             (

@@ -73,8 +73,9 @@ def _columns(rows: Sequence[Row]) -> list[_Column]:
             for cell, row in zip(bits, rows, strict=True)
         ]
     return [
-        _Column("params", [compact(row.parameters) for row in rows], 4),
+        _Column("params", [ABSENT if row.parameters is None else compact(row.parameters) for row in rows], 4),
         _Column("bits/byte  " if marked else "bits/byte", bits, 0),
+        _Column("accuracy", [_plus_minus(row.accuracy, 1, percent=True) for row in rows], 0),
         _Column("KL", [_plain(row.kl, 3) for row in rows], 3),
         _Column("agree", [_plain(row.agreement, 1, percent=True) for row in rows], 2),
         _Column("gap closed", [_plus_minus(row.gap_closed, 0, percent=True) for row in rows], 1),

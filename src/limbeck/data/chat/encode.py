@@ -85,6 +85,36 @@ def encode_batch(
     ]
 
 
+def encode_prompt(document: Document, tokenizer: PreTrainedTokenizerBase, date: datetime.date = DATE) -> list[int]:
+    """Tokens after which a model answers a conversation, or goes on from plain text.
+
+    Args:
+        document: without the answer.
+        tokenizer: of the model.
+        date: what a chat template that writes today's date is told.
+
+    Raises:
+        InputError: the template refuses the conversation, or there is none.
+    """
+    if document.text is None and has_template(tokenizer) and document.template:
+        text = _template_of(tokenizer, date).render(document.messages, document.tools, prompt=True)
+        return list(plain_ids([text], tokenizer)[0])
+    text = document.text if document.text is not None else _rendered(document, tokenizer, date).text
+    return [*_marks(tokenizer)[0], *plain_ids([text], tokenizer)[0]]
+
+
+def writes_thoughts(tokenizer: Any, date: datetime.date = DATE) -> bool:
+    """Whether a chat template writes the thoughts (``reasoning_content``) of a last answer."""
+    if not has_template(tokenizer):
+        return False
+    said = {"role": "assistant", "reasoning_content": "\u2983thought\u2984", "content": "\u2983answer\u2984"}
+    try:
+        text = _template_of(tokenizer, date).render(({"role": "user", "content": "a"}, said))
+    except InputError:
+        return False
+    return "\u2983thought\u2984" in text
+
+
 def template_facts(tokenizer: Any, date: datetime.date = DATE) -> dict[str, str | None]:
     """What conversations in tokens depend on beside the tokens: a hash of the chat template, and the date where the
     template writes one. None without a template."""

@@ -131,25 +131,48 @@ class MeasureTeacher(_Measure):
         return nullcontext()
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
-        facts, text = super().work(up, context), open_text(context.folder)
-        heldout = Heldout.of(text.heldout, text.heldout_own, self.data.seq_len, self.evaluation.max_documents)
-        prompts = asked(heldout, self.evaluation, self.data.seq_len)
-        # A prompt as people read it: the question without the template around it.
-        shown = [[words_asked(prompt, text.tokenizer), decoded(rest, text)] for prompt, rest in prompts]
-        return {
-            **facts,
-            "documents": len(heldout.corpus),
-            "questions": shown,
-            "prompt": prompts[0][0] if prompts else [],
-        }
+        facts = super().work(up, context)
+        return {**facts, **questions_of(open_text(context.folder), self.data, self.evaluation)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureServed(PipelineStage):
+    """Of a teacher that is called nothing is measured here: the questions that all models are asked."""
+
+    data: Data
+    evaluation: Evaluation
+    recomputable = True
+    needs = (MACHINE, DATA)
+
+    @property
+    def name(self) -> str:
+        return f"measure-{TEACHER}"
+
+    @property
+    def title(self) -> str:
+        return "held-out questions"
+
+    def key(self, up: Facts) -> dict[str, Plain]:
+        matters = self.evaluation.model_dump(mode="json", include=MATTERS)
+        return {"evaluation": matters, "data": data_key(self.data, up[DATA])}
+
+    def work(self, up: Facts, context: Context) -> dict[str, Plain]:
+        text = open_text(context.folder)
+        return questions_of(text, self.data, self.evaluation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureTrained(_Measure):
-    """A trained model of an arm, and its distance to the teacher."""
+    """A trained model of an arm, and its distance to the teacher.
+
+    Attributes:
+        arm, member: which.
+        served: the teacher is only called, and has no distance.
+    """
 
     arm: Arm
     member: str
+    served: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -160,7 +183,11 @@ class MeasureTrained(_Measure):
         return f"{self.arm.name}-{self.member}"
 
     def key(self, up: Facts) -> dict[str, Plain]:
-        return {**super().key(up), "weights": up[f"train-{self.arm.name}"]["weights"][self.member]}
+        key = {**super().key(up), "weights": up[f"train-{self.arm.name}"]["weights"][self.member]}
+        return {name: value for name, value in key.items() if not (self.served and name == "teacher")}
+
+    def against(self, up: Facts, run: Path, text: Text) -> AbstractContextManager[CausalLM | None]:
+        return nullcontext() if self.served else super().against(up, run, text)
 
     def model(self, up: Facts, run: Path, text: Text) -> AbstractContextManager[CausalLM]:
         return lease_trained(self.arm, self.member, run, text)
@@ -172,6 +199,16 @@ def lease_trained(arm: Arm, member: str, run: Path, text: Text) -> Iterator[Caus
     spec = PathModel(path=str(run / arm.model(member)), dtype="auto")
     with lease_teacher(spec, text) if member == TEACHER else lease(spec, text, "the trained student") as lm:
         yield lm
+
+
+def questions_of(text: Text, data: Data, evaluation: Evaluation) -> dict[str, Plain]:
+    """What all models are asked: ``{"documents": how many are measured, "questions": [[asked, what really follows]],
+    "prompt": token ids of the first}``."""
+    heldout = Heldout.of(text.heldout, text.heldout_own, data.seq_len, evaluation.max_documents)
+    prompts = asked(heldout, evaluation, data.seq_len)
+    # A prompt as people read it: the question without the template around it.
+    shown = [[words_asked(prompt, text.tokenizer), decoded(rest, text)] for prompt, rest in prompts]
+    return {"documents": len(heldout.corpus), "questions": shown, "prompt": prompts[0][0] if prompts else []}
 
 
 def asked(heldout: Heldout, evaluation: Evaluation, seq_len: int) -> list[tuple[list[int], list[int]]]:

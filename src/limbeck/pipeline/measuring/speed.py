@@ -30,11 +30,13 @@ class Speed(PipelineStage):
     Attributes:
         tokens: length of an answer.
         arms: of the first seed; ``members``: who was trained in each, by the arm's name.
+        served: the teacher is only called, and not timed.
     """
 
     tokens: int
     arms: tuple[Arm, ...]
     members: Mapping[str, list[str]]
+    served: bool = False
     recomputable = True
 
     @property
@@ -63,11 +65,12 @@ class Speed(PipelineStage):
         run, text, prompt = context.folder, open_text(context.folder), up[f"measure-{TEACHER}"]["prompt"]
         if not prompt:
             return {}
-        teacher = teacher_spec(up, run)
-        models: dict[str, Callable[[], AbstractContextManager[CausalLM]]] = {
-            TEACHER: partial(lease_teacher, teacher, text)
-        }
-        folders = {TEACHER: folder_of(teacher)}
+        models: dict[str, Callable[[], AbstractContextManager[CausalLM]]] = {}
+        folders: dict[str, Path] = {}
+        if not self.served:
+            teacher = teacher_spec(up, run)
+            models[TEACHER] = partial(lease_teacher, teacher, text)
+            folders[TEACHER] = folder_of(teacher)
         for arm in self.arms:
             for member in self.members[arm.name]:
                 name = f"{arm.name}-{member}"

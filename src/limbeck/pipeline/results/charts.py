@@ -22,16 +22,17 @@ def by_size(compared: Comparison, rows: list[Row]) -> list[Chart]:
         curves = []
         for technique in compared.techniques:
             own = [by_key[technique.label, member] for member in compared.students]
-            points = sorted((row.parameters / 1e6, found.value) for row in own if (found := of(row)))
+            points = sorted(((row.parameters or 0) / 1e6, found.value) for row in own if (found := of(row)))
             curves.append(Curve(technique.label, [x for x, _ in points], [y for _, y in points], own[0].key))
         return Chart(title, "million parameters", y_label, curves, caption=caption, heading="By size")
 
-    return [
+    charts = [
         chart("Bits per byte by size", "bits per byte", lambda row: row.bits_per_byte,
               "On held-out documents; the intervals are in the table."),
         chart("Distance to the teacher by size", "KL (nats per token)", lambda row: row.kl,
               "On held-out documents, from the teacher's probabilities to the student's."),
     ]  # fmt: skip
+    return [each for each in charts if any(curve.x for curve in each.curves)]
 
 
 def charts_of(compared: Comparison, run: Path) -> list[Chart]:

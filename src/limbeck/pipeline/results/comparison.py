@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from limbeck.evaluation.gap import Measured
 from limbeck.pipeline.measuring.evaluate import read_measured
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Alone, Technique
+from limbeck.report.model import Estimate
+from limbeck.statistics import bootstrap
 from limbeck.workflow.stage import Facts, Plain
 
 
@@ -63,6 +67,17 @@ class Measurements:
         if found is None:
             raise AssertionError(f"measured/{name} is torn although its stage is done")
         return found
+
+    def accuracy(self, names: Sequence[str], resamples: int) -> Estimate | None:
+        """Share of held-out prompts that a model answers right, with its interval; ``names``: it with several seeds.
+        None: it was not measured."""
+        found = [self.up.get(f"accuracy-{name}") for name in names]
+        if any(facts is None or not facts["verdicts"] for facts in found):
+            return None
+        right = np.array([[verdict == "correct" for verdict in facts["verdicts"]] for facts in found if facts], float)
+        of = np.ones((1, right.shape[1]))
+        interval = bootstrap(lambda correct, prompts: correct / prompts, right, of, resamples=resamples)
+        return Estimate(interval.value, interval.low, interval.high)
 
     def facts(self, name: str) -> Plain:
         return self.up[f"measure-{name}"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.files import write_whole
+from limbeck.generation.journal.budget import usd
 from limbeck.models.restricted import read_kept_tokens
 from limbeck.models.tokenizer import OTHER
 from limbeck.pipeline.measuring.evaluate import SAMPLE_TEMPERATURE
@@ -17,7 +18,7 @@ from limbeck.pipeline.results.comparison import Comparison, model_name
 from limbeck.pipeline.results.rows import rows_of
 from limbeck.pipeline.shared.base import DATA, TEACHER
 from limbeck.pipeline.stages.cut import cut_name
-from limbeck.recipe import PackageModel, PathModel
+from limbeck.recipe import PackageModel, PathModel, ServedTeacher
 from limbeck.report.card import model_card
 from limbeck.report.html import render
 from limbeck.report.model import Fact, ReportData, Sample
@@ -38,6 +39,7 @@ class Report(Stage):
         title: of the page.
         compared: the arms.
         teacher: the recipe's section of one whose weights exist.
+        served: the recipe's section of one that is called.
         recipe_yaml: the resolved recipe.
         upstream: all other stages.
     """
@@ -45,6 +47,7 @@ class Report(Stage):
     title_: str
     compared: Comparison
     teacher: PathModel | PackageModel | None
+    served: ServedTeacher | None
     recipe_yaml: str
     upstream: tuple[str, ...]
     always = True
@@ -109,7 +112,8 @@ class Report(Stage):
     def _samples(self, up: Facts) -> list[Sample]:
         first, found = self.compared.seeds[0], []
         for i, (asked, rest) in enumerate(up[f"measure-{TEACHER}"]["questions"]):
-            texts = {("", TEACHER): up[f"measure-{TEACHER}"]["samples"][i]}
+            own = up[f"measure-{TEACHER}"].get("samples")
+            texts = {("", TEACHER): own[i]} if own is not None else {}
             for arm, member in self.compared.models():
                 if arm.seed == first:
                     texts[arm.technique.label, member] = up[f"measure-{model_name(arm, member)}"]["samples"][i]
@@ -136,14 +140,14 @@ class Report(Stage):
                 **template_said(data),
             }),
             "Models": facts({
-                "Teacher": f"{teacher['parameters']:,} parameters",
-                "Teacher's weights": teacher["fingerprint"],
+                **_teacher_said(teacher, self.served),
                 **{f"Note {i}": note for i, note in enumerate(self._notes(up), 1)},
                 **{f"Cut {name}": f"{each['parameters']:,} parameters; layers {', '.join(map(str, each['layers']))}"
                    for name, each in cut.items()},
                 "Seeds": ", ".join(map(str, self.compared.seeds)),
                 "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
             }),
+            **({"Text": facts(_texts_said(up))} if _texts_said(up) else {}),
             "Machine": facts(machine()),
             "Versions": facts(versions()),
         }  # fmt: skip
@@ -177,6 +181,30 @@ class Report(Stage):
         if tokens is not None:
             said += f", and {tokens[0]:,} of its {tokens[1]:,} tokens"
         return [f"{said}."]
+
+
+def _texts_said(up: Facts) -> dict[str, str]:
+    """What teachers were asked prompt by prompt, what it cost, and what of it is learned."""
+    said: dict[str, str] = {}
+    for name, facts in up.items():
+        if name.startswith("sample-"):
+            cost = (
+                f", {usd(facts['nano_usd'])} in all for this teacher ({facts['prices']})" if "nano_usd" in facts else ""
+            )
+            said[f"Asked ({name})"] = f"{facts['answered']:,} of {facts['requests']:,} requests are answered{cost}"
+            if twice := facts.get("possibly_paid_twice"):
+                said[f"Possibly paid twice ({name})"] = f"{twice:,} requests"
+        elif name.startswith("select-"):
+            said[f"Learned ({name})"] = (
+                f"{facts['learned']:,} of {facts['answers']:,} answers, {facts['tokens']:,} tokens"
+            )
+    return said
+
+
+def _teacher_said(teacher: Mapping[str, Plain], served: ServedTeacher | None) -> dict[str, str]:
+    if served is None:
+        return {"Teacher": f"{teacher['parameters']:,} parameters", "Teacher's weights": teacher["fingerprint"]}
+    return {"Teacher": f"{served.model}, called at {served.api} ({served.protocol})"}
 
 
 def template_said(data: Mapping[str, Plain]) -> dict[str, str]:

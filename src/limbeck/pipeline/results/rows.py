@@ -27,7 +27,13 @@ def rows_of(compared: Comparison, teacher: PathModel | PackageModel | None, run:
         up: results of all stages.
     """
     measurements, timed = Measurements(run, up), up.get("speed", {})
-    rows = [_teacher(compared, teacher, measurements, timed)]
+    served = up[TEACHER].get("served")
+    first = (
+        _served(served, measurements, compared.bootstrap)
+        if served is not None
+        else _teacher(compared, teacher, measurements, timed)
+    )
+    rows = [first]
     for technique in compared.techniques:
         rows += [_trained(compared, technique, member, measurements, timed) for member in compared.members(technique)]
     return rows
@@ -48,9 +54,16 @@ def _teacher(
         bits_per_byte=estimate(gap.mean("bits_per_byte", measured, compared.bootstrap)),
         **_entropies(measured, compared.bootstrap),
         **_speed(timed, TEACHER),
+        accuracy=measurements.accuracy([TEACHER], compared.bootstrap),
         technique="",
         member=TEACHER,
     )
+
+
+def _served(model: str, measurements: Measurements, resamples: int) -> Row:
+    """A teacher that is called: only its answers are known."""
+    accuracy = measurements.accuracy([TEACHER], resamples)
+    return Row(TEACHER, "teacher", note=f"{model}, called", accuracy=accuracy, technique="", member=TEACHER)
 
 
 def _trained(
@@ -63,16 +76,19 @@ def _trained(
         others = [compared.arm(compared.control, seed) for seed in compared.seeds]
         control = [measurements.of(model_name(arm, member)) for arm in others]
     role: Role = "co-teacher" if member == TEACHER else "control" if isinstance(technique, Alone) else "student"
-    teacher = measurements.of(TEACHER)
+    served = "served" in measurements.up[TEACHER]
+    teacher = measurements.of(TEACHER) if not served else None
+    names = [model_name(arm, member) for arm in arms]
     return Row(
         _row_name(compared, technique.label, member),
         role,
         parameters=measurements.facts(model_name(arms[0], member))["parameters"],
         **_size(stored(measurements.run / arms[0].model(member))),
         bits_per_byte=estimate(gap.mean("bits_per_byte", measured, resamples)),
-        kl=estimate(gap.mean("kl", measured, resamples)),
-        agreement=estimate(gap.mean("agreement", measured, resamples)),
-        gap_closed=estimate(gap.gap_closed(measured, control, teacher, resamples)) if control else None,
+        kl=estimate(gap.mean("kl", measured, resamples)) if teacher else None,
+        agreement=estimate(gap.mean("agreement", measured, resamples)) if teacher else None,
+        gap_closed=estimate(gap.gap_closed(measured, control, teacher, resamples)) if control and teacher else None,
+        accuracy=measurements.accuracy(names, resamples),
         versus_control=estimate(gap.difference("bits_per_byte", measured, control, resamples)) if control else None,
         **_entropies(measured, resamples),
         **_speed(timed, model_name(arms[0], member)),

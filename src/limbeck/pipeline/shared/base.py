@@ -176,14 +176,21 @@ def run_tokenizer(home: Path) -> Any:
     return _tokenizer(folder, folder.stat().st_mtime_ns)
 
 
-def given_tokenizer(section: Tokenizer | None, teacher: PathModel | None, end: str) -> Any:
-    """The recipe's tokenizer, else the teacher's; its EOS token as the recipe says. None for one that is still to be
-    trained."""
+def given_tokenizer(section: Tokenizer | None, teacher: PathModel | None, end: str, place: str = TEACHER) -> Any:
+    """The recipe's tokenizer, else that of a model; its EOS token as the recipe says. None for one that is still to be
+    trained.
+
+    Args:
+        section: of the recipe.
+        teacher: the model whose tokens the run has: the teacher, or a student of a teacher that is called.
+        end: the recipe's ``data.end``.
+        place: the model's in the recipe.
+    """
     if isinstance(section, TrainedTokenizer):
         return None
     own: Any = None
     if teacher is not None:
-        with under("teacher.path"):
+        with under(f"{place}.path"):
             own = load_tokenizer(teacher.path, revision=teacher.revision)
     tokenizer = own
     if isinstance(section, PathTokenizer):

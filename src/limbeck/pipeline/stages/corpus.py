@@ -35,7 +35,7 @@ from limbeck.pipeline.shared.tokenising import (
     token_counts,
     write_parts,
 )
-from limbeck.pipeline.stages.generate import require_room
+from limbeck.pipeline.text.generate import require_room
 from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer
 from limbeck.recipe import Data, Generation, PackageModel, PathModel, Tokenizer, TrainedTokenizer, Vocabulary
 from limbeck.workflow.stage import Context, Facts, Plain
@@ -52,7 +52,7 @@ class CorpusStage(PipelineStage):
 
     Attributes:
         data, tokenizer: sections of the recipe.
-        teacher: whose weights exist; None for one that is trained here.
+        teacher: whose tokens the run has; None for one that is trained here. ``place``: its place in the recipe.
         vocabulary: which tokens students keep; None: all.
         train, heldout: how much is enough.
         generations: sections that have text written, by their place in the recipe.
@@ -67,6 +67,7 @@ class CorpusStage(PipelineStage):
     heldout: Enough
     generations: Mapping[str, Generation]
     models: Mapping[str, PathModel | PackageModel]
+    place: str = "teacher"
     needs = (MACHINE,)
     version = FORMAT
 
@@ -136,7 +137,7 @@ class CorpusStage(PipelineStage):
 
     def _given(self) -> Any:
         teacher = located(self.teacher)[0] if self.teacher is not None else None
-        return given_tokenizer(self.tokenizer, teacher, self.data.end)
+        return given_tokenizer(self.tokenizer, teacher, self.data.end, self.place)
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         data, home = self.data, context.folder / DATA

@@ -117,6 +117,8 @@ class Train(PipelineStage):
         }
         if self.arm.technique.uses_teacher:
             key["teacher"] = up[TEACHER]["fingerprint"]
+        if self.text is not None and "fingerprint" in up[self.text]:
+            key["text"] = up[self.text]["fingerprint"]  # of answers that were chosen: they may be chosen anew
         return key
 
     @staticmethod

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from limbeck.data.corpus import Corpus, write_encoded
 from limbeck.errors import InputError, under
 from limbeck.files import whole_folder
-from limbeck.generation.journal import Journal
+from limbeck.generation.journal.journal import Journal
 from limbeck.generation.local import LocalSampler
-from limbeck.generation.text import as_documents, find_prompts, write_text
+from limbeck.generation.text import Answer, Plan, as_documents, find_prompts, write_text, written
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -30,7 +30,7 @@ from limbeck.workflow.stage import Context, Facts, Plain
 class Generate(PipelineStage):
     """What the teacher writes.
 
-    Every batch of answers is on disk before the next is asked for; a killed run asks for no batch twice.
+    Every batch of answers is on disk before the next is asked for; a killed run has no batch written twice.
 
     Attributes:
         generation, data: sections of the recipe.
@@ -66,24 +66,35 @@ class Generate(PipelineStage):
         return (f"text/{self.name}/corpus",)
 
     def partial(self) -> Sequence[str]:
-        return (f"text/{self.name}.jsonl",)
+        return (f"text/{self.name}.sqlite",)
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         text, home = open_text(context.folder), context.folder / "text" / self.name
         rounded = precision(self.asked_precision, up[MACHINE]) == "bf16"
         spec = teacher_spec(up, context.folder)
-        with context.task(self.title, self.tokens, "tokens") as task:
-            journal = Journal(home.with_suffix(".jsonl"))
-            task.update(journal.tokens)
-            if journal.tokens < self.tokens:
+        teacher = {"fingerprint": str(up[TEACHER]["fingerprint"]), "precision": "bf16" if rounded else "fp32"}
+        plan = Plan.of(self.generation, text.train, self.data.seq_len, teacher)
+        with (
+            context.task(self.title, self.tokens, "tokens") as task,
+            Journal(home.with_suffix(".sqlite")) as journal,
+        ):
+            tokens = sum(len(new) for batch in written(plan, journal, self.tokens) for _, new in batch)
+            task.update(tokens)
+            if tokens < self.tokens:
                 with lease_teacher(spec, text, rounded=rounded) as lm, under(TEACHER):
-                    sampler = LocalSampler(lm, "bf16" if rounded else "fp32")
-                    write_text(
-                        sampler, self.generation, text.train, self.data.seq_len, journal, self.tokens, task.update
-                    )
+                    write_text(LocalSampler(lm, teacher["precision"]), plan, journal, self.tokens, task.update)
+            tokens = documents = 0
+
+            def batches() -> Iterator[list[Answer]]:
+                nonlocal tokens, documents
+                for batch in written(plan, journal, self.tokens):
+                    tokens += sum(len(new) for _, new in batch)
+                    documents += len(batch)
+                    yield batch
+
             with whole_folder(home) as scratch:
-                write_encoded(scratch / "corpus", as_documents(journal.batches), {"stage": self.name})
-        return {"tokens": journal.tokens, "documents": sum(map(len, journal.batches))}
+                write_encoded(scratch / "corpus", as_documents(batches()), {"stage": self.name})
+        return {"tokens": tokens, "documents": documents}
 
 
 def require_room(generation: Generation, corpus: Corpus, seq_len: int, place: str) -> None:

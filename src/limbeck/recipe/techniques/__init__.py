@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
-from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, Count, NonNegative, Positive, Section, Seed, Share
+from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, NonNegative, Positive, Section, Share
+from limbeck.recipe.techniques.generation import Generation
 
 
 class Divergence(Section):
@@ -59,23 +60,6 @@ class Alone(_Technique):
     uses_teacher: ClassVar[bool] = False
 
     kind: Literal["alone"] = "alone"
-
-
-class Generation(Section):
-    """How the teacher writes text for its students."""
-
-    tokens: Count | None = Field(
-        None, description="Tokens to write; default: `training.tokens` (each is then learned once)."
-    )
-    prompt_tokens: Count = Field(
-        8, description="Plain text: the teacher continues the first so many tokens of training documents."
-    )
-    max_new_tokens: Count | None = Field(None, description="Length of an answer; default: the rest of a row.")
-    temperature: NonNegative = Field(1.0, description="Sampling temperature; 0: greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling.")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Sample from the k most probable; 0: all.")
-    batch_size: Count = Field(64, description="Answers written at a time.")
-    seed: Seed = Field(0, description="Seed of the sampling.")
 
 
 class _SoftTerms(_Technique):

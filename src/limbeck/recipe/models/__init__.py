@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from limbeck.recipe.base import Count, PartOf, Positive, Section, by_key
+from limbeck.recipe.served import Budget, Endpoint
 from limbeck.recipe.training import Training
 
 
@@ -104,6 +105,40 @@ class ConfigTeacher(ConfigModel):
     pretraining: Pretraining = Field(description="How it is trained before it teaches.")
 
 
+Fallback = Annotated[
+    Annotated[Endpoint, Tag("api")] | Annotated[PathModel, Tag("path")] | Annotated[PackageModel, Tag("package")],
+    Discriminator(by_key("api", "path", "package")),
+]
+
+
+class ServedTeacher(Endpoint):
+    """A teacher that can only be called: it writes text, and its weights stay where they are."""
+
+    fallbacks: tuple[Fallback, ...] = Field(
+        (),
+        description="Teachers that are asked, in order, where the one before is down, limited, too expensive or "
+        "refuses: other endpoints (`api`), and at last a local model (`path` or `package`).",
+    )
+    budget: Budget | None = Field(
+        None, description="The most that may be spent, counted over the journal, which runs with this teacher share."
+    )
+    journal: str | None = Field(
+        None,
+        description="Folder of the journals of answers, one file a teacher. Default: `journals` beside the run folder, "
+        "so that runs beside each other never buy the same answer twice.",
+    )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The teacher itself, without what stands behind it."""
+        return Endpoint(**{name: getattr(self, name) for name in Endpoint.model_fields})
+
+    @property
+    def chain(self) -> tuple[Endpoint | PathModel | PackageModel, ...]:
+        """The teacher and its fallbacks, in the order in which they are asked."""
+        return (self.endpoint, *self.fallbacks)
+
+
 class _Saved(Section):
     save_dtype: Literal["teacher", "float32", "bfloat16", "float16"] = Field(
         "teacher", description="How the trained weights are saved. `teacher`: as the teacher's files hold theirs."
@@ -168,8 +203,9 @@ class CutStudent(_Model, _Adaptable):
 Teacher = Annotated[
     Annotated[PathTeacher, Tag("path")]
     | Annotated[PackageTeacher, Tag("package")]
-    | Annotated[ConfigTeacher, Tag("config")],
-    Discriminator(by_key("path", "package", "config")),
+    | Annotated[ConfigTeacher, Tag("config")]
+    | Annotated[ServedTeacher, Tag("api")],
+    Discriminator(by_key("path", "package", "config", "api")),
 ]
 Student = Annotated[
     Annotated[PathStudent, Tag("path")]

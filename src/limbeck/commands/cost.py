@@ -1,0 +1,164 @@
+"""``limbeck generate cost``: what the answers of a recipe cost, before anything is spent. No server is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from limbeck.data.chat.encode import encode_prompt
+from limbeck.data.corpus import holdout_count
+from limbeck.data.documents.sources import documents
+from limbeck.errors import RecipeError, under
+from limbeck.generation.api.protocols import encode, wire_format
+from limbeck.generation.journal.budget import input_bound
+from limbeck.generation.journal.journal import Journal
+from limbeck.generation.journal.prices import bound, cost, prices_of
+from limbeck.generation.local import as_document
+from limbeck.generation.prompts import Prompt, prompt_of, requests_for
+from limbeck.generation.request import Request, Usage
+from limbeck.generation.select.data_set.card import usd
+from limbeck.generation.text import SHORTEST_ANSWER
+from limbeck.models.folders.saved import quiet
+from limbeck.pipeline.build import is_sampled, run_tokenizer
+from limbeck.pipeline.shared.asking import journal_of
+from limbeck.recipe import Data, Generation, Recipe, ServedTeacher, fingerprint
+from limbeck.report.markup import one_line
+from limbeck.workflow.lock import run_path
+
+BYTES_A_TOKEN = 4
+"""Of text in a body, where no tokenizer of the teacher is at hand: a usual figure for English."""
+
+
+@dataclass
+class Cost:
+    """What the answers for one technique or several cost.
+
+    Attributes:
+        places: keys of the recipe that ask for them.
+        prompts, requests: how many are asked.
+        answered: requests that the journal has answers to: they cost nothing.
+        nano_usd, tokens: the most that the others can cost: what is reserved for them.
+        likely_nano_usd: what they cost if an answer is as long as the data's own.
+    """
+
+    places: list[str]
+    prompts: int = 0
+    requests: int = 0
+    answered: int = 0
+    nano_usd: int = 0
+    tokens: int = 0
+    likely_nano_usd: int = 0
+
+
+def costs_of(recipe: Recipe) -> list[Cost]:
+    """What a recipe's answers cost, for every set of answers that is asked for once. All its documents are read.
+
+    Raises:
+        RecipeError: its teacher has no price: its weights are in hand. Or the price is not known.
+    """
+    served = recipe.teacher
+    if not isinstance(served, ServedTeacher):
+        raise RecipeError("the teacher's weights are in hand: its answers cost nothing", key="teacher")
+    quiet()
+    tokenizer = run_tokenizer(recipe)
+    path = journal_of(served.endpoint, run_path(recipe.run), served.journal or "")
+    journal = Journal(path, read_only=True) if path.is_file() else None
+    found: dict[str, Cost] = {}
+    try:
+        for index, technique in enumerate(recipe.techniques):
+            generation: Generation | None = getattr(technique, "generation", None)
+            if generation is None or not is_sampled(recipe, generation):
+                continue
+            place, same = f"techniques.{index}", fingerprint(generation.sampling())
+            if same in found:
+                found[same].places.append(place)
+            else:
+                found[same] = _cost(place, generation, recipe.data, served, (tokenizer, journal))
+    finally:
+        if journal is not None:
+            journal.close()
+    return list(found.values())
+
+
+def _cost(
+    place: str, generation: Generation, data: Data, served: ServedTeacher, at_hand: tuple[Any, Journal | None]
+) -> Cost:
+    tokenizer, journal = at_hand
+    endpoint = served.endpoint
+    with under("teacher"):
+        prices, protocol = prices_of(endpoint), wire_format(endpoint.protocol)
+    found = Cost([place])
+    for prompt in _prompts(generation, data, tokenizer):
+        found.prompts += 1
+        answer = len((prompt.reference or "").encode("utf-8", "replace")) // BYTES_A_TOKEN + 1
+        for request in requests_for(prompt, generation, data.seq_len):
+            found.requests += 1
+            if journal is not None and journal.get(request.key(endpoint.identity)) is not None:
+                found.answered += 1
+                continue
+            with under("teacher"):
+                body = encode(protocol.body(endpoint, request))
+            most_in, most_out = input_bound(body), request.max_new_tokens
+            found.nano_usd += bound(most_in, most_out, prices)
+            found.tokens += most_in + most_out
+            likely = Usage(len(body) // BYTES_A_TOKEN + 1, min(answer, most_out))
+            found.likely_nano_usd += cost(likely, prices)
+    return found
+
+
+def _prompts(generation: Generation, data: Data, tokenizer: Any) -> Iterator[Prompt]:
+    """What a run would ask: of documents to train on, by their hash."""
+    found = {document.key: document for document in documents(data.corpus)}
+    keys = sorted(found)
+    held_out = holdout_count(np.array([int(key[:16], 16) for key in keys], np.uint64), data.heldout)
+    asked = 0
+    for key in keys[held_out:]:
+        if generation.max_prompts is not None and asked == generation.max_prompts:
+            return
+        prompt = prompt_of(found[key], tokenizer, prompt_tokens=generation.prompt_tokens, system=generation.system)
+        if prompt is None:
+            continue
+        if tokenizer is not None:
+            document = as_document(Request(messages=prompt.messages, text=prompt.text, tools=prompt.tools))
+            if len(encode_prompt(document, tokenizer, data.date)) > data.seq_len - SHORTEST_ANSWER:
+                continue
+        asked += 1
+        yield prompt
+
+
+def show_costs(recipe: Recipe, costs: Iterable[Cost], console: Console) -> None:
+    """A few lines for people."""
+    served = recipe.teacher
+    assert isinstance(served, ServedTeacher)
+    costs = list(costs)
+
+    def say(text: str) -> None:
+        console.print(Text(one_line(text, 1_000)))
+
+    say(f"{served.model} at {served.api}: {prices_of(served.endpoint).line()}")
+    for found in costs:
+        kept = f", {found.answered:,} of them answered already" if found.answered else ""
+        say(f"{' and '.join(found.places)}: {found.prompts:,} prompts, {found.requests:,} requests{kept}")
+        say(
+            f"  at most {usd(found.nano_usd)} and {found.tokens:,} tokens (reserved before it is asked); about "
+            f"{usd(found.likely_nano_usd)} if answers are as long as the data's own"
+        )
+    most = sum(found.nano_usd for found in costs)
+    if served.budget is None or served.budget.usd is None:
+        say("budget: none. Write `teacher.budget: {usd: ...}`; what would exceed it is never sent")
+    else:
+        likely = sum(found.likely_nano_usd for found in costs)
+        allowed = served.budget.usd * 1e9
+        fits = (
+            "enough for all of it"
+            if most <= allowed
+            else "enough for the likely cost"
+            if likely <= allowed
+            else ("not enough: the run stops there with exit code 4, and goes on with more")
+        )
+        say(f"budget: ${served.budget.usd:,.2f}, {fits}")

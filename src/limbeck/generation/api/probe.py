@@ -1,0 +1,294 @@
+"""What a server really reveals, asked once: documentation and a status of 200 both say too much."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from limbeck.errors import BudgetError, LimbeckError, RecipeError, TeacherGoneError
+from limbeck.generation.api.protocols import MalformedError, encode, wire_format
+from limbeck.generation.api.protocols.reasoning import reasoning_field
+from limbeck.generation.api.teacher import LENGTH_FIELDS, api_key
+from limbeck.generation.api.transport.client import Client
+from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, parse
+from limbeck.generation.api.transport.pacing import backoff
+from limbeck.generation.request import Completion, Request
+from limbeck.recipe.served import Endpoint
+
+TRIES = 4
+SECONDS = 120.0
+MANY = 50
+"""So many alternatives are more than any limit in use: an endpoint that gives them has none."""
+
+_ASKED = Request(
+    messages=({"role": "user", "content": "Say hello."},),
+    text="Hello, my name is",
+    max_new_tokens=32,
+)
+_SETTINGS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 1, "stop": ("\n\n\n\n",)}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What one endpoint takes and reveals.
+
+    Attributes:
+        length_field: its name for the longest answer.
+        top_logprobs: alternatives a token at most; 0: none are revealed.
+        sampling: whether logprobs are of the model (``pre``) or of what was sampled from (``post``); None: not known.
+        token_ids: whether ids of tokens are given when they are asked for.
+        echo: whether log-probabilities of the prompt are given.
+        reasoning: where reasoning is: a field of the message, ``tags`` in the text, ``blocks``; None: none was seen.
+        several: whether one request can bring several answers (``n``).
+        usage: whether answers say how many tokens they cost.
+        refused: parameters that the endpoint refuses, with what it says.
+        tokens: what the probe cost, as far as the endpoint says.
+    """
+
+    api: str
+    model: str
+    protocol: str
+    length_field: str
+    top_logprobs: int = 0
+    sampling: str | None = None
+    token_ids: bool = False
+    echo: bool = False
+    reasoning: str | None = None
+    several: bool = False
+    usage: bool = False
+    refused: Mapping[str, str] | None = None
+    tokens: int = 0
+
+    def line(self) -> str:
+        """For people."""
+        sampling = {"pre": " (before sampling)", "post": " (after sampling)"}.get(self.sampling or "", "")
+        many = "any number of" if self.top_logprobs >= MANY else f"up to {self.top_logprobs}"
+        parts = [
+            f"{many} top logprobs{sampling}" if self.top_logprobs else "no logprobs",
+            "token ids" if self.token_ids else "no token ids",
+            *(["logprobs of the prompt"] if self.echo else []),
+            f"reasoning in {self.reasoning}" if self.reasoning else "no reasoning seen",
+            *(["several answers a request"] if self.several else []),
+            f"{self.length_field}" if self.protocol in ("chat", "completions") else self.protocol,
+            *([] if self.usage else ["no usage"]),
+            *([f"refuses {', '.join(sorted(self.refused))}"] if self.refused else []),
+        ]
+        return f"{self.model} at {self.api}: {', '.join(parts)}"
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that asks for more than the endpoint takes or reveals.
+
+        Raises:
+            RecipeError: it does.
+        """
+        for name, said in (self.refused or {}).items():
+            value = getattr(request, name, request.extra.get(name))
+            if value not in (None, (), 0) or (value == 0 and name == "temperature"):
+                raise RecipeError(
+                    f"{self.model} refuses the parameter `{name}`: {said}", key=f".{name}", fix="Leave it out."
+                )
+        if request.top_logprobs > self.top_logprobs:
+            has = f"at most {self.top_logprobs}" if self.top_logprobs else "none"
+            raise RecipeError(
+                f"{request.top_logprobs} top logprobs are asked for, and {self.model} reveals {has}",
+                key=".top_logprobs",
+                fix=f"Ask for {self.top_logprobs}.",
+            )
+
+
+def probe(endpoint: Endpoint, request: Request | None = None) -> Capabilities:
+    """Ask an endpoint with a handful of short requests what it takes and reveals.
+
+    Args:
+        endpoint: who is asked.
+        request: one of those that will be sent: its parameters and tools are tried. Default: the usual parameters.
+
+    Raises:
+        RecipeError: the key is missing or refused, the model is not there, or the protocol lacks a parameter.
+        BudgetError: the account has no credit.
+        TeacherGoneError: the server cannot be reached, or does not serve.
+    """
+    return asyncio.run(_Probe(endpoint).run(request))
+
+
+class _Probe:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.format = wire_format(endpoint.protocol)
+        self._key = api_key(endpoint)
+        self.length = self.format.length_field(endpoint)
+        self.tokens = 0
+        text = endpoint.protocol == "completions"
+        self.asked = replace(_ASKED, messages=()) if text else replace(_ASKED, text=None)
+
+    async def run(self, request: Request | None) -> Capabilities:
+        async with Client() as client:
+            self.client = client
+            plain, completion = await self._first()
+            found = Capabilities(
+                self.endpoint.api,
+                self.endpoint.model,
+                self.endpoint.protocol,
+                self.length,
+                reasoning=_where(self.format.name, plain, completion),
+                usage=completion.usage is not None,
+            )
+            refused = await self._settings(request)
+            if "top_logprobs" in self.format.takes:
+                most, sampling = await self._logprobs("temperature" not in refused)
+                found = replace(found, top_logprobs=most, sampling=sampling)
+            if self.format.name in ("chat", "completions"):
+                found = replace(
+                    found,
+                    token_ids=await self._reveals({"return_token_ids": True}, _has_ids),
+                    several=await self._reveals({"n": 2}, _has_two),
+                )
+            if self.format.name == "completions":
+                found = replace(found, echo=await self._reveals({"echo": True, "logprobs": 1}, _has_prompt))
+        return replace(found, refused=refused or None, tokens=self.tokens)
+
+    async def _post(self, body: Mapping[str, Any]) -> Any | Fault:
+        """The JSON of an answer, or a fault that stayed after some tries."""
+        fault = Fault(FaultKind.UNREACHABLE, "not tried")
+        for tries in range(TRIES):
+            reply = await self.client.post(
+                self.format.url(self.endpoint), self.format.headers(self._key), encode(body), SECONDS
+            )
+            if not isinstance(reply, Fault):
+                broken = of_reply(reply.status, reply.headers, reply.raw, 0.0)
+                if broken is None:
+                    return parse(reply.raw)
+                reply = broken
+            fault = replace(reply, message=reply.message.replace(self._key, "***") if self._key else reply.message)
+            last = tries == TRIES - 1
+            if last or not fault.passing or fault.kind is FaultKind.LATE or (fault.wait or 0) > SECONDS:
+                break
+            await asyncio.sleep(fault.wait if fault.wait is not None else backoff(tries) / 2)
+        return fault
+
+    async def _ask(self, request: Request) -> tuple[Any, Completion] | Fault:
+        return await self._read(self.format.body(self.endpoint, request, self.length), request)
+
+    async def _read(self, body: Mapping[str, Any], request: Request) -> tuple[Any, Completion] | Fault:
+        plain = await self._post(body)
+        if isinstance(plain, Fault):
+            return plain
+        try:
+            if not isinstance(plain, dict):
+                raise MalformedError("no JSON object")
+            completion = self.format.completion(plain, request)
+        except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
+            return Fault(FaultKind.MALFORMED, f"not an answer of the protocol `{self.format.name}`: {error}")
+        if completion.usage is not None:
+            self.tokens += completion.usage.input + completion.usage.output
+        return plain, completion
+
+    async def _first(self) -> tuple[Any, Completion]:
+        answer = await self._ask(self.asked)
+        if isinstance(answer, Fault) and answer.kind is FaultKind.PARAMETER and answer.parameter == self.length:
+            self.length = LENGTH_FIELDS.get(self.length, self.length)
+            answer = await self._ask(self.asked)
+        if isinstance(answer, Fault):
+            raise _error(self.endpoint, answer)
+        return answer
+
+    async def _settings(self, request: Request | None) -> dict[str, str]:
+        """Parameters that are refused."""
+        if request is None:
+            settings = {name: value for name, value in _SETTINGS.items() if name in self.format.takes}
+        else:
+            self.format.check(self.endpoint, request)
+            given = {name: getattr(request, name) for name in (*_SETTINGS, "tools", "extra")}
+            settings = {name: value for name, value in given.items() if value not in (None, (), {})}
+        refused: dict[str, str] = {}
+        while settings:
+            answer = await self._ask(replace(self.asked, **settings))
+            if not isinstance(answer, Fault):
+                break
+            name = (answer.parameter or "").split(".")[0]
+            name = _NAMES.get(name, name)
+            if answer.kind is not FaultKind.PARAMETER or name not in settings:
+                if request is not None:
+                    raise _error(self.endpoint, answer)
+                # It refuses one without a name: they are tried one by one.
+                for each, value in settings.items():
+                    if isinstance(alone := await self._ask(replace(self.asked, **{each: value})), Fault):
+                        refused[each] = alone.message
+                break
+            refused[name] = answer.message
+            del settings[name]
+        return refused
+
+    async def _logprobs(self, tempered: bool) -> tuple[int, str | None]:
+        """How many alternatives are revealed, and whether they depend on the temperature."""
+        most = 0
+        for number in (MANY, 20, 5, 1):
+            answer = await self._ask(replace(self.asked, top_logprobs=number))
+            if not isinstance(answer, Fault):
+                most = max((len(token.top) for token in answer[1].logprobs or ()), default=0)
+                break
+        if not most or not tempered:
+            return most, None
+        tops: list[dict[str, float]] = []
+        for temperature in (0.5, 1.5):
+            answer = await self._ask(
+                replace(self.asked, top_logprobs=min(most, 5), temperature=temperature, max_new_tokens=16)
+            )
+            if isinstance(answer, Fault) or not answer[1].logprobs:
+                return most, None
+            tops.append(dict(answer[1].logprobs[0].top))
+        both = set(tops[0]) & set(tops[1])
+        if not both:
+            return most, None
+        return most, "post" if any(abs(tops[0][token] - tops[1][token]) > 0.02 for token in both) else "pre"
+
+    async def _reveals(self, more: Mapping[str, Any], has: Any) -> bool:
+        body = {**self.format.body(self.endpoint, self.asked, self.length), **more}
+        answer = await self._read(body, self.asked)
+        return not isinstance(answer, Fault) and bool(has(answer[0], self.asked))
+
+
+_NAMES = {"topP": "top_p", "topK": "top_k", "stop_sequences": "stop", "stopSequences": "stop"}
+
+
+def _where(protocol: str, plain: Any, completion: Completion) -> str | None:
+    if not completion.reasoning:
+        return None
+    if protocol in ("anthropic", "gemini"):
+        return "blocks"
+    named = reasoning_field(completion.message)
+    return f"`{named[0]}`" if named else "tags"
+
+
+def _has_ids(plain: Any, _: Request) -> bool:
+    return bool(plain["choices"][0].get("token_ids"))
+
+
+def _has_two(plain: Any, _: Request) -> bool:
+    return len(plain["choices"]) == 2
+
+
+def _has_prompt(plain: Any, request: Request) -> bool:
+    choice = plain["choices"][0]
+    values = (choice.get("logprobs") or {}).get("token_logprobs") or []
+    return str(choice.get("text", "")).startswith(request.text or "") and len(values) > request.max_new_tokens
+
+
+def _error(endpoint: Endpoint, fault: Fault) -> LimbeckError:
+    what = f"{endpoint.model} at {endpoint.api} does not answer: {fault.message}"
+    if fault.kind is FaultKind.BILLING:
+        return BudgetError(what, fix="Add credit to the account.")
+    if fault.kind is FaultKind.KEY:
+        fix = f"Look at {endpoint.api_key_env}." if endpoint.api_key_env else "Name its variable in `api_key_env`."
+        return RecipeError(what, key=".api_key_env", fix=fix)
+    if fault.kind is FaultKind.WITHDRAWN:
+        return RecipeError(what, key=".model", fix="Look at `api`, `model` and `protocol`.")
+    if fault.kind is FaultKind.PARAMETER:
+        return RecipeError(what, key=f".{fault.parameter}", fix="Leave it out.")
+    if fault.kind is FaultKind.TERMS:
+        return TeacherGoneError(what, fix="Its terms do not allow this use; take another teacher.")
+    if fault.kind in (FaultKind.BAD_REQUEST, FaultKind.MALFORMED, FaultKind.TOO_LONG):
+        return RecipeError(what, key=".protocol", fix="Look at `api`, `protocol` and `extra`.")
+    return TeacherGoneError(what, fix="Is the server up?")

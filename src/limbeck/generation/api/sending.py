@@ -1,0 +1,397 @@
+"""Rows on their way: each is sent until it is answered, fails for good, or its time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from itertools import islice
+from typing import TypeVar
+
+from limbeck.errors import BudgetError, RecipeError
+from limbeck.generation.api.protocols import MalformedError
+from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import WHY, Asked
+from limbeck.generation.api.transport.client import Client, Reply
+from limbeck.generation.api.transport.clock import Clock
+from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line, parse, terms_refused
+from limbeck.generation.api.transport.headers import exhausted_for
+from limbeck.generation.api.transport.pacing import backoff
+from limbeck.generation.journal.budget import Ledger, Reservation
+from limbeck.generation.journal.journal import Journal
+from limbeck.generation.journal.rows import RowState
+from limbeck.generation.request import Completion, Outcome, Request
+
+CHUNK = 256
+"""Requests that become rows at a time."""
+BAD_AT_FIRST = 8
+"""Requests refused as wrong, without one success, after which the recipe is at fault and not a row."""
+
+_T = TypeVar("_T")
+
+
+class Fate(Enum):
+    """What became of a row at one teacher."""
+
+    DONE = auto()
+    """Answered, or failed for good."""
+    LEFT = auto()
+    """It stays to do."""
+    NEXT = auto()
+    """The next teacher is asked."""
+
+
+@dataclass
+class Row:
+    """A request and its place in the journal.
+
+    Attributes:
+        busy: it is in flight, or its answer is on its way to the disk; it does not only wait.
+        slot: it holds a slot of its endpoint.
+    """
+
+    request: Request
+    key: str
+    busy: bool = False
+    slot: bool = False
+
+
+class Sending:
+    """The rows of one call.
+
+    Args:
+        teachers: in the order in which they are asked.
+        local: whether a local model comes after them.
+        journal, ledger, clock: see :class:`~limbeck.generation.api.served.ServedSampler`.
+    """
+
+    def __init__(self, teachers: Sequence[Asked], local: bool, journal: Journal, ledger: Ledger, clock: Clock) -> None:
+        self.teachers, self.local, self.journal, self.ledger, self.clock = teachers, local, journal, ledger, clock
+        self.summary = Summary()
+        self.for_local: list[Row] = []
+        self.problem: BaseException | None = None
+        self.stopping = False
+        self._tasks: dict[asyncio.Task[None], Row] = {}
+        self._under_way: set[str] = set()
+        self._busy = 0
+        self._settled = asyncio.Condition()
+        self._poor = 0
+        self._random = random.Random(0)
+        self._bad = 0
+        self._succeeded = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._busy
+
+    async def run(self, requests: Iterable[Request], identity: dict[str, str]) -> None:
+        """Send all rows that have no answer. Errors that stop the sending are raised after what is in flight ended."""
+        most = max((teacher.endpoint.concurrency for teacher in self.teachers), default=1)
+        room = asyncio.Semaphore(2 * most + 64)
+        async with Client() as client:
+            try:
+                for chunk in _chunks(requests, CHUNK):
+                    if self._over():
+                        self.summary.left += len(chunk)  # and whatever comes after it
+                        break
+                    await asyncio.to_thread(self.journal.add, chunk, identity)
+                    for request in chunk:
+                        row = Row(request, request.key(identity))
+                        if self._over():
+                            self.summary.left += 1
+                        elif self._to_do(row):
+                            await room.acquire()
+                            self._start(client, row, room)
+            except BaseException:
+                self.stop()
+                raise
+            finally:
+                while self._tasks:
+                    await asyncio.wait(list(self._tasks))
+        if self.problem is not None:
+            raise self.problem
+
+    def stop(self, problem: BaseException | None = None) -> None:
+        """Send nothing more. What is in flight goes on; what waits is left."""
+        if problem is not None and self.problem is None:
+            self.problem = problem
+        self.stopping = True
+        for task, row in self._tasks.items():
+            if not row.busy:
+                task.cancel()
+
+    def abandon(self) -> None:
+        """Do not even wait for what is in flight."""
+        self.stopping = True
+        for task in self._tasks:
+            task.cancel()
+
+    def _over(self) -> bool:
+        return self.stopping or (not self.local and all(teacher.gone for teacher in self.teachers))
+
+    def _to_do(self, row: Row) -> bool:
+        state = self.journal.state(row.key)
+        if state is RowState.ANSWERED or row.key in self._under_way:
+            self.summary.kept += 1
+        elif state is RowState.FAILED:
+            self.summary.failed["before"] += 1
+        else:
+            return True
+        return False
+
+    def _start(self, client: Client, row: Row, room: asyncio.Semaphore) -> None:
+        task = asyncio.create_task(self._row(client, row))
+        self._tasks[task] = row
+        self._under_way.add(row.key)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            room.release()
+            del self._tasks[task]
+            if not (self.for_local and self.for_local[-1] is row):
+                self._under_way.discard(row.key)
+            if task.cancelled():
+                self.summary.left += 1
+            elif (problem := task.exception()) is not None:
+                self.summary.left += 1
+                self.stop(problem)
+
+        task.add_done_callback(ended)
+
+    async def _row(self, client: Client, row: Row) -> None:
+        for teacher in self.teachers:
+            if teacher.gone is not None:
+                continue
+            fate = await self._ask(client, teacher, row)
+            if fate is Fate.DONE:
+                return
+            if fate is Fate.LEFT:
+                break
+        else:
+            if self.local:
+                self.for_local.append(row)
+                return
+        self.summary.left += 1
+
+    async def _ask(self, client: Client, teacher: Asked, row: Row) -> Fate:
+        """Ask one teacher until it answers; all tries share one deadline."""
+        deadline: float | None = None
+        tries = 0
+        while True:
+            if not await teacher.pacer.acquire():
+                return self._move(teacher.gone or "stopped")
+            row.slot = True
+            try:
+                now = self.clock.now()
+                deadline = now + teacher.endpoint.deadline_seconds if deadline is None else deadline
+                if self.stopping:
+                    return Fate.LEFT
+                if now >= deadline:
+                    return self._move("late") if self._another(teacher) else Fate.LEFT
+                sent = await self._send(client, teacher, row, deadline - now)
+            finally:
+                row.busy = False
+                _give_back(teacher, row)
+            if isinstance(sent, Fate):
+                return sent
+            if sent.wait is None and sent.kind is FaultKind.PARAMETER:
+                continue  # the length has another name here
+            tries += 1
+            pause = sent.wait if sent.wait is not None else backoff(tries) * self._random.uniform(0.5, 1.0)
+            if self.clock.now() + pause >= deadline:
+                return self._move("late") if self._another(teacher) else Fate.LEFT
+            if self.stopping:
+                return Fate.LEFT
+            await self.clock.sleep(pause)
+
+    async def _send(self, client: Client, teacher: Asked, row: Row, seconds: float) -> Fate | Fault:
+        """Send a row once. A fault that is returned is to be tried again."""
+        used = teacher.length
+        body = teacher.body(row.request)
+        bound = teacher.bound(body, row.request)
+        reservation = await self._reserve(teacher, bound)
+        most = teacher.endpoint.max_usd_per_answer
+        if most is not None and reservation.nano_usd > most * 1e9:
+            await self._free(reservation)
+            return self._move("over price")
+        if self.stopping or teacher.gone is not None:
+            await self._free(reservation)
+            return self._move(teacher.gone or "stopped")
+        began = self.clock.now()
+        row.busy = True
+        self._busy += 1
+        try:
+            try:
+                attempt = await self.journal.sent(
+                    row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
+                )
+            except BaseException:
+                self.ledger.release(reservation)
+                raise
+            reply = await client.post(teacher.url, teacher.headers, body, seconds)
+            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.request)
+            if isinstance(answer, Fault):
+                return await self._failed(teacher, row, (attempt, reservation, began, used), answer)
+            if answer[1].outcome is Outcome.REFUSED and _against_terms(answer[1]):
+                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(answer[1]))))
+            _give_back(teacher, row)  # the endpoint need not wait for the disk
+            await self._answered(teacher, (attempt, reservation), *answer)
+            return Fate.DONE
+        finally:
+            self._busy -= 1
+
+    def _read(self, teacher: Asked, reply: Reply, request: Request) -> tuple[bytes, Completion] | Fault:
+        """An answer: its bytes, without the key should the server send that back, and what it says."""
+        wall = self.clock.wall()
+        raw = teacher.redact_bytes(reply.raw)
+        fault = of_reply(reply.status, reply.headers, raw, wall)
+        if fault is not None and fault.kind is FaultKind.FILTERED:
+            message = {"role": "assistant", "refusal": fault.message}
+            return raw, Completion(Outcome.FILTERED, "", message=message)
+        if fault is not None:
+            return fault
+        if wait := exhausted_for(reply.headers, wall):
+            teacher.pacer.hold(wait)
+        plain = parse(raw)
+        try:
+            if not isinstance(plain, dict):
+                raise MalformedError(f"no JSON object: {one_line(raw[:200].decode('utf-8', errors='replace'), 80)}")
+            completion = teacher.format.completion(plain, request)
+        except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
+            return Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
+        if completion.outcome is Outcome.COMPLETE and _against_terms(completion):
+            completion = replace(completion, outcome=Outcome.REFUSED)
+        return raw, completion
+
+    async def _answered(
+        self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
+    ) -> None:
+        attempt, reservation = sent
+        if completion.outcome is Outcome.FILTERED and completion.usage is None:
+            self.ledger.release(reservation)  # refused before anything was written
+            cost = 0
+        else:
+            cost = self.ledger.settle(reservation, completion.usage)
+        teacher.pacer.succeeded()
+        self._succeeded = True
+        await self.journal.answered(attempt, raw, completion, cost)
+        await self._wake()
+        self.summary.answered[completion.outcome.value] += 1
+        self.summary.by_teacher[teacher.name] += 1
+        self.summary.nano_usd += cost
+        if completion.usage is not None:
+            self.summary.tokens += completion.usage.input + completion.usage.output
+
+    async def _failed(
+        self, teacher: Asked, row: Row, sent: tuple[int, Reservation, float, str], fault: Fault
+    ) -> Fate | Fault:
+        attempt, reservation, began, used = sent
+        if fault.maybe_served:
+            self.summary.nano_usd += self.ledger.settle(reservation, None)
+        else:
+            self.ledger.release(reservation)
+        renamed = teacher.learns(fault, used)
+        stops = fault.stops and not renamed
+        final = not (fault.passing or stops or renamed)
+        message = teacher.redact(fault.message)
+        await self.journal.failed(attempt, fault.kind.value, message, final=final, maybe_served=fault.maybe_served)
+        await self._wake()
+        if renamed:
+            return Fault(FaultKind.PARAMETER, message)
+        self.summary.faults[fault.kind.value] += 1
+        if stops:
+            return self._leave(teacher, fault)
+        if final:
+            # The server is up, and this row is wrong.
+            teacher.pacer.succeeded()
+            self.summary.failed[fault.kind.value] += 1
+            if fault.kind is FaultKind.BAD_REQUEST and not self._succeeded:
+                self._bad += 1
+                if self._bad >= BAD_AT_FIRST:
+                    raise RecipeError(
+                        f"{teacher.name} refuses the requests: {message}",
+                        fix="Change what is asked; nothing was bought.",
+                    )
+            return Fate.DONE
+        crowded = fault.kind in (FaultKind.LIMITED, FaultKind.OVERLOADED, FaultKind.SERVER)
+        teacher.pacer.failed(began, crowded=crowded, wait=fault.wait)
+        if teacher.pacer.exhausted:
+            teacher.leave(WHY.get(fault.kind, "down") + f" ({message})", fault)
+            return self._move(WHY.get(fault.kind, "down"))
+        if fault.maybe_served and self.journal.state(row.key) is RowState.FAILED:
+            self.summary.failed["unknown"] += 1
+            return Fate.DONE
+        if fault.maybe_served:
+            self.summary.possibly_paid_twice += 1
+        return fault
+
+    def _leave(self, teacher: Asked, fault: Fault) -> Fate:
+        """A fault that every further request would meet."""
+        message = teacher.redact(fault.message)
+        reason = WHY[fault.kind]
+        if fault.kind is FaultKind.PARAMETER:
+            # Another teacher would hide it: the recipe is to be changed.
+            raise RecipeError(
+                f"{teacher.name} refuses the parameter `{fault.parameter}`: {message}",
+                key=f".{fault.parameter}",
+                fix="Leave it out of the recipe.",
+            )
+        teacher.leave(f"{reason} ({message})", fault)
+        return self._move(reason)
+
+    def _move(self, reason: str) -> Fate:
+        if self.stopping:
+            return Fate.LEFT
+        self.summary.moved[reason.partition(" (")[0]] += 1
+        return Fate.NEXT
+
+    def _another(self, teacher: Asked) -> bool:
+        """Whether somebody comes after a teacher."""
+        after = self.teachers[list(self.teachers).index(teacher) + 1 :]
+        return self.local or any(each.gone is None for each in after)
+
+    async def _reserve(self, teacher: Asked, bound: tuple[int, int]) -> Reservation:
+        """Money for a request. Where it does not fit, what is in flight may turn out cheaper."""
+        while True:
+            try:
+                return self.ledger.reserve(*bound, teacher.prices)
+            except BudgetError:
+                if not self._busy:
+                    raise
+                self._poor += 1
+                try:
+                    async with self._settled:
+                        await self._settled.wait()
+                finally:
+                    self._poor -= 1
+
+    async def _free(self, reservation: Reservation) -> None:
+        self.ledger.release(reservation)
+        await self._wake()
+
+    async def _wake(self) -> None:
+        if self._poor:
+            async with self._settled:
+                self._settled.notify_all()
+
+
+def _give_back(teacher: Asked, row: Row) -> None:
+    if row.slot:
+        row.slot = False
+        teacher.pacer.release()
+
+
+def _refusal(completion: Completion) -> str:
+    said = completion.message.get("refusal")
+    return said if isinstance(said, str) and said else completion.text
+
+
+def _against_terms(completion: Completion) -> bool:
+    return terms_refused(_refusal(completion), declared=completion.outcome is Outcome.REFUSED)
+
+
+def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    left = iter(items)
+    while chunk := list(islice(left, size)):
+        yield chunk

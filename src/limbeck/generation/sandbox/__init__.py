@@ -1,0 +1,1 @@
+"""Programs that nobody has read are run here and nowhere else; see ``programs``."""

@@ -1,0 +1,298 @@
+"""Teachers that can only be called, from a key to a student, against a server on loopback; and verified local text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.commands.run import run
+from limbeck.data.corpus import open_corpus
+from limbeck.display import Display
+from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
+from limbeck.pipeline.build import check
+from limbeck.recipe import load_recipe, parse_recipe
+from tests.servers.faulty import Fault, FaultyServer
+
+RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
+KEY = "sk-a-key-that-is-written-nowhere"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Prompts whose answer is yes or no."""
+    path = tmp_path / "questions.jsonl"
+    rows = [
+        {
+            "prompt": f"does the number {n} come after {n - 1 if n % 2 else n + 1} ? ",
+            "response": "yes" if n % 2 else "no",
+        }
+        for n in range(60)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def served_recipe(raw_recipe: dict[str, Any], questions: Path, teacher_folder: Path) -> dict[str, Any]:
+    return {
+        **raw_recipe,
+        "teacher": {
+            "api": "http://127.0.0.1:9/v1",
+            "model": "toy",
+            "prices": {"input": 1.0, "output": 2.0},
+            "api_key_env": "TOY_KEY",
+        },
+        "tokenizer": {"path": str(teacher_folder)},
+        "data": {"corpus": [{"jsonl": str(questions)}], "heldout": 0.2, "seq_len": 64},
+        "techniques": [
+            "alone",
+            {"kind": "hard", "name": "right", "generation": RIGHT},
+            {"kind": "hard", "name": "any", "generation": {**RIGHT, "keep": "all"}},
+        ],
+        "evaluation": {
+            **raw_recipe["evaluation"], "accuracy": {"verify": "exact", "max_documents": 5, "max_new_tokens": 6},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def short_recipe(served_recipe: dict[str, Any]) -> dict[str, Any]:
+    """One arm, and nothing measured that takes time."""
+    evaluation = {**served_recipe["evaluation"], "accuracy": None, "samples": 0, "speed_tokens": 0, "max_documents": 3}
+    training = {**served_recipe["training"], "tokens": 200}
+    return {
+        **served_recipe,
+        "techniques": served_recipe["techniques"][1:2],
+        "evaluation": evaluation,
+        "training": training,
+    }
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_KEY", KEY)
+
+
+def at(raw: dict[str, Any], server: FaultyServer, **more: Any) -> dict[str, Any]:
+    return {**raw, "teacher": {**raw["teacher"], "api": f"{server.url}/v1", **more}}
+
+
+def texts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the stages that choose said, by their names."""
+    return {
+        path.stem: json.loads(path.read_text())["result"] for path in sorted((folder / "stages").glob("select-*.json"))
+    }
+
+
+def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None:
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe(at(served_recipe, server))
+        report = run(recipe, Display(quiet=True))
+        bought = sum(server.billed.values())
+        again = run(recipe, Display(quiet=True))
+        assert sum(server.billed.values()) == bought, "a finished run asks nobody"
+    folder = Path(recipe.run)
+    assert [row.name for row in report.rows] == ["teacher", "alone", "right", "any"] == [r.name for r in again.rows]
+    teacher = report.rows[0]
+    assert (teacher.parameters, teacher.bits_per_byte) == (None, None)
+    assert teacher.accuracy is not None
+    assert all(row.bits_per_byte is not None and row.accuracy is not None for row in report.rows[1:])
+    chosen = sorted(texts(folder).values(), key=lambda each: each["learned"])
+    right, whole = chosen
+    assert whole["learned"] == whole["answers"] == sum(whole["verdicts"].values())
+    assert 0 < right["learned"] == right["verdicts"]["correct"] < whole["learned"]
+    for name in texts(folder):
+        home = folder / "text" / name
+        assert len(open_corpus(home / "corpus")) == texts(folder)[name]["learned"]
+        rows = [json.loads(line) for line in (home / "dataset" / "data.jsonl").read_text().splitlines()]
+        assert len(rows) == texts(folder)[name]["learned"]
+        assert "toy" in (home / "dataset" / "README.md").read_text()
+    card = (folder / "arms/right-seed0/students/student/README.md").read_text()
+    assert "distilled from a teacher" in card
+    assert "trained without a teacher" not in card
+    everything = [p for p in [*folder.rglob("*"), *(folder.parent / "journals").rglob("*")] if p.is_file()]
+    assert not [p for p in everything if KEY.encode() in p.read_bytes()]
+
+
+def test_another_run_buys_nothing_twice(short_recipe: dict[str, Any]) -> None:
+    with FaultyServer(text="yes") as server:
+        run(parse_recipe(at(short_recipe, server)), Display(quiet=True))
+        asked = len(server.billed)
+        renamed = {**at(short_recipe, server), "run": short_recipe["run"] + "-renamed"}
+        run(parse_recipe(renamed), Display(quiet=True))
+        prompts = [b for b in server.bodies if "does the number" in json.dumps(b)]
+    assert len(prompts) == len({json.dumps(b, sort_keys=True) for b in prompts})
+    assert len(server.billed) == asked, "only what was probed is asked again"
+
+
+def test_a_dead_teacher_leaves_what_was_answered(short_recipe: dict[str, Any]) -> None:
+    raw = short_recipe
+    with pytest.raises(TeacherGoneError) as failed:
+        run(parse_recipe({**raw, "teacher": {**raw["teacher"], "patience_seconds": 0.2}}),
+            Display(quiet=True))  # fmt: skip
+    assert failed.value.exit_code == 3
+
+
+def test_a_local_model_stands_behind_a_dead_teacher(short_recipe: dict[str, Any], teacher_folder: Path) -> None:
+    teacher = {**short_recipe["teacher"], "patience_seconds": 0.2, "fallbacks": [{"path": str(teacher_folder)}]}
+    generation = {"max_new_tokens": 8, "filters": {"outcomes": ["length"], "decontaminate": None}, "max_prompts": 6}
+    raw = {**short_recipe, "teacher": teacher, "techniques": [{"kind": "hard", "generation": generation}]}
+    recipe = parse_recipe(raw)
+    run(recipe, Display(quiet=True))
+    (found,) = texts(Path(recipe.run)).values()
+    assert found["answers"] == 6
+
+
+def test_a_budget_that_is_spent_goes_on_with_more(short_recipe: dict[str, Any]) -> None:
+    with FaultyServer(text="yes") as server:
+        small = parse_recipe(at(short_recipe, server, budget={"tokens": 900}))
+        with pytest.raises(BudgetError):
+            run(small, Display(quiet=True))
+        before = len(server.billed)
+        run(parse_recipe(at(short_recipe, server, budget={"tokens": 2_000_000})), Display(quiet=True))
+        prompts = [json.dumps(b, sort_keys=True) for b in server.bodies if "does the number" in json.dumps(b)]
+    assert 0 < before < len(server.billed)
+    assert len(prompts) == len(set(prompts))
+
+
+def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_folder: Path) -> None:
+    for technique in ("soft", "co"):
+        with pytest.raises(RecipeError, match=r"techniques\.0.*needs the teacher's weights.*write `hard`"):
+            parse_recipe({**served_recipe, "techniques": [technique]})
+    with pytest.raises(RecipeError, match=r"student.*no weights to cut"):
+        parse_recipe({**served_recipe, "student": {"from": "teacher", "layers": 1}})
+    with pytest.raises(RecipeError, match=r"tokenizer.*tokenizer: \{path"):
+        parse_recipe({**served_recipe, "tokenizer": None})
+    with pytest.raises(RecipeError, match=r"max_prompts"):
+        parse_recipe({**served_recipe, "techniques": [{"kind": "hard", "generation": {"tokens": 100}}]})
+
+
+def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOY_KEY")
+    notes = "\n".join(check(parse_recipe(served_recipe)).notes)
+    for said in ("no server was asked", "$TOY_KEY is not set", "$1", "terms"):
+        assert said in notes
+    no = {"may_train_students": "no", "source": "https://x.y", "date": "2026-01-01", "quote": "You may not."}
+    with pytest.raises(RecipeError, match=r"teacher\.terms\.may_train_students.*override"):
+        check(parse_recipe({**served_recipe, "teacher": {**served_recipe["teacher"], "terms": no}}))
+    unpriced = {**served_recipe["teacher"], "prices": None}
+    with pytest.raises(RecipeError, match="prices"):
+        check(parse_recipe({**served_recipe, "teacher": unpriced}))
+    wrong = {**served_recipe["teacher"], "protocol": "completions"}
+    with pytest.raises(RecipeError, match=r"teacher\.protocol.*chat"):
+        check(parse_recipe({**served_recipe, "teacher": wrong}))
+
+
+@pytest.mark.parametrize("name", ["closed-api", "deepseek-r1"])
+def test_recipes_of_called_teachers_pass_without_a_network(name: str) -> None:
+    notes = "\n".join(check(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")).notes)
+    assert "reads it from the hub" in notes
+    assert "per million tokens" in notes
+
+
+# ----------------------------------------------------------------------------------- killed and gone on with
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The server as a process of its own: it outlives what is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.servers.faulty", "--port", "0", json.dumps({"text": "yes", "latency": 0.1})],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def counts(url: str) -> dict[str, int]:
+    with urllib.request.urlopen(f"{url}/counts") as reply:
+        return dict(json.load(reply))
+
+
+def test_a_killed_run_buys_again_no_more_than_was_in_flight(
+    short_recipe: dict[str, Any], server: str, tmp_path: Path
+) -> None:
+    raw = {**short_recipe, "teacher": {**short_recipe["teacher"], "api": f"{server}/v1", "concurrency": 2}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(raw))  # JSON is YAML
+    command = [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", "1"]
+    environment = {**os.environ, "TOY_KEY": KEY}
+    killed = 0
+    asked = counts(server)["billed"]
+    for _ in range(2):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        until = time.monotonic() + 240
+        while counts(server)["billed"] < asked + 12 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.communicate()
+        asked = counts(server)["billed"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert killed == 2
+    found = counts(server)
+    assert found["repeats"] <= killed * 2 + 12, found  # two in flight at each kill; the probe's own requests
+    ((_, chosen),) = texts(Path(raw["run"])).items()
+    assert chosen["answers"] >= 40
+
+
+def test_limits_and_failures_lose_no_prompt(short_recipe: dict[str, Any]) -> None:
+    faults = [Fault("429", share=0.2, tries=1, retry_after="float"), Fault("500", share=0.1, tries=1)]
+    with FaultyServer(text="yes", faults=faults) as server:
+        recipe = parse_recipe(at(short_recipe, server))
+        run(recipe, Display(quiet=True))
+    ((_, chosen),) = texts(Path(recipe.run)).items()
+    train = json.loads((Path(recipe.run) / "stages" / "data.json").read_text())["result"]["train"]["documents"]
+    assert chosen["answers"] == train
+
+
+# -------------------------------------------------------------------------------------------- local teachers
+
+
+def test_local_text_is_sampled_verified_and_chosen(raw_recipe: dict[str, Any], questions: Path) -> None:
+    generation = {
+        "samples": 2, "max_new_tokens": 6, "batch_size": 16, "keep": "all", "verify": "exact",
+        "filters": {"outcomes": ["length"], "decontaminate": None, "exact_duplicates": False},
+    }  # fmt: skip
+    raw = {
+        **raw_recipe,
+        "data": {"corpus": [{"jsonl": str(questions)}], "heldout": 0.2, "seq_len": 64},
+        "techniques": [
+            {"kind": "hard", "name": "all", "generation": generation},
+            {"kind": "hard", "name": "few", "generation": {**generation, "keep": {"policy": "all", "max_answers": 10}}},
+            {"kind": "hard", "name": "random", "generation": {**generation, "as_many_as": "few"}},
+        ],
+        "evaluation": {**raw_recipe["evaluation"], "accuracy": {"verify": "exact", "max_documents": 5}},
+    }
+    recipe = parse_recipe(raw)
+    report = run(recipe, Display(quiet=True))
+    folder = Path(recipe.run)
+    found = sorted(each["learned"] for each in texts(folder).values())
+    assert found[:2] == [10, 10]
+    assert found[2] > 10
+    assert len(list((folder / "text").glob("sample-*.sqlite"))) == 1, "arms share what was sampled"
+    assert all(row.accuracy is not None for row in report.rows)
+    other = parse_recipe({**raw, "run": raw["run"] + "-again"})
+    run(other, Display(quiet=True))
+    assert {each["fingerprint"] for each in texts(Path(other.run)).values()} == {
+        each["fingerprint"] for each in texts(folder).values()
+    }
+    for one, two in zip(
+        sorted(folder.glob("text/select-*")), sorted(Path(other.run).glob("text/select-*")), strict=True
+    ):
+        assert (one / "corpus" / "ids.bin").read_bytes() == (two / "corpus" / "ids.bin").read_bytes()

@@ -1,0 +1,105 @@
+"""What an endpoint takes and reveals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from limbeck.errors import BudgetError, LimbeckError, RecipeError, TeacherGoneError
+from limbeck.generation.api.probe import probe
+from limbeck.generation.request import Request
+from limbeck.recipe.served import Endpoint
+from tests.servers.faulty import Fault, FaultyServer
+
+
+def ask(server: FaultyServer, request: Request | None = None, **more: Any) -> Any:
+    return probe(Endpoint(**{"api": f"{server.url}/v1", "model": "m", **more}), request)
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "most"), [(None, 0), (1, 1), (5, 5), (20, 20), (1000, 50)], ids=["null", "1", "5", "20", "any"]
+)
+def test_logprobs(logprobs: int | None, most: int) -> None:
+    with FaultyServer(logprobs=logprobs) as server:
+        found = ask(server)
+    assert found.top_logprobs == most
+    words = {0: "no logprobs", 50: "any number of top logprobs"}
+    assert words.get(most, f"up to {most} top logprobs") in found.line()
+    if most in (0, 5):
+        with pytest.raises(RecipeError, match="top logprobs are asked for"):
+            found.check(Request(top_logprobs=most + 1))
+        found.check(Request(top_logprobs=most))
+
+
+def test_the_temperature_tells_whether_logprobs_are_of_the_model() -> None:
+    with FaultyServer(logprobs=5) as server:
+        assert ask(server).sampling == "pre"
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [("reasoning", "`reasoning`"), ("reasoning_content", "`reasoning_content`"), ("tags", "tags"), ("none", None)],
+)
+def test_reasoning(where: str, name: str | None) -> None:
+    with FaultyServer(reasoning=where) as server:
+        assert ask(server).reasoning == name
+
+
+def test_refused_parameters_are_found_and_asking_for_them_is_an_error() -> None:
+    with FaultyServer(refuses=("temperature", "top_k"), length_field="max_completion_tokens") as server:
+        found = ask(server)
+    assert set(found.refused or {}) == {"temperature", "top_k"}
+    assert found.length_field == "max_completion_tokens"
+    with pytest.raises(RecipeError) as error:
+        found.check(Request(temperature=0.0))
+    assert error.value.key == ".temperature"
+    found.check(Request(top_p=0.5))
+    assert "refuses temperature, top_k" in found.line()
+
+
+def test_only_what_will_be_asked_is_tried() -> None:
+    with FaultyServer(refuses=("temperature",)) as server:
+        found = ask(server, Request(messages=({"role": "user", "content": "x"},), top_p=0.5))
+        assert found.refused is None
+        found = ask(server, Request(messages=({"role": "user", "content": "x"},), temperature=0.5))
+        assert set(found.refused or {}) == {"temperature"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path", "named"),
+    [("completions", "/v1", "max_tokens"), ("anthropic", "", "anthropic"), ("gemini", "/v1beta", "gemini")],
+)
+def test_other_protocols(protocol: str, path: str, named: str) -> None:
+    with FaultyServer(reasoning="reasoning") as server:
+        found = ask(server, api=f"{server.url}{path}", protocol=protocol)
+    assert named in found.line()
+    assert found.usage
+    assert found.tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "key"),
+    [
+        ("402", BudgetError, None),
+        ("key", RecipeError, ".api_key_env"),
+        ("withdrawn", RecipeError, ".model"),
+        ("terms", TeacherGoneError, None),
+        ("bad_request", RecipeError, ".protocol"),
+    ],
+)
+def test_what_cannot_be_asked(kind: str, error: type[LimbeckError], key: str | None) -> None:
+    with FaultyServer(faults=[Fault(kind)]) as server, pytest.raises(error) as raised:
+        ask(server)
+    assert raised.value.key == key
+    assert sum(server.asked.values()) == 1
+
+
+def test_a_server_that_is_down() -> None:
+    with pytest.raises(TeacherGoneError, match="does not answer"):
+        probe(Endpoint(api="http://127.0.0.1:9/v1", model="m"))
+
+
+def test_a_fault_that_passes_is_tried_again() -> None:
+    with FaultyServer(faults=[Fault("429", tries=1, retry_after="float")]) as server:
+        assert ask(server).usage
