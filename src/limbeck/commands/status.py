@@ -62,7 +62,7 @@ def show_decisions(decisions: Sequence[Decision], console: Console) -> None:
             _ACTIONS[decision.action], escape(decision.stage.title), decision.action, "", escape(decision.reason)
         )
     console.print(table)
-    counted = Counter(decision.action for decision in decisions)
+    counted = Counter[str](decision.action for decision in decisions)
     said = [f"{counted[action]} {_SAID[action]}" for action in _SAID if counted[action]]
     console.print(f"{len(decisions)} stages: {', '.join(said)}")
 
