@@ -70,8 +70,10 @@ def endpoint(
     request: pytest.FixtureRequest, smollm2: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Endpoint]:
     port, log = _free_port(), tmp_path_factory.mktemp("server") / "log"
+    cache = tmp_path_factory.mktemp("hub")  # transformers lists it to say what it serves
     environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }  # fmt: skip
     with log.open("wb") as out:
         server = subprocess.Popen(_command(request.param, smollm2, port), stdout=out, stderr=out, env=environment)
@@ -103,14 +105,17 @@ def _recipe(folder: Path, endpoint: Endpoint, tokenizer: str) -> dict[str, Any]:
     rows = [{"prompt": f"Say the number {n} in words.", "response": str(n)} for n in range(12)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    teacher = {"api": endpoint.api, "model": endpoint.model, "concurrency": 8, "prices": {"input": 0, "output": 0}}
+    generation = {
+        "samples": 2, "max_new_tokens": 16, "keep": "all", "filters": {"outcomes": ["length"], "decontaminate": None},
+    }  # fmt: skip
     return {
         "run": str(folder / "run"),
-        "teacher": {"api": endpoint.api, "model": endpoint.model, "concurrency": 8, "prices": {"input": 0, "output": 0}},
+        "teacher": teacher,
         "tokenizer": {"path": tokenizer},
         "student": {"config": {"model_type": "llama", **small}},
         "data": {"corpus": [{"jsonl": str(folder / "prompts.jsonl")}], "heldout": 0.2, "seq_len": 128},
-        "techniques": ["alone", {"kind": "hard", "generation": {"samples": 2, "max_new_tokens": 16, "keep": "all",
-                                                               "filters": {"outcomes": ["length"], "decontaminate": None}}}],
+        "techniques": ["alone", {"kind": "hard", "generation": generation}],
         "training": {"tokens": 2000, "micro_batch_size": 4},
         "evaluation": {"max_documents": 2, "samples": 0, "bootstrap": 100},
     }  # fmt: skip
