@@ -16,6 +16,7 @@ from limbeck.data.chat.answers import (
     EMPTY,
     ENDLESS,
     HEADED,
+    NOWHERE,
     SECOND_THOUGHT,
 )
 from limbeck.data.chat.encode import MARK, SWALLOWED, WORDS, Encoded, encode, encode_batch, template_facts
@@ -763,3 +764,171 @@ def test_a_message_of_which_nothing_is_written_is_said(tokenizer: Any, role: str
     assert dropped in encoded.remarks
     assert dropped not in encode(Document(messages=messages), with_template(tokenizer, CHATML)).remarks
     assert dropped not in encode(Document(messages=messages[::2]), with_template(tokenizer, known)).remarks
+
+
+# ------------------------------------------------------------------- what others said, and other turns, are no label
+
+
+def turns(
+    assistant: str = "{{ c }}{{ end }}\n",
+    user: str = "{{ c }}{{ end }}\n",
+    *,
+    header: str = "",
+    before: str = "",
+    asks: str = "",
+    end: str = "<|im_end|>",
+) -> str:
+    """A template in which a turn may look at those before it: ``a`` is the last answer, ``u`` the last question."""
+    return (
+        f"{{% set end = '{end}' %}}{{% set n = namespace(a='', u='', silent=false, answers=0) %}}"
+        f"{before}{{% for m in messages %}}{{% set c = m.content.split('</think>')[-1] | trim %}}"
+        f"<|im_start|>{{{{ m.role }}}}\n{{% if m.role == 'assistant' %}}{header}{assistant}"
+        "{% set n.a = c %}{% set n.silent = not c %}{% if c %}{% set n.answers = n.answers + 1 %}{% endif %}"
+        f"{{% else %}}{user}{{% set n.u = c %}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}<|im_start|>assistant\n{asks}{{% endif %}}"
+    )
+
+
+QUOTED = "{% if n.a %}(before: {{ n.a }})\n{% endif %}"
+IF_WORDS = turns("{{ c }}{% if c %}{{ end }}{% endif %}\n")
+LEAVES_OUT = CHATML.replace("in messages %}", "in messages if m.content.split('</think>')[-1].strip() %}")
+SILENT = (
+    "{% for m in messages if not m.content.split('</think>')[-1].strip() %}<|im_start|>system\nSome are silent."
+    "<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("nothing", ["", " \n", "<think>hm</think>"])
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (turns(user="{% if n.a %}> {{ n.a }}\n{% endif %}{{ c }}{{ end }}\n"), True),
+        (turns(user="{% if n.silent %}(no reply)\n{% endif %}{{ c }}{{ end }}\n"), True),
+        (turns(user="{{ n.answers }}: {{ c }}{{ end }}\n"), True),
+        (turns(user="> {{ n.a }}\n{{ c }}{{ end }}\n"), True),
+        (turns(header=QUOTED, asks=QUOTED), True),
+        (IF_WORDS, False),
+        (LEAVES_OUT, False),
+        (SILENT + CHATML.replace("{{ m['content'] }}", "{{ m.content.split('</think>')[-1] }}"), False),
+    ],
+)
+def test_nothing_ends_before_the_next_turn_whatever_follows(
+    tokenizer: Any, template: str, nothing: str, *, ends: bool
+) -> None:
+    for later in ((), (user("third"), said(nothing), user("fourth"), said("ok"))):
+        conversation = (user("first"), said(nothing), user("second"), said("yo"), *later)
+        chatty = with_template(tokenizer, template)
+        encoded = encode(Document(messages=conversation), chatty)
+        found = [piece.strip() for piece in pieces(encoded, chatty)]
+        words = [piece for piece in found if piece not in ("", "<|im_end|>")]
+        assert words == ["yo<|im_end|>", "ok<|im_end|>"][: len(words)]
+        assert len(words) == (2 if later else 1)
+        assert found.count("<|im_end|>") == (len(found) - len(words) if ends else 0)
+        assert (NOWHERE in encoded.remarks) == (not ends)
+        if ends:
+            assert len(found) == len(conversation) // 2
+            assert EMPTY in encoded.remarks
+        unlearned = tuple({**m, "learn": False} if m["content"] == nothing else m for m in conversation)
+        assert [piece.strip() for piece in learned(tokenizer, template, *unlearned)] == words
+
+
+@pytest.mark.parametrize("asks", [QUOTED, ""])
+@pytest.mark.parametrize("answers", [("yo", "ok", "so"), ("yo", "yo", "yo"), ("  yo", "more", "  more")])
+def test_an_answer_that_a_later_header_quotes_is_learned_in_its_own_turn(
+    tokenizer: Any, asks: str, answers: tuple[str, ...]
+) -> None:
+    conversation = [m for n, answer in enumerate(answers) for m in (user(["hi", "more", "last"][n]), said(answer))]
+    chatty = with_template(tokenizer, turns(header=QUOTED, asks=asks))
+    encoded = encode(Document(messages=tuple(conversation)), chatty)
+    assert pieces(encoded, chatty) == [f"{answer.strip()}<|im_end|>" for answer in answers]
+    assert encoded.n_bytes == sum(len(answer.strip()) for answer in answers)
+    ids, kinds = list(encoded.ids), list(encoded.loss_mask)
+    first = next(i for i, kind in enumerate(kinds) if kind)
+    assert chatty.decode(ids[:first]).endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "<ctx>{{ messages[0].content }}</ctx>",
+        "[re {{ n.u }}]",
+        "<|meta|>{{ n.u }}<|/meta|>",
+        "<|sep|>",
+        "<echo>{{ c }}</echo>",
+        "{{ '\n' }}<|im_start|>meta\n{{ messages[0].content }}<|im_end|>",
+        "{{ bos_token }}",
+    ],
+)
+@pytest.mark.parametrize("answers", [("yo", "ok"), ("", "ok"), ("yo <|im_end|> yo", "ok")])
+def test_a_note_behind_the_end_is_only_read(tokenizer: Any, note: str, answers: tuple[str, ...]) -> None:
+    chatty = with_template(tokenizer, turns("{{ c }}{{ end }}" + note + "\n"))
+    chatty.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    for system in ((), ({"role": "system", "content": "secret"},)):
+        conversation = (*system, user("first"), said(answers[0]), user("second"), said(answers[1]))
+        encoded = encode(Document(messages=conversation), chatty)
+        assert pieces(encoded, chatty) == [f"{answer}<|im_end|>" for answer in answers]
+
+
+def test_what_a_turn_quotes_between_its_words_and_its_end_is_only_read(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, turns("{{ c }} (to: {{ messages[0].content }}){{ end }}\n"))
+    encoded = encode(Document(messages=(user("first"), said("yo"), user("second"), said("ok"))), chatty)
+    assert "first" not in "".join(pieces(encoded, chatty))
+    assert pieces(encoded, chatty, (WORDS,)) == ["yo", "ok"]
+    assert "".join(pieces(encoded, chatty)).count("<|im_end|>") == 2
+
+
+@pytest.mark.parametrize("opening", ["<|im_start|>", "<|start_header_id|>"])
+@pytest.mark.parametrize("answer", ["yo", "", "  yo  "])
+def test_the_mark_that_opens_any_turn_ends_none(tokenizer: Any, opening: str, answer: str) -> None:
+    template = turns("{{ m.content }}{% if loop.last %}{{ end }}{% endif %}\n").replace("<|im_start|>", opening)
+    chatty = with_template(tokenizer, template)
+    encoded = encode(Document(messages=(user("first"), said(answer), user("second"), said("ok"))), chatty)
+    assert pieces(encoded, chatty) == [*([answer] if answer else []), "ok<|im_end|>"]
+    assert ENDLESS in encoded.remarks or not answer
+
+
+def test_an_answer_that_holds_the_end_is_learned_whole_where_it_stands_twice(tokenizer: Any) -> None:
+    template = turns("{{ c }}<|sep|>{{ c }}{{ end }}\n")
+    for answer in ("yo", "a <|im_end|> b"):
+        assert learned(tokenizer, template, user("hi"), said(answer)) == [f"{answer}<|sep|>{answer}<|im_end|>"]
+
+
+def test_spaces_belong_to_an_answer_in_a_template_that_begins_with_the_newest(tokenizer: Any) -> None:
+    newest = CHATML.replace("in messages", "in messages | reverse")
+    conversation = (user("hi"), said("  yo"), user("more"), said("\n\nok"))
+    assert learned(tokenizer, newest, *conversation) == ["\n\nok<|im_end|>", "  yo<|im_end|>"]
+
+
+def test_an_answer_in_the_place_of_a_question_is_refused(tokenizer: Any) -> None:
+    paired = (
+        "{% for pair in messages | batch(2) %}<|user|>{{ pair[0].content }}<|assistant|>"
+        "{% if pair | length > 1 %}{{ pair[1].content }}<|end|>{% endif %}{% endfor %}"
+    )
+    conversation = (user("hi"), said("yo"), user("more"), said("ok"))
+    assert learned(tokenizer, paired, *conversation) == ["yo<|end|>", "ok<|end|>"]
+    with pytest.raises(InputError, match="writes an answer of this conversation where a question stands"):
+        learned(tokenizer, paired, SYSTEM, *conversation)
+
+
+def test_a_plain_end_between_bars_is_an_end(tokenizer: Any) -> None:
+    bars = "{% for m in messages %}[|{{ m.role }}|]{{ m.content }}[|endofturn|]\n{% endfor %}"
+    chatty = with_template(tokenizer, bars + "{% if add_generation_prompt %}[|assistant|]{% endif %}")
+    encoded = encode(Document(messages=(user("hi"), said("yo"))), chatty)
+    assert pieces(encoded, chatty) == ["yo[|endofturn|]"]
+    assert ENDLESS not in encoded.remarks
+
+
+def test_nobody_is_told_of_exceptions_that_are_not_raised(tokenizer: Any) -> None:
+    last = CHATML.replace("in messages", "in messages[-2:]")
+    with pytest.raises(InputError, match="does not show where an answer without words would stand") as caught:
+        learned(tokenizer, last, user("q"), said(""), user("r"), said("yo"))
+    assert "exception" not in str(caught.value.fix)
+
+
+def test_a_turn_behind_the_next_one_is_doubted(tokenizer: Any) -> None:
+    """The conversations that would tell the copies apart are refused, and a quotation looks more like a turn."""
+    odd = refusing("messages | length in (3, 4) and messages[0].name == 'Ann'", turns(header=QUOTED))
+    conversation = ({**user("hi"), "name": "Ann"}, said("yo"), user("more"), said("ok"), user("last"), said("so"))
+    with pytest.raises(InputError, match="writes an answer several times"):
+        learned(tokenizer, odd, *conversation)
+    assert learned(tokenizer, turns(header=QUOTED), *conversation) == ["yo<|im_end|>", "ok<|im_end|>", "so<|im_end|>"]

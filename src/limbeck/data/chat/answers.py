@@ -15,7 +15,18 @@ from typing import Any
 
 from limbeck.data.chat.marks import MARKINGS, REASONING, THOUGHT, Marked
 from limbeck.data.chat.templates import Template, in_parts
-from limbeck.data.chat.turns.surroundings import ANSWER, LATER, Span, headers, refusal, says, surroundings_of
+from limbeck.data.chat.turns.surroundings import (
+    ANSWER,
+    LATER,
+    PAIRS,
+    Span,
+    headers,
+    is_closing,
+    misplaced,
+    refusal,
+    says,
+    surroundings_of,
+)
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
@@ -24,7 +35,11 @@ DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last a
 _TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 EMPTY = "an answer is empty: it teaches to say nothing"
-ENDLESS = "the chat template writes nothing that ends an answer, so no end is learned"
+ENDLESS = (
+    "no token of the chat template ends an answer, or not every one: at most what it writes after each (a newline) "
+    "is learned as its end"
+)
+NOWHERE = "an answer is empty, and its end cannot be found in what the chat template writes: nothing is learned of it"
 HEADED = (
     "the chat template does not say how it asks for an answer: all that stands before one in its turn is read, though "
     "more than a header may be among it"
@@ -34,8 +49,6 @@ DATED = "the chat template writes a date: it is told {} (`data.date`)"
 SECOND_THOUGHT = "an answer holds several thoughts: those after the first are learned as a part of its text"
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _WORD = re.compile(r"\w")
-_PAIRS = (("end", "begin"), ("end", "start"), ("END", "BEGIN"), ("END", "START"))
-"""What a tag that closes something has in its name, and the one that opens it."""
 
 
 @dataclass(frozen=True)
@@ -174,27 +187,33 @@ class _Finder:
         self.text = marked.text
         self.rendered = Rendered(marked.text, [])
         self.around = surroundings_of(template, messages, document.tools)
+        blind = list(self.text)
+        for spans in marked.everywhere.values():
+            for start, end in spans:
+                blind[start:end] = " " * (end - start)
+        self._foreign_to: tuple[int, list[Span]] = (-1, [])
+        self.blind = "".join(blind)
+        """The text without what was said: a tag in it is the template's own."""
 
     def found(self) -> Rendered:
         self._check_tools()
         self._remark_dropped()
         self._remark_date()
         asked = max((i for i, m in enumerate(self.messages) if m["role"] == "user"), default=-1)
-        before = 0
+        ends: list[int] = []
         for i, message in enumerate(self.messages):
             if message["role"] == "assistant":
                 self._check_call(i)
-                group = _together(self.marked.own(i) or self._place_of_nothing(i), self._others(i))
-                previous = max(
-                    [before, *(e for j in range(i) for _, e in self.marked.own(j) if e <= _first(group, self.text))]
-                )
-                answers = self._answers(i, group, previous)
-                before = max([before, *(answer.end for answer in answers)])
+                spans = self.marked.own(i) or self._place_of_nothing(i)
+                group = _together(spans, self._others(i))
+                first = _first(group, self.text)
+                others = [end for j in range(len(self.messages)) if j != i for _, end in self.marked.own(j)]
+                answers = self._answers(i, group, max((end for end in [*ends, *others] if end <= first), default=0))
+                ends += [answer.end for answer in answers]
                 if message.get("learn", True):
-                    self.rendered.answers += answers
-                    self._remark(i, is_last=i > asked)
-            else:
-                before = max([before, *(end for _, end in self.marked.own(i))])
+                    for answer in answers:
+                        self.rendered.answers += self._carved(i, answer)
+                    self._remark(i, is_last=i > asked, is_somewhere=bool(spans or message.get("tool_calls")))
         return self.rendered
 
     # what is refused, and what is said
@@ -261,7 +280,7 @@ class _Finder:
         if not same:
             self.rendered.remarks.add(DATED.format(self.template.date))
 
-    def _remark(self, i: int, *, is_last: bool) -> None:
+    def _remark(self, i: int, *, is_last: bool, is_somewhere: bool) -> None:
         message, lost = self.messages[i], self.marked.lost.get(i, set())
         if "content" in lost and message.get("tool_calls"):
             self.rendered.remarks.add(DROPPED_TEXT)
@@ -269,7 +288,7 @@ class _Finder:
         if is_last and lost & {"thoughts", "inner"} and not has_thoughts:
             self.rendered.remarks.add(DROPPED_THOUGHTS)
         if not message.get("tool_calls") and not self.marked.content.get(i) and not has_thoughts:
-            self.rendered.remarks.add(EMPTY)
+            self.rendered.remarks.add(EMPTY if is_somewhere else NOWHERE)
         if str(message["content"]).count("</think>") > 1 and self.marked.content.get(i):
             self.rendered.remarks.add(SECOND_THOUGHT)
 
@@ -282,12 +301,14 @@ class _Finder:
         others = self._others(i)
         found: list[Answer] = []
         if not group and not self.messages[i].get("tool_calls"):
-            return found  # nothing, and it is not to be learned
+            return found  # nothing, and it is not to be learned, or nobody knows where
+        self._check_place(i, group, previous)
         for n, spans in enumerate(group or [[]]):
             limit = spans[0][0] if spans else next((s for s in others if s >= previous), len(self.text))
             start = self._start(i, previous, limit, has_words=bool(spans)) if n == 0 else spans[0][0]
             body_end = spans[-1][1] if spans else start
-            stop = next((s for s in others if s >= body_end), len(self.text))
+            later = [s for j in range(i + 1, len(self.messages)) for s, _ in self.marked.everywhere.get(j, ())]
+            stop = min((s for s in [*others, *later] if s >= body_end), default=len(self.text))
             goes_on = n + 1 < len(group)
             end = (
                 self._end_by_what_follows(i, start, body_end, self.text[body_end:stop], goes_on=True)
@@ -300,19 +321,78 @@ class _Finder:
             previous = end
         return found
 
+    def _check_place(self, i: int, group: list[list[Span]], previous: int) -> None:
+        """A template that pairs messages by their position writes an answer where a question should stand."""
+        around, content = self.around, self.marked.content.get(i)
+        question, answer = around.question_mark.rstrip(), around.answer_mark.rstrip()
+        if not (group and content and group[0][0] == content[0] and _WORD.search(question)):
+            return
+        lead = self.text[previous : content[0][0]].rstrip()
+        is_answer = answer.endswith(question) or (answer and not question.endswith(answer) and lead.endswith(answer))
+        if lead.endswith(question) and not is_answer:
+            raise misplaced(self.template)
+
+    def _carved(self, i: int, answer: Answer) -> list[Answer]:
+        """An answer without what others said: templates quote it inside a turn."""
+        others = sorted(
+            span
+            for span in [*self._foreign(i), *((other.start, other.end) for other in self.rendered.answers)]
+            if answer.start < span[1] and span[0] < answer.end and span[0] < span[1]
+        )
+        parts: list[Answer] = []
+        at = answer.start
+        for start, end in [*others, (answer.end, answer.end)]:
+            if at < start:
+                words = tuple((max(w[0], at), min(w[1], start)) for w in answer.words if w[0] < start and at < w[1])
+                parts.append(Answer(at, start, words))
+            at = max(at, end)
+        return parts
+
+    def _foreign(self, i: int) -> list[Span]:
+        """Where stands what other messages say, their quotations among it."""
+        if self._foreign_to[0] != i:
+            everywhere = self.marked.everywhere.items()
+            self._foreign_to = i, [span for j, spans in everywhere if j not in (i, -1) for span in spans]
+        return self._foreign_to[1]
+
     def _place_of_nothing(self, i: int) -> list[Span]:
-        """Where the words of an answer would stand of which the template writes nothing."""
+        """Where the words of an answer would stand of which the template writes nothing; none where that cannot be
+        found, as in a template that leaves out such turns, or writes them otherwise."""
         if self.messages[i].get("tool_calls") or not self.messages[i].get("learn", True):
             return []
-        for text in self._answered_otherwise(i):
-            head, _, tail = text.partition(ANSWER)
-            if text.count(ANSWER) != 1:  # left out, or quoted
+        refused, is_written = self.template.refused, False
+        for messages, text in self._answered_otherwise(i):
+            at = self._of_plain(messages, text)
+            is_written |= at is not None and len(messages) == len(self.messages)
+            if at is None or self.text[: at[0]] != text[: at[0]]:
                 continue
-            if self.text.startswith(head) and self.text.endswith(tail) and len(head) + len(tail) <= len(self.text):
-                return [(len(head), len(self.text) - len(tail))]
-        raise refusal(self.template, "where an answer without words would stand")
+            behind, rest = text[at[1] :], self.text[at[0] :]
+            if len(messages) == len(self.messages) and rest.endswith(behind) and len(behind) <= len(rest):
+                place = (at[0], len(self.text) - len(behind))
+                tags = [found[0] for found in self.template.tags(self.text[slice(*place)])]
+                others = any(place[0] <= other < place[1] for other, _ in self._foreign(i))
+                if not others and all("think" in tag for tag in tags):
+                    return [place]
+            # What follows is not the same; what ends the turn must be, right here.
+            tag = self.template.first_tag(behind.partition(LATER)[0])
+            blank = len(rest) - len(rest.lstrip())
+            spaces = next((n for n in range(blank + 1) if tag and rest.startswith(behind[: tag[1]], n)), None)
+            if spaces is not None:
+                return [(at[0], at[0] + spaces)]
+        if not is_written:
+            raise refusal(self.template, "where an answer without words would stand", refused)
+        return []
 
-    def _answered_otherwise(self, i: int) -> Iterator[str]:
+    def _of_plain(self, messages: list[dict[str, Any]], text: str) -> Span | None:
+        """Where the plain answer stands in its turn."""
+        n = next(n for n, message in enumerate(messages) if ANSWER in str(message["content"]))
+        marked = Marked.of(self.document, messages, self.template, MARKINGS[1], text)
+        if marked is not None:
+            return marked.where.get((n, 0))
+        at = text.find(ANSWER)
+        return (at, at + len(ANSWER)) if text.count(ANSWER) == 1 else None
+
+    def _answered_otherwise(self, i: int) -> Iterator[tuple[list[dict[str, Any]], str]]:
         """The conversation with a plain answer in the place of one of its turns: as it is, cut after it, and gone on
         with."""
         own = {name: value for name, value in self.messages[i].items() if name not in ("tool_calls", *REASONING)}
@@ -321,23 +401,28 @@ class _Finder:
         follow = [says("user", LATER, self.messages), says("assistant", "-", self.messages)]
         for messages in ([*cut, *self.messages[i + 1 :]], cut, [*cut, *follow]):
             try:
-                yield self.template.render(messages, self.document.tools)
+                yield messages, self.template.render(messages, self.document.tools)
             except InputError:
                 continue
 
     def _start(self, i: int, previous: int, limit: int, *, has_words: bool) -> int:
         """After the header that asks for the answer."""
         region = self.text[previous:limit]
+        refused = self.template.refused
+        quoted = max((end - previous for _, end in self._foreign(i) if previous < end <= limit), default=0)
         for header in headers(self.around):
             for part in dict.fromkeys((header, header.rstrip())):
                 at = region.rfind(part) if has_words else region.find(part)
                 rest = region[at + len(part) :]
                 # Cut, it must be followed by nothing that could be more of a header: a name, or a number.
+                # What another message said is no answer's: a header may quote it.
+                if at + len(part) < quoted:
+                    continue
                 if at >= 0 and (part == header or not rest.strip() or self._begins_with_tag(rest)):
-                    return previous + at + len(part)
+                    return self._asked_longer(i, previous + at + len(part), limit)
         # No such header: a template that goes on in the same turn, asks for nothing, or writes headers of many kinds.
         asked, before = (self._rendered_before(i, prompt=prompt) for prompt in (True, False))
-        if i and asked is not None and self.text.startswith(asked) and previous <= len(asked) <= limit:
+        if i and asked is not None and self.text.startswith(asked) and previous + quoted <= len(asked) <= limit:
             rest = _unthinking(self.text[len(asked) : limit])
             if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
                 return len(asked)
@@ -348,12 +433,21 @@ class _Finder:
                 self.rendered.remarks.add(HEADED)
             if not self._said(i)[:1].isspace():
                 return limit - len(region) + len(_unthinking(region))
-        for text in self._answered_otherwise(i):
+        for _, text in self._answered_otherwise(i):
             if text[:previous] == self.text[:previous] and (at := text.find(ANSWER)) >= previous:
                 return previous + self.template.common(region, _unthinking(text[previous:at]))
         if is_plain:
             return limit - len(region) + len(_unthinking(region))
-        raise refusal(self.template, "where a turn begins that is no plain answer")
+        raise refusal(self.template, "where a turn begins that is no plain answer", refused)
+
+    def _asked_longer(self, i: int, start: int, limit: int) -> int:
+        """After the whole header, where this one is longer than the one of a first answer."""
+        region = self.text[start:limit]
+        if region == self.around.lead or not _WORD.search(_unthinking(region)):
+            return start
+        asked = self._rendered_before(i, prompt=True) if i else None
+        is_longer = asked is not None and start < len(asked) <= limit and self.text.startswith(asked)
+        return len(asked) if asked is not None and is_longer else start
 
     def _said(self, i: int) -> str:
         content = self.messages[i]["content"]
@@ -370,8 +464,24 @@ class _Finder:
             return None
 
     def _end(self, i: int, start: int, body_end: int, stop: int) -> int:
-        """After the token that ends the turn."""
-        around, region = self.around, self.text[body_end:stop]
+        """After the token that ends the turn, which stands before any other turn."""
+        end = self._end_in(i, start, body_end, stop)
+        after = self.blind[body_end : min(end, len(self.blind))]
+        quoted = min((at - body_end for at, _ in self._foreign(i) if body_end <= at < end), default=len(after))
+        tag = self.template.last_tag(after)
+        inner = after[: tag[0]] if tag else after
+        around = self.around
+        generic = around.answer_mark.endswith(around.question_mark)
+        opened = [*headers(around), *([] if generic else [around.question_mark])]
+        opened = [mark for mark in opened if self.template.first_tag(mark)]
+        if self.template.first_tag(after[:quoted]) and quoted < len(after):
+            return self._endless(body_end, "")
+        if any(mark.rstrip() in inner for mark in opened):
+            return self._endless(body_end, "")
+        return end
+
+    def _end_in(self, i: int, start: int, body_end: int, stop: int) -> int:
+        around, region = self.around, self.blind[body_end:stop]
         is_last = i == len(self.messages) - 1
         if around.closing is not None and (at := region.find(around.closing)) >= 0:
             return body_end + at + len(around.closing)
@@ -386,16 +496,20 @@ class _Finder:
             return len(self.text)
         if self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
             return stop  # one turn of two messages: what stands between them is written by the model
+        if around.opens_next and not self.messages[i].get("tool_calls"):
+            said = self._said(i)
+            spaces = said[len(said.rstrip()) :]
+            return self._endless(body_end, spaces if region.startswith(spaces) else "")
         if around.closing_before_turn is not None and not self.messages[i].get("tool_calls"):
             at = region.find(around.closing_before_turn)
             if at >= 0:
                 return body_end + at + len(around.closing_before_turn)
-        return self._end_by_what_follows(i, start, body_end, region)
+        return self._end_by_what_follows(i, start, body_end, self.text[body_end:stop])
 
     def _opening_of_next(self) -> str:
         """What the next turn begins with, up to its role marker: it ends the last one where the template writes no end
         of its own. A call is followed by its result, an answer by the user."""
-        calls = self.messages[-1].get("tool_calls")
+        refused, calls = self.template.refused, self.messages[-1].get("tool_calls")
         if not calls:
             return self.around.before_turn
         result = says("tool", LATER, self.messages)
@@ -403,7 +517,7 @@ class _Finder:
         try:
             then = self.template.render([*self.messages, follow], self.document.tools)
         except InputError:
-            raise refusal(self.template, "what follows a tool call") from None
+            raise refusal(self.template, "what follows a tool call", refused) from None
         rest = then[len(self.text) :] if then.startswith(self.text) else ""
         tag = self.template.first_tag(rest.partition(LATER)[0])
         return rest[: tag[1]] if tag else ""
@@ -412,10 +526,11 @@ class _Finder:
         """Where the conversation that ends with this turn and the one that goes on part. ``goes_on``: a result stands
         inside the turn, and the model stops where it begins."""
         same = self.template.common(region, self._alone(i, body_end))
-        inside = region[:same]
+        seen = self.blind[body_end : body_end + len(region)]
+        inside = seen[:same]
         if not goes_on and self.around.closing is not None:
             return self._end_of_tag(start, body_end, self.template.last_tag(inside), "")
-        for found in self.template.tags(region):
+        for found in self.template.tags(seen):
             if found.end() > same:
                 return body_end + found.end()
         return self._endless(body_end, inside)
@@ -425,9 +540,7 @@ class _Finder:
         if tag is None:
             return self._endless(body_end, region)
         name = self.text[body_end + tag[0] : body_end + tag[1]]
-        openings = [name.replace("/", "", 1).rstrip(">]")] if "/" in name[:2] else []
-        openings += [name.replace(end, begin) for end, begin in _PAIRS if end in name]
-        if any(opening in self.text[start:body_end] for opening in openings):
+        if is_closing(name, self.text[start:body_end], PAIRS):
             self.rendered.remarks.add(ENDLESS)
         return body_end + tag[1]
 
@@ -435,7 +548,7 @@ class _Finder:
         """What follows the same words where the conversation ends with their turn: cut after it, or as it is with that
         turn in the place of the last answer, for templates that refuse to be cut."""
         last = max(j for j, message in enumerate(self.messages) if message["role"] == "assistant")
-        was_taken = False
+        was_taken, refused = False, self.template.refused
         for messages in (self.messages[: i + 1], [*self.messages[:last], self.messages[i]]):
             try:
                 alone = self.template.render(messages, self.document.tools)
@@ -451,7 +564,7 @@ class _Finder:
             elif alone[:body_end] == self.text[:body_end]:
                 return alone[body_end:]
         if not was_taken:
-            raise refusal(self.template, "how a turn ends that something else than a question follows")
+            raise refusal(self.template, "how a turn ends that something else than a question follows", refused)
         return ""
 
     def _joined(self, i: int, words: list[Span]) -> list[Span]:

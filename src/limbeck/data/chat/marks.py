@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.data.chat.templates import Template
-from limbeck.data.chat.turns.copies import Copies
+from limbeck.data.chat.turns.copies import Copies, Cut
 from limbeck.data.chat.turns.surroundings import Span
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
@@ -63,6 +63,7 @@ class Marked:
         calls: by message, spans of names and arguments of its calls.
         empty: by message, where the words of an answer would stand that has none.
         where: by its message and number in it, the span of a piece.
+        everywhere: by message, where its pieces stand, quotations among them.
         lost: by message, kinds of pieces that are not in the text.
         lost_content: an assistant's content of which no piece is in the text, with no call to excuse it.
         lost_place: the place of an answer without words is not in the text.
@@ -75,6 +76,7 @@ class Marked:
         self.calls: dict[int, list[Span]] = {}
         self.empty: dict[int, list[Span]] = {}
         self.where: dict[tuple[int, int], Span] = {}
+        self.everywhere: dict[int, list[Span]] = {}
         self.lost: dict[int, set[str]] = {}
         self.lost_content = self.lost_place = False
 
@@ -120,7 +122,16 @@ class Marked:
         if plain != text:
             return None
         found = cls(text, marking)
-        spans = Copies(copies, marker.pieces, text).chosen(messages, document.tools, template)
+
+        def cut(end: int, *, prompt: bool) -> Cut | None:
+            try:
+                return marker.copies(template.render(marked_messages[:end], tools, prompt=prompt))
+            except InputError:
+                return None
+
+        spans = Copies(copies, marker.pieces, text).chosen(messages, document.tools, template, cut)
+        for n, places in copies.items():
+            found.everywhere.setdefault(marker.pieces[n][0], []).extend(places)
         kinds = {"content": found.content, "inner": found.thoughts, "thoughts": found.thoughts, "name": found.calls,
                  "argument": found.calls, "empty": found.empty}  # fmt: skip
         counts: Counter[int] = Counter()

@@ -21,7 +21,7 @@ DATE = TEMPLATE_DATE
 DATE_FUNCTION = "strftime_now"
 """The one way in which transformers tells a template the date."""
 
-_TAG = r"<[^<>\s]{1,64}>|\[/?[A-Z][A-Z_]{1,30}\]"
+_TAG = r"<[^<>\s]{1,64}>|\[/?[A-Z][A-Z_]{1,30}\]|\[\|[^\[\]|\s]{1,64}\|\]"
 
 
 def has_template(tokenizer: Any) -> bool:
@@ -57,6 +57,8 @@ class Template:
         self._tags = re.compile("|".join([*map(re.escape, special), _TAG]))
         self.known: dict[str, Any] = {}
         """What was found out about it, by its source."""
+        self.refused = 0
+        """How often it raised an exception."""
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class Template:
                 )
             )
         except Exception as error:  # templates raise what they like (jinja2.TemplateError and others)
+            self.refused += 1
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{self.name} refuses a conversation ({reason})", key="data.corpus") from None
 
@@ -109,6 +112,11 @@ class Template:
         return source
 
     # ------------------------------------------------------------------------------ tags
+
+    @property
+    def end(self) -> str | None:
+        """The EOS token."""
+        return getattr(self.tokenizer, "eos_token", None)
 
     def tags(self, text: str) -> Iterator[re.Match[str]]:
         """Special tokens, and what looks like one, in ``text``."""

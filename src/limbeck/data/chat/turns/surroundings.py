@@ -6,6 +6,8 @@ cut or gone on with. A template that refuses them all is refused: what it writes
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,10 @@ class Surroundings:
         before_turn: what stands between such an answer and the end of that token.
         was_asked: False where the template refuses to ask for an answer.
         has_more: more tags stand before an answer than before a question: not all of them may be a header's.
+        answer_mark: what stands directly before an answer, from the last tag on.
+        question_mark: what stands before the first question and before another one.
+        lead: what stands between the header and an answer's words.
+        opens_next: what follows an answer in the middle ends none, but opens a user's turn; only the last has an end.
     """
 
     header: str = ""
@@ -45,6 +51,10 @@ class Surroundings:
     before_turn: str = ""
     was_asked: bool = True
     has_more: bool = False
+    answer_mark: str = ""
+    question_mark: str = ""
+    lead: str = ""
+    opens_next: bool = False
 
 
 def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict[str, Any]]) -> Surroundings:
@@ -53,23 +63,36 @@ def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict
     Raises:
         InputError: it refuses every conversation that it could be asked with, or writes answers several times.
     """
-    source = template.source(tools)
+    source, refused = template.source(tools), template.refused
     if source not in template.known:
         template.known[source] = _first(_Trial(template, *made) for made in _made(template, bool(tools)))
     found = template.known[source]
     if found is None or not found.was_asked:
         found = _first(_Trial(template, *given) for given in _given(messages, tools)) or found
     if found is None:
-        raise refusal(template, "what it writes around an answer")
+        raise refusal(template, "what it writes around an answer", refused)
     return found
 
 
-def refusal(template: Template, what: str) -> InputError:
-    """Of a template that does not take the conversations by which it would be found out what is to be learned."""
+def refusal(template: Template, what: str, refused: int) -> InputError:
+    """Of a template that does not take the conversations by which it would be found out what is to be learned, or
+    writes something else. ``refused``: how often it had raised an exception before it was asked."""
+    raised = template.refused > refused
     return InputError(
-        f"{template.name} refuses to be asked {what}: what is to be learned would be a guess",
+        f"{template.name} {'refuses to be asked' if raised else 'does not show'} {what}: "
+        "what is to be learned would be a guess",
         key="data.corpus",
-        fix="Take out what it raises an exception for, or use another template",
+        fix="Take out what it raises an exception for, or use another template"
+        if raised
+        else "Leave those conversations out, or use another template",
+    )
+
+
+def misplaced(template: Template) -> InputError:
+    return InputError(
+        f"{template.name} writes an answer of this conversation where a question stands otherwise",
+        key="data.corpus",
+        fix="Remove what shifts it (a system message, where a template pairs messages by position), or use another one",
     )
 
 
@@ -139,16 +162,59 @@ class _Trial:
             header = self._header(answered)
         own, then = self._own(tail, header or ""), self._own(gap, header or "")
         behind = tail[own[1] :], gap[then[1] :]
-        last, first = self._closing(*behind), self.template.first_tag(behind[1].partition(LATER)[0])
+        last, first = self._closing(tail[: own[0]], *behind), self._first(behind[1].partition(LATER)[0])
         asked, _, answered_with = gap[: then[0]].rpartition(QUESTION)
+        between = behind[1].partition(LATER)[0]
+        opening = os.path.commonprefix([gap.partition(QUESTION)[0][::-1], between[::-1]])[::-1]  # noqa: RUF071
         return Surroundings(
             header or "",
             behind[0][slice(*last)] if last else None,
             behind[1][slice(*first)] if first else None,
-            behind[1][: first[1]] if first else "",
+            self._opening(*behind, first),
             header is not None,
-            bool(asked) and self._tags(answered_with) > self._tags(behind[1].partition(LATER)[0]),
+            bool(asked) and self._tags(answered_with) > self._tags(between),
+            self._mark(answered_with),
+            opening if QUESTION in gap else "",
+            answered_with.rpartition(header)[2] if header and header in answered_with else "",
+            last is not None and first is not None and self._opens(behind, last, first, gap, answered_with),
         )
+
+    def _opens(self, behind: tuple[str, str], last: Span, first: Span, gap: str, answered_with: str) -> bool:
+        """Whether what follows stands before the first question too, and ends no question."""
+        name = behind[1][slice(*first)]
+        ends_question = self.template.first_tag(answered_with)
+        return (
+            QUESTION in gap
+            and name != behind[0][slice(*last)]
+            and any(found[0] == name for found in self.template.tags(gap.partition(QUESTION)[0]))
+            and (ends_question is None or name != answered_with[slice(*ends_question)])
+        )
+
+    def _opening(self, tail: str, gap: str, first: Span | None) -> str:
+        """What a user's turn begins with, after all that stands behind a last answer."""
+        if first is None:
+            return ""
+        opening = gap[len(tail) if gap.startswith(tail) else 0 : first[1]]
+        return "" if any(said in opening for said in (QUESTION, ANSWER)) else opening
+
+    def _mark(self, before: str) -> str:
+        tag = self.template.last_tag(before)
+        return before[tag[0] :] if tag else before.rpartition("\n\n")[2].lstrip()
+
+    def _first(self, text: str) -> Span | None:
+        return next(iter(self._ends(text)), None)
+
+    def _ends(self, text: str) -> list[Span]:
+        """Tags that may end an answer: no BOS, and none around a quotation (``<about>…</about>``)."""
+        tags = [found.span() for found in self.template.tags(text)]
+        names = [text[slice(*tag)] for tag in tags]
+        around: set[int] = set()
+        for n in range(len(tags) - 1):
+            inside = text[tags[n][1] : tags[n + 1][0]]
+            if any(said in inside for said in (QUESTION, ANSWER)) and is_closing(names[n + 1], names[n]):
+                around |= {n, n + 1}
+        begin, end = (getattr(self.template.tokenizer, f"{name}_token", None) for name in ("bos", "eos"))
+        return [tag for n, tag in enumerate(tags) if n not in around and (names[n] != begin or begin == end)]
 
     def _tags(self, text: str) -> int:
         return sum(1 for _ in self.template.tags(text))
@@ -174,12 +240,33 @@ class _Trial:
             raise unclear(self.template)
         return own
 
-    def _closing(self, tail: str, gap: str) -> Span | None:
-        """Of what follows a last answer (``tail``), the token that ends it: the last one, but where more follows than
+    def _closing(self, before: str, tail: str, gap: str) -> Span | None:
+        """Of what follows a last answer (``tail``), the token that ends it: the EOS token, the one that ends a
+        question, or the first; but none that closes what is opened before (``</answer>``). Where more follows than
         before a user's turn (``gap``), such as the header of a next answer or an EOS token, the first."""
-        if gap.startswith(tail.rstrip()):
-            return self.template.last_tag(tail)
-        return self.template.first_tag(tail[: self.template.common(tail, gap)]) or self.template.last_tag(tail)
+        if not gap.startswith(tail.rstrip()):
+            found = self._first(tail[: self.template.common(tail, gap)])
+            if found is not None:
+                return found
+        tags = self._ends(tail)
+        noted = tail.find(QUESTION)  # a note that quotes comes after the end
+        tags = [tag for tag in tags if noted < 0 or tag[1] <= noted] or tags
+        question_end = self.template.first_tag(before.rpartition(QUESTION)[2] if QUESTION in before else "")
+        asked_end = before.rpartition(QUESTION)[2][slice(*question_end)] if question_end else None
+        known = [tag for end in (self.template.end, asked_end) for tag in tags if tail[slice(*tag)] == end]
+        unopened = [tag for tag in tags if not is_closing(tail[slice(*tag)], before)]
+        return next(iter(known or unopened or tags), None)
+
+
+PAIRS = (("end", "begin"), ("end", "start"), ("END", "BEGIN"), ("END", "START"))
+"""What a tag that closes something has in its name, and the one that opens it."""
+
+
+def is_closing(name: str, before: str, pairs: Sequence[tuple[str, str]] = ()) -> bool:
+    """Whether a tag closes what is opened before it: ``</tool_call>``. ``pairs``: more than the slash tells so."""
+    openings = [name.replace("/", "", 1).rstrip(">]")] if "/" in name[:3] else []
+    openings += [name.replace(end, begin).rstrip(">]") for end, begin in pairs if end in name]
+    return any(re.search(re.escape(opening) + r"[\s>\]=]", before) for opening in openings)
 
 
 def occurrences(text: str, said: str) -> list[Span]:
@@ -219,7 +306,10 @@ def own_copy(
         rest = text[
             copy[1] : min((at for at, end in borders if at >= copy[1] and (at, end) != copy), default=len(text))
         ]
-        is_asked = any(header.rstrip() in before for header in headers(around))
+        is_asked = any(
+            header.rstrip() in before or text[: copy[0]].rstrip().endswith(header.rstrip())
+            for header in headers(around)
+        )
         is_ended = around.closing is not None and around.closing in rest
         return (
             2 * is_asked
