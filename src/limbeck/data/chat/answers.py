@@ -24,6 +24,7 @@ DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last a
 _TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 EMPTY = "an answer is empty: it teaches to say nothing"
+ASKED_NOTHING = "a turn of `user` is empty: an answer to nothing is learned"
 ENDLESS = "the chat template writes nothing that ends an answer, so no end is learned"
 HEADED = (
     "the chat template does not say how it asks for an answer: all that stands before one in its turn is read, though "
@@ -209,6 +210,8 @@ class _Finder:
             )
 
     def _remark_dropped(self) -> None:
+        if any(m["role"] == "user" and not str(m["content"]).strip() for m in self.messages):
+            self.rendered.remarks.add(ASKED_NOTHING)
         """An answer is learned without what it answers to, where the template does not know a role."""
         written = "".join(self.text.split())
         for i, message in enumerate(self.messages):
