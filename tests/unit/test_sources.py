@@ -627,6 +627,8 @@ def test_blank_columns_of_another_shape_are_absent(tmp_path: Path) -> None:
     found = list(documents((files(tmp_path / "a.csv"),), seen))
     assert [(d.text, d.messages) for d in found] == [(None, (U, A)), (None, (U, A)), ("whole", ())]
     assert "not read" not in seen["data.corpus.0"].line()
+    (tmp_path / "b.csv").write_text("text\n[]\n{}\n")
+    assert [d.text for d in read(files(tmp_path / "b.csv"))] == ["[]", "{}"]
     assert "1 of its rows" in str(seen["data.corpus.0"].left_out())
 
 

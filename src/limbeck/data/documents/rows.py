@@ -177,7 +177,8 @@ class RowReader:
         """Columns that are blank because the row has another shape, in a table of several."""
         if not self.guesses:
             return set()
-        blank = {name for name in (self.text, *CONVERSATIONS) if _blank(row.get(name))}
+        blank = {name for name in CONVERSATIONS if row.get(name) in NOTHING}
+        blank |= {self.text} if _blank(row.get(self.text)) else set()
         for pair in PAIRS:
             if all(name in row and _blank(row[name]) for name in pair):
                 blank |= {*pair}
@@ -187,8 +188,9 @@ class RowReader:
         """Of a conversation: what says that not all of it is learned."""
         for name in WANTED:
             if name not in used and _number(row.get(name)) == 0:
+                flag = f"`{name}: {row[name]}`".lower()
                 place.refuse(
-                    f"is an answer that is not wanted (`{name}: {row[name]}`), from which limbeck does not learn",
+                    f"is an answer that is not wanted ({flag}), from which limbeck does not learn",
                     f"Leave such rows out; remove `{name}` where it says something else",
                 )
         for name in ROW_FLAGS:
@@ -385,7 +387,7 @@ class RowReader:
 
 
 def _blank(value: Any) -> bool:
-    return value in NOTHING or (isinstance(value, str) and not value.strip())
+    return isinstance(value, str) and not value.strip()
 
 
 def _says(role: str, content: str) -> list[Message]:
