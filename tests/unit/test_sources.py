@@ -974,6 +974,7 @@ def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, name: s
         'q,a\n1,"One\nNo, two\nWell, three"\n4,four\n',  # commas of prose
         '"q","a"\n"1","One\nx,y\n1,2"\n"4","four"\n',  # a writer of quotes
         'q,a\n"1, or so",one\n1,"One\nx,y\n1,2"\n',
+        'q,a\n1,"One\nx,""y""\n1,2"\n4,four\n',
     ],
 )
 def test_lines_in_quotes_that_are_no_rows_are_read(tmp_path: Path, text: str) -> None:
@@ -1093,6 +1094,7 @@ def test_splits_in_a_folder_are_not_mixed(tmp_path: Path, names: tuple[str, ...]
     with pytest.raises(RecipeError, match=rf"d holds several splits \({splits}\)") as caught:
         read(files(folder))
     assert fix in str(caught.value.fix)
+    assert names[0][-1] != "l" or f"{folder}/**/*." in str(caught.value.fix)
     if fix.endswith(("*", "train", "l")):
         assert [d.text for d in read(files(tmp_path / fix))] == sorted(n for n in names if "tr" in n.lower())
     if names[0].endswith("l"):

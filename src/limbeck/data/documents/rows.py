@@ -387,7 +387,7 @@ class RowReader:
 
 
 def _blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
+    return isinstance(value, str) and (not value or value.isspace())
 
 
 def _says(role: str, content: str) -> list[Message]:

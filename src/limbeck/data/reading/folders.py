@@ -90,8 +90,8 @@ def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
     used = tables or texts
     if mixed := splits_of(folder, used):
         one = _pattern(folder, mixed.get("train") or next(iter(mixed.values())), used)
-        endings = {"".join(file.suffixes) for file in used}
-        every = f"{folder}/**/*{endings.pop()}" if len(endings) == 1 else f"[{used[0]}, ...]"
+        ending = os.path.commonprefix([file.suffixes[::-1] for file in used])  # noqa: RUF071 - of lists
+        every = f"{folder}/**/*{''.join(ending[::-1])}" if ending else f"[{used[0]}, ...]"
         refuse_splits(folder, mixed, key, f"Name one, `files: {one}`; or what should be mixed, `files: {every}`")
     if unread is not None:
         unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})

@@ -17,6 +17,8 @@ from limbeck.data.reading.containers import CHUNK, File, Kind, Rows, not_text, o
 _ROWS = 1000
 _SEPARATOR = re.compile(r'\ufeff?"?sep=.?"?\s*', re.IGNORECASE)
 """The first line by which Excel is told what stands between fields."""
+_LONGER = 100
+"""Characters by which a header may be longer where it comes again."""
 
 
 # ----------------------------------------------------------------------------------------------------------- CSV
@@ -81,7 +83,7 @@ def _check_header(header: list[str], raw: list[str], file: File) -> None:
 
 def _is_header(fields: list[str], header: list[str]) -> bool:
     """Whether a row says the names of the columns again: in any order and case, one of three or more another."""
-    if len(fields) != len(header):
+    if len(fields) != len(header) or sum(map(len, fields)) > sum(map(len, header)) + _LONGER:
         return False
     again, names = ({_plain(name) for name in row} - {""} for row in (fields, header))
     if not names or len(again & names) < max(len(names) - 1, 1):
@@ -94,10 +96,11 @@ def _plain(name: str) -> str:
 
 
 def _fit(raw: list[str], delimiter: str, columns: int) -> bool:
-    """Whether each line is a row by itself where quotes mean nothing. A comma of prose has a space after it."""
+    """Whether each line is a row by itself where quotes mean nothing. A comma of prose has a space after it; a quote
+    that is doubled was written by one who knows what quotes mean."""
     if columns < 2 or any(line.count(delimiter) != columns - 1 for line in raw):
         return False
-    return delimiter == "\t" or not any(f"{delimiter} " in line for line in raw)
+    return delimiter == "\t" or not any(f"{delimiter} " in line or '""' in line for line in raw)
 
 
 # ------------------------------------------------------------------------------------------------------- pyarrow
@@ -128,7 +131,7 @@ def _seekable(file: File, kind: Kind) -> BinaryIO:
     if kind.compression is None:
         import pyarrow
 
-        return cast(BinaryIO, pyarrow.memory_map(str(file.path)))
+        return cast(BinaryIO, pyarrow.OSFile(str(file.path)))
     with open_binary(file, kind.compression) as stream:
         unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
         shutil.copyfileobj(stream, unpacked, CHUNK)
@@ -154,7 +157,11 @@ def _batches(source: BinaryIO, file: File, kind: Kind) -> Iterator[Any]:
     else:
         with pyarrow.ipc.open_file(source) as table:
             _check_names(table.schema, file)
-            _check_joined(source, file)
+            if kind.compression is None:
+                with pyarrow.memory_map(str(file.path)) as mapped:  # what it holds need not be read twice
+                    _check_joined(mapped, file)
+            else:
+                _check_joined(source, file)
             for i in range(table.num_record_batches):
                 yield table.get_batch(i)
 
@@ -191,7 +198,8 @@ def _check_joined(source: BinaryIO, file: File) -> None:
     """Of an Arrow file, its messages must end where the list of them begins: else that list is of another file."""
     import pyarrow.ipc
 
-    size = source.seek(0, 2)
+    source.seek(0, 2)
+    size = source.tell()
     source.seek(size - 10)
     listed = size - 10 - int.from_bytes(source.read(4), "little")
     source.seek(8)
