@@ -175,14 +175,13 @@ class RowReader:
 
     def _absent(self, row: dict[str, Any]) -> set[str]:
         """Columns that are blank because the row has another shape, in a table of several."""
-        if not self.guesses:
-            return set()
-        blank = {name for name in CONVERSATIONS if row.get(name) in NOTHING}
-        blank |= {self.text} if _blank(row.get(self.text)) else set()
-        for pair in PAIRS:
-            if all(name in row and _blank(row[name]) for name in pair):
-                blank |= {*pair}
-        return blank & set(row)
+        blank = {name for name, value in row.items() if value in NOTHING or _blank(value)} if self.guesses else set()
+        if not blank:
+            return blank
+        absent = {name for name in CONVERSATIONS if row.get(name) in NOTHING} & blank
+        absent |= {self.text} & blank if _blank(row.get(self.text)) else set()
+        pairs = [pair for pair in PAIRS if blank >= {*pair} and _blank(row[pair[0]]) and _blank(row[pair[1]])]
+        return absent.union(*pairs)
 
     def _check_flags(self, row: dict[str, Any], used: set[str], place: Place) -> None:
         """Of a conversation: what says that not all of it is learned."""
