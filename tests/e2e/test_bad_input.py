@@ -193,7 +193,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     "empty corpus": (_text(b""), "data.corpus.0", "no document"),
     "blank corpus": (_text(b" \n \n"), "data.corpus.0", "no document"),
     "one-document corpus": (_text(b"a single document"), "data.corpus", "separator"),
-    "separator that never comes": (_text(b"one two three", separator="@@"), "data.corpus", "single document"),
+    "separator that never comes": (_text(b"one two three", separator="@@"), "data.corpus.0.separator", "not stand in"),
     "not UTF-8": (_text("caf\xe9\n\nth\xe9".encode("latin1"), separator="\n\n"), "data.corpus.0.text", "not UTF-8"),
     "a folder without files of rows": (_folder_for_file, "data.corpus.0.jsonl", "is a folder without files"),
     "a file where the run folder is due": (_file_for_run, "run", "is a file"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from limbeck.data.chat.answers import (
+    ASKED_NOTHING,
     DATED,
     DROPPED_MESSAGE,
     DROPPED_TEXT,
@@ -277,6 +278,12 @@ def test_an_empty_answer_is_said(tokenizer: Any) -> None:
     encoded = encode(Document(messages=(user("hi"), said(""))), with_template(tokenizer, CHATML))
     assert EMPTY in encoded.remarks
     assert encoded.n_bytes == 0
+
+
+def test_an_empty_question_is_said(tokenizer: Any) -> None:
+    chatty = with_template(tokenizer, CHATML)
+    assert ASKED_NOTHING in encode(Document(messages=(user(" "), said("yo"))), chatty).remarks
+    assert ASKED_NOTHING not in encode(Document(messages=(user("hi"), said("yo"))), chatty).remarks
 
 
 def test_an_answer_without_an_end_is_said(tokenizer: Any) -> None:

@@ -58,8 +58,8 @@ def _parquet() -> bytes:
     return out.getvalue()
 
 
-def _arrow(new: Callable[..., Any]) -> bytes:
-    out, table = io.BytesIO(), pyarrow.Table.from_pylist(TEXTS)
+def _arrow(new: Callable[..., Any], found: list[dict[str, str]] = TEXTS) -> bytes:
+    out, table = io.BytesIO(), pyarrow.Table.from_pylist(found)
     with new(out, table.schema) as writer:
         writer.write_table(table)
     return out.getvalue()
@@ -128,6 +128,116 @@ def test_compressed_containers(tmp_path: Path, name: str, ending: str, compress:
         assert len(read(JsonlSource(jsonl=str(path)))) == 3
 
 
+B1, B2 = (f"{line}\n".encode() for line in LINES.splitlines()[:2])
+XZ, BZ = lzma.compress, bz2.compress
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl.xz", XZ(B1) + XZ(B2)),
+        ("a.jsonl.xz", XZ(B1) + b"\0" * 8 + XZ(B2)),
+        ("a.jsonl.xz", XZ(B1) + b"\0" * 4 + XZ(B2) + b"\0" * (4 << 16)),
+        ("a.jsonl.xz", XZ(B1[:9]) + XZ(B1[9:] + B2)),
+        ("a.jsonl.bz2", BZ(B1) + BZ(B2)),
+        ("a.jsonl.gz", gzip.compress(B1) + b"\0" * 64 + gzip.compress(B2)),
+        ("a.jsonl.zst", _zstd(B1) + _zstd(B2)),
+        ("a.arrow", _arrow(pyarrow.ipc.new_stream, TEXTS[:1]) + _arrow(pyarrow.ipc.new_stream, TEXTS[1:2])),
+        ("a.arrow.xz", XZ(_arrow(pyarrow.ipc.new_stream, TEXTS[:1]) + _arrow(pyarrow.ipc.new_stream, TEXTS[1:2]))),
+    ],
+)
+def test_several_streams_are_one_file(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert [d.text for d in read(files(tmp_path / name))] == [row["text"] for row in TEXTS[:2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.jsonl.xz", XZ(B1) + B2, "torn .xz: what follows a whole stream is none"),
+        ("a.jsonl.xz", XZ(B1) + gzip.compress(B2), "torn .xz"),
+        ("a.jsonl.xz", XZ(B1) + b"\xfe" + XZ(B2)[1:], "torn .xz"),
+        ("a.jsonl.xz", XZ(B1) + XZ(B2)[:-9], "torn .xz: it ends inside a stream"),
+        ("a.jsonl.xz", XZ(B1) + b"\0" * 3, "torn .xz: 3 zero bytes follow"),
+        ("a.jsonl.xz", XZ(B1) + b"\0" * 3 + XZ(B2), "torn .xz"),
+        ("a.jsonl.bz2", BZ(B1) + B2, "torn .bz2: what follows a whole stream is none"),
+        ("a.jsonl.bz2", BZ(B1) + b"\0" * 64 + BZ(B2), "torn .bz2"),
+        ("a.jsonl.bz2", BZ(B1) + b"X" + BZ(B2)[1:], "torn .bz2"),
+        ("a.jsonl.bz2", BZ(B1) + b"BZh", "torn .bz2"),
+        ("a.jsonl.gz", gzip.compress(B1) + B2, "torn .gzip"),
+        ("a.jsonl.zst", _zstd(B1) + B2, "torn .zstd"),
+        ("a.arrow", _arrow(pyarrow.ipc.new_stream) + _arrow(pyarrow.ipc.new_file), "something after an Arrow stream"),
+        ("a.arrow", _arrow(pyarrow.ipc.new_stream) + b"junk" * 9, "something after an Arrow stream"),
+        ("a.arrow", _arrow(pyarrow.ipc.new_file) * 2, "is several files joined"),
+        ("a.parquet", _parquet() * 2, "is several files joined"),
+        ("a.parquet.gz", gzip.compress(_parquet() * 3), "is several files joined"),
+        ("a.parquet", b"", "is empty, which no Parquet file is"),
+        ("a.arrow.gz", gzip.compress(b""), "is empty, which no Arrow file is"),
+    ],
+)
+def test_what_follows_is_not_dropped(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "other.jsonl").write_bytes(B1)
+    with pytest.raises(InputError, match=says):
+        read(files(tmp_path))
+
+
+def test_an_arrow_file_of_many_batches_is_whole(tmp_path: Path) -> None:
+    """Also one without rows, and one whose strings stand in a dictionary."""
+    for rows_in in (TEXTS * 500, []):
+        table = pyarrow.table(
+            {"text": pyarrow.array([r["text"] for r in rows_in], pyarrow.string()).dictionary_encode()}
+        )
+        with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as out, pyarrow.ipc.new_file(out, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+        found = readers.read_rows(tmp_path / "a.arrow", "key")
+        assert [row["text"] for row, _ in found] == [row["text"] for row in rows_in]
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7, write_page_index=True)
+        found = readers.read_rows(tmp_path / "a.parquet", "key")
+        assert [row["text"] for row, _ in found] == [row["text"] for row in rows_in]
+
+
+def _twice() -> dict[str, pyarrow.Table]:
+    texts = pyarrow.array(["a", "b"])
+    struct = pyarrow.StructArray.from_arrays(
+        [texts, texts, texts], fields=[pyarrow.field(name, texts.type) for name in ("role", "content", "content")]
+    )
+    turns = pyarrow.ListArray.from_arrays(pyarrow.array([0, 2]), struct)
+    return {
+        "the column 'text' twice": pyarrow.table([texts, texts], names=["text", "text"]),
+        "in `messages` the part 'content' twice": pyarrow.table([turns], names=["messages"]),
+        "in `turn` the part 'content' twice": pyarrow.table([struct], names=["turn"]),
+    }
+
+
+@pytest.mark.parametrize("says", _twice())
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path: Path, says: str) -> None:
+    table = _twice()[says]
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as out, pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    with pyarrow.OSFile(str(tmp_path / "b.arrow"), "wb") as out, pyarrow.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    for path in tmp_path.iterdir():
+        with pytest.raises(InputError, match=f"names {says}"):
+            read(files(path))
+
+
+def test_a_separator_that_stands_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\n===\r\ntwo")
+    for separator in ("\r\n===\r\n", "\n===\n"):
+        assert [d.text for d in read(TextSource(text=str(tmp_path), separator=separator))] == ["one", "two"]
+    (tmp_path / "b.txt").write_text("three")
+    assert len(read(TextSource(text=str(tmp_path), separator="==="))) == 3
+    with pytest.raises(InputError, match="'---' does not stand in any of 2 files") as caught:
+        read(TextSource(text=str(tmp_path), separator="---", max_documents=1))
+    assert caught.value.line().startswith("data.corpus.0.separator")
+    with pytest.raises(InputError, match=r"'---' does not stand in .*a\.txt"):
+        read(TextSource(text=str(tmp_path / "a.txt"), separator="---"))
+    with pytest.raises(ValidationError):
+        TextSource(text="a.txt", separator="")
+
+
 def test_compressed_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\n--\ntwo"))
     assert [d.text for d in read(TextSource(text=str(tmp_path / "a.txt.gz"), separator="--"))] == ["one", "two"]
@@ -178,7 +288,7 @@ def test_json_in_pieces_is_the_same_json(rows: list[Any], indent: int | None, ch
     """Whatever the pieces: numbers, escapes and letters of several bytes are cut anywhere."""
     text = json.dumps({"data": rows, "n": 1} if under else rows, indent=indent, ensure_ascii=bool(chunk % 2))
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_CHUNK", chunk)
+        patch.setattr(readers, "CHUNK", chunk)
         path = Path(folder) / "a.json"
         path.write_text(text, encoding="utf-8", newline="")
         assert [row for row, _ in readers.read_rows(path, "key")] == json.loads(json.dumps(rows))
@@ -192,7 +302,7 @@ def test_json_in_pieces_is_the_same_json(rows: list[Any], indent: int | None, ch
 @settings(max_examples=200, deadline=None)
 def test_text_in_pieces_is_split_as_a_whole(text: str, separator: str, chunk: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_CHUNK", chunk)
+        patch.setattr(readers, "CHUNK", chunk)
         path = Path(folder) / "a.txt"
         path.write_bytes(text.encode())
         pieces = [piece.strip("\n") for piece in path.read_text().split(separator) if piece.strip()]
@@ -252,6 +362,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
         ({"dialog": [U, A]}, (U, A)),
         ({"instruction": "Hi", "input": "", "output": "Yo"}, (U, A)),
         ({"instruction": "Hi", "output": "Yo"}, (U, A)),
+        ({"instruction": "", "input": "Hi", "output": "Yo"}, (U, A)),
         ({"instruction": "Add", "input": "1", "output": "2"}, ({**U, "content": "Add\n\n1"}, {**A, "content": "2"})),
         ({"instruction": "Hi", "output": "Yo", "system": "kind"}, ({"role": "system", "content": "kind"}, U, A)),
         ({"instruction": "Hi", "output": "Yo", "history": [["Hi", "Yo"]]}, (U, A, U, A)),
@@ -377,6 +488,7 @@ def test_turns_that_are_not_to_be_learned(tmp_path: Path, flag: str, value: Any)
         ({"messages": [U, A], "weight": "0"}, "has `weight: 0`"),
         ({"prompt": "a", "completion": "b", "label": False}, "an answer that is not wanted"),
         ({"question": "a", "answer": "b", "context": "c"}, "has a `context`, which would be left out"),
+        ({"prompt": "a", "response": "b", "context": "c"}, "has a `context`, which would be left out"),
         ({"prompt": [U], "completion": [U, A]}, "a `completion` that begins with a turn of `user`"),
         ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "has tools beside a `completion`"),
         ({"instruction": "a", "output": "b", "history": "c"}, "has a `history` that is text"),
@@ -440,6 +552,98 @@ def test_a_named_column_comes_before_any_other(tmp_path: Path) -> None:
     assert rows(tmp_path, {**row, "rejected": [U]}, columns=Columns(messages="chosen"))[0].messages == (U, A)
     with pytest.raises(InputError, match=r"columns: \{messages: chosen\}"):
         rows(tmp_path, row, columns=Columns(prompt="prompt", response="chosen"))
+
+
+def left_out(tmp_path: Path, *found: Any, **more: Any) -> tuple[list[Document], str]:
+    seen: dict[str, Seen] = {}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in found))
+    return list(documents((files(path, **more),), seen)), str(seen["data.corpus.0"].left_out())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": ""},
+        {"text": None, "id": 3},
+        {"messages": None},
+        {"question": "Hi", "answer": None},
+        {"question": "Hi", "answer": " "},
+        {"question": None, "answer": "Yo"},
+        {"question": "", "answer": "Yo"},
+        {"prompt": " ", "response": "Yo"},
+        {"prompt": "", "completion": "Yo", "system": "kind"},
+        {"instruction": "", "input": "", "output": "Yo"},
+        {"instruction": "Hi", "input": "", "output": ""},
+        {"instruction": "Hi", "output": None},
+    ],
+)
+def test_rows_without_text_question_or_answer_are_counted(tmp_path: Path, row: dict[str, Any]) -> None:
+    found, said = left_out(tmp_path, {"text": "x"}, row)
+    assert (len(found), said) == (1, "1 of its rows hold no text, no question or no answer")
+    with pytest.raises(InputError, match="holds no document: 1 of its rows hold no text"):
+        left_out(tmp_path, row)
+
+
+def test_null_is_empty_in_a_table_too(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
+    assert [d.text for d in read(files(tmp_path / "a.parquet"))] == ["a", "b"]
+    (tmp_path / "b.jsonl").write_text('{"q": "Hi", "a": "Yo"}\n{"q": "Hi", "a": null}\n')
+    assert len(read(files(tmp_path / "b.jsonl", columns=Columns(prompt="q", response="a")))) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "says"),
+    [
+        ({"q": "Hi", "a": "Yo"}, {"prompt": "q", "response": "zzz"}, "has no `zzz`; it has"),
+        ({"q": "Hi", "a": "Yo"}, {"prompt": "yyy", "response": "zzz"}, "has no `yyy` and no `zzz`; it has"),
+        ({"q": "Hi"}, {"text": "t"}, "has no text in `t`; it has"),
+    ],
+)
+def test_the_column_that_is_missing_is_named(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        rows(tmp_path, row, columns=Columns(**columns))
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"text": "t", "prompt": "q", "response": "a"}, {"prompt": "q", "response": "q"}, {"text": "t", "messages": "t"}],
+)
+def test_columns_that_say_two_things_are_refused(columns: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Columns(**columns)
+
+
+def test_blank_columns_of_another_shape_are_absent(tmp_path: Path) -> None:
+    """As in one table of rows of several shapes."""
+    with (tmp_path / "a.csv").open("w", newline="") as out:
+        csv.writer(out).writerows([
+            ["text", "prompt", "response", "question", "answer"],
+            ["", "Hi", "Yo", "", ""], ["", "", "", "Hi", "Yo"], ["whole", "", "", "", ""], ["", "", "", "", ""],
+        ])  # fmt: skip
+    seen: dict[str, Seen] = {}
+    found = list(documents((files(tmp_path / "a.csv"),), seen))
+    assert [(d.text, d.messages) for d in found] == [(None, (U, A)), (None, (U, A)), ("whole", ())]
+    assert "not read" not in seen["data.corpus.0"].line()
+    (tmp_path / "b.csv").write_text("text\n[]\n{}\n")
+    assert [d.text for d in read(files(tmp_path / "b.csv"))] == ["[]", "{}"]
+    assert "1 of its rows" in str(seen["data.corpus.0"].left_out())
+
+
+@pytest.mark.parametrize("flag", [{"label": False}, {"label": 0}, {"kto_tag": "False"}, {"train": False}, {"train": 0}])
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [U, A]}, {"conversations": [U, A]}, {"prompt": "Hi", "response": "Yo"},
+     {"question": "Hi", "answer": "Yo"}, {"prompt": [U], "completion": [A]}, {"instruction": "Hi", "output": "Yo"}],
+)  # fmt: skip
+def test_rows_that_are_not_to_be_learned_are_refused_in_every_shape(
+    tmp_path: Path, row: dict[str, Any], flag: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"`{next(iter(flag))}"):
+        rows(tmp_path, {**row, **flag})
+    assert rows(tmp_path, {**row, "label": 1, "kto_tag": "true", "train": True})
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -748,23 +952,81 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path, name: str, indent: i
             read(files(tmp_path / name))
 
 
-def test_a_table_of_tabs_that_can_be_read_in_two_ways_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.tsv"
-    path.write_text('q\ta\n1\t"One\n2\ttwo\n3\tthree"\n4\tfour\n')
+@pytest.mark.parametrize(
+    ("name", "mark"), [("a.tsv", "\t"), ("a.csv", ","), ("a.csv", ";"), ("a.csv", "|"), ("a.csv", "\t")]
+)
+def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, name: str, mark: str) -> None:
+    path, columns = tmp_path / name, Columns(prompt="q", response="a")
+
+    def write(text: str) -> None:
+        path.write_text(text.replace(",", mark))
+
+    write('q,a\n1,"One\n2,two\n3,three"\n4,four\n')
     with pytest.raises(InputError, match="lines 2 to 4 are one row in quotes, or 3 without"):
-        read(files(path, columns=Columns(prompt="q", response="a")))
-    path.write_text('q\ta\n1\t"One\nmore lines"\n4\tfour\n')
-    assert [d.messages[1]["content"] for d in read(files(path, columns=Columns(prompt="q", response="a")))] == [
-        "One\nmore lines", "four",
-    ]  # fmt: skip
+        read(files(path, columns=columns))
+    write('q,a\n1,"One\nmore lines"\n4,four\n')
+    assert [d.messages[1]["content"] for d in read(files(path, columns=columns))] == ["One\nmore lines", "four"]
 
 
-def test_a_header_in_the_middle_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("question,answer\na,b\nquestion,answer\nc,d\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        'q,a\n1,"One\nNo, two\nWell, three"\n4,four\n',  # commas of prose
+        '"q","a"\n"1","One\nx,y\n1,2"\n"4","four"\n',  # a writer of quotes
+        'q,a\n"1, or so",one\n1,"One\nx,y\n1,2"\n',
+        'q,a\n1,"One\nx,""y""\n1,2"\n4,four\n',
+    ],
+)
+def test_lines_in_quotes_that_are_no_rows_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert len(read(files(tmp_path / "a.csv", columns=Columns(prompt="q", response="a")))) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "again"),
+    [
+        ("question,answer", "question,answer"),
+        ("question,answer", "answer,question"),
+        ("question,answer", "\ufeffquestion,answer"),
+        ("question,answer", "Question,ANSWER"),
+        ("question,answer", "question, answer"),
+        ("question,answer", '"question","answer"'),
+        ("question,answer,id", "question,answer,src"),
+        ("text", "text"),
+        ("text", "Text"),
+    ],
+)
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_header_in_the_middle_is_refused(tmp_path: Path, header: str, again: str, mark: str) -> None:
+    path, data = tmp_path / ("a.csv" if mark == "," else "a.tsv"), ",".join("abc"[: header.count(",") + 1])
+    path.write_text("\n".join((header, data, again, data)).replace(",", mark), encoding="utf-8")
     with pytest.raises(InputError, match="line 3 is the header once more"):
+        read(files(path))
+
+
+@pytest.mark.parametrize("row", ["question,no", ",", "answer,answer"])
+def test_rows_that_hold_names_of_columns_are_no_header(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.csv").write_text(f"question,answer\na,b\n{row}\nc,d\n")
+    assert len(read(files(tmp_path / "a.csv"))) >= 2
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_the_line_that_tells_excel_what_separates_is_named(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(f"sep={mark}\nquestion{mark}answer\na{mark}b\n")
+    with pytest.raises(InputError, match=r"begins with `sep=.?`, which is no header"):
         read(files(tmp_path / "a.csv"))
-    (tmp_path / "b.csv").write_text("text\na\ntext\n")
-    assert len(read(files(tmp_path / "b.csv"))) == 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_key_that_stands_twice_in_a_string_is_refused(tmp_path: Path, name: str) -> None:
+    said = json.dumps([U, A]).replace('"content":', '"content": "no", "content":')
+    with (tmp_path / name).open("w", newline="") as out:
+        if name == "a.csv":
+            csv.writer(out).writerows([["messages"], [said]])
+        else:
+            json.dump({"messages": said}, out)
+    with pytest.raises(InputError, match="`messages` is JSON in which the key 'content' stands twice"):
+        read(files(tmp_path / name))
 
 
 def test_a_column_without_a_name_is_said(tmp_path: Path) -> None:
@@ -807,6 +1069,18 @@ def test_files_beside_texts_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "splits", "fix"),
     [
+        (("gsm8k.train.jsonl", "gsm8k.test.jsonl"), "test, train", "d/gsm8k.train.jsonl"),
+        (("data.train.v2.jsonl", "data.dev.v2.jsonl"), "train, validation", "d/data.train.v2.jsonl"),
+        (("wiki.train.tokens.jsonl", "wiki.valid.tokens.jsonl"), "train, validation", "d/wiki.train.tokens.jsonl"),
+        (("split=train/0.jsonl", "split=test/0.jsonl"), "test, train", "d/split=train/0.jsonl"),
+        (("trainset.jsonl", "testset.jsonl"), "test, train", "d/trainset.jsonl"),
+        (("traindata.jsonl", "testdata.jsonl"), "test, train", "d/traindata.jsonl"),
+        (("train.jsonl", "devset.jsonl"), "train, validation", "d/train.jsonl"),
+        (("TrainData/0.jsonl", "TestData/0.jsonl"), "test, train", "d/TrainData/0.jsonl"),
+        (("squadTrain.jsonl", "squadTest.jsonl"), "test, train", "d/squadTrain.jsonl"),
+        (("train.jsonl", "validate.jsonl"), "train, validation", "d/train.jsonl"),
+        (("train.jsonl", "validset.jsonl"), "train, validation", "d/train.jsonl"),
+        (("trn.jsonl", "tst.jsonl"), "test, train", "d/trn.jsonl"),
         (("train.jsonl", "test.jsonl", "validation.jsonl"), "test, train, validation", "d/train.jsonl"),
         (("train-0.jsonl", "train-1.jsonl", "dev-0.jsonl"), "train, validation", "d/train-*"),
         (("train/0.jsonl", "train/1.jsonl", "valid/0.jsonl"), "train, validation", "d/train"),
@@ -820,8 +1094,9 @@ def test_splits_in_a_folder_are_not_mixed(tmp_path: Path, names: tuple[str, ...]
     with pytest.raises(RecipeError, match=rf"d holds several splits \({splits}\)") as caught:
         read(files(folder))
     assert fix in str(caught.value.fix)
+    assert names[0][-1] != "l" or f"{folder}/**/*." in str(caught.value.fix)
     if fix.endswith(("*", "train", "l")):
-        assert [d.text for d in read(files(tmp_path / fix))] == sorted(n for n in names if "train" in n)
+        assert [d.text for d in read(files(tmp_path / fix))] == sorted(n for n in names if "tr" in n.lower())
     if names[0].endswith("l"):
         assert len(read(files(folder / "**" / "*.jsonl"))) == len(names)
 
@@ -836,6 +1111,25 @@ def test_splits_of_texts_are_not_mixed(tmp_path: Path) -> None:
 
 def test_names_that_are_no_splits(tmp_path: Path) -> None:
     assert len(read(files(_folder(tmp_path, "trains.jsonl", "contest.jsonl", "train.jsonl", "a_test_b.jsonl")))) == 4
+    assert (
+        len(read(files(_folder(tmp_path / "2", "train.jsonl", "dataset.jsonl", "latest/a.jsonl", "subset.jsonl")))) == 4
+    )
+
+
+def test_splits_in_one_file_are_not_mixed(tmp_path: Path) -> None:
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps({"train": TEXTS, "test": TEXTS[:1]}, indent=indent))
+        with pytest.raises(InputError, match=r"holds several splits \(`train`, `test`\), which should not be mixed"):
+            read(files(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("aside", ["_temporary/0/part-1", "_metadata.jsonl", "_delta_log/0.json"])
+def test_what_begins_with_an_underscore_is_not_read(tmp_path: Path, aside: str) -> None:
+    seen: dict[str, Seen] = {}
+    assert [d.text for d in documents((files(_folder(tmp_path, "part-0", aside)),), seen)] == ["part-0"]
+    assert seen["data.corpus.0"].line() == f"1 plain texts (`text`); not read: {aside}"
+    folder = _folder(tmp_path / "2", "a.txt", f"{aside}.txt", ".b.txt")
+    assert len(read(TextSource(text=str(folder)))) == 1
 
 
 def test_caches_of_the_datasets_library_are_not_read(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class TextSource(_Source):
 
     text: str = Field(description="A UTF-8 text file, or a folder of them.")
     separator: str | None = Field(
-        None, description="What stands between documents in a file. Default: a file is a document."
+        None, min_length=1, description="What stands between documents in a file. Default: a file is a document."
     )
     glob: str = Field("**/*.txt", description="Which files of a folder.")
 
@@ -40,6 +40,11 @@ class Columns(Section):
     def _pairs(self) -> Columns:
         if (self.prompt is None) != (self.response is None):
             raise ValueError("write both `prompt` and `response`, or neither")
+        if self.text is not None and self.prompt is not None:
+            raise ValueError("write `text`, or `prompt` and `response`: a row is one or the other")
+        named = [name for name in (self.text, self.messages, self.prompt, self.response) if name is not None]
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"names the column {twice!r} twice")
         return self
 
 

@@ -35,6 +35,7 @@ DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last a
 _TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 EMPTY = "an answer is empty: it teaches to say nothing"
+ASKED_NOTHING = "a turn of `user` is empty: an answer to nothing is learned"
 ENDLESS = (
     "no token of the chat template ends an answer, or not every one: at most what it writes after each (a newline) "
     "is learned as its end"
@@ -228,6 +229,8 @@ class _Finder:
             )
 
     def _remark_dropped(self) -> None:
+        if any(m["role"] == "user" and not str(m["content"]).strip() for m in self.messages):
+            self.rendered.remarks.add(ASKED_NOTHING)
         """An answer is learned without what it answers to, where the template does not know a role."""
         written = "".join(self.text.split())
         for i, message in enumerate(self.messages):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import MESSAGE_FIELDS
+from limbeck.data.reading.strict import DECODER, TwiceError
 from limbeck.errors import InputError
 
 Message = dict[str, Any]
@@ -79,7 +80,9 @@ def parsed(value: Any, place: Place) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return DECODER.decode(value)
+    except TwiceError as error:
+        place.refuse(f"is JSON in which {error.msg}", "Keep one of them")
     except (ValueError, RecursionError) as error:
         place.refuse(
             f"is a string that is not JSON ({getattr(error, 'msg', 'nested too deep')})", "Write a list, or JSON"
@@ -112,11 +115,11 @@ def messages_of(value: Any, place: Place) -> list[Message]:
     value = parsed(value, place)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         place.refuse("is no list of messages", 'Write [{"role": "user", "content": "..."}, ...]')
-    messages = _with_parts(value)
+    messages = _with_parts(value, place)
     return _roles([_message(message, place.inside(f"message {n}")) for n, message in enumerate(messages, 1)])
 
 
-def _with_parts(messages: list[Message]) -> list[Message]:
+def _with_parts(messages: list[Message], place: Place) -> list[Message]:
     """Where tables hold all contents as JSON of lists of parts, these lists. One that does alone may mean it."""
     said = [text for message in messages if isinstance(text := message.get("content"), str) and text]
     if not said or not all(map(is_list, said)):
@@ -129,6 +132,7 @@ def _with_parts(messages: list[Message]) -> list[Message]:
         isinstance(part, dict) and isinstance(part.get("type"), str) for held in parts.values() for part in held
     ):
         return messages
+    parts = {text: parsed(text, place) for text in said}
     return [
         {**m, "content": parts[m["content"]]} if isinstance(m.get("content"), str) and m["content"] else m
         for m in messages

@@ -36,10 +36,12 @@ TOOLS = ("tools", "functions")
 SYSTEM = ("system", "system_prompt")
 INPUTS = ("input", "context")
 NOTHING: tuple[Any, ...] = (None, "", "[]", [], {})
+SHAPES = (*PAIRS, ("instruction", "output"), ("instruction", "response"))
 NO_INPUT = ("", "<noinput>", "<no input>", "<No input>")
 OUTPUTS = ("output", "response")
 ROW_WEIGHTS = ("weight", "loss_weight", "sample_weight")
 ROW_FLAGS = ("loss_mask", "train", "trainable", "mask", "train_mask", "completion_mask", "assistant_masks")
+WANTED = ("label", "kto_tag")
 ROW_ASKS = ("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt", "history_mask")
 """Keys by which a row asks to be learned in another way than limbeck does."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
@@ -59,7 +61,7 @@ class Seen:
         unread: columns that nothing was read from.
         keys: keys of messages that nothing was read from.
         files: of a folder, files that are not read.
-        empty: rows whose text or answer is empty; they are left out.
+        empty: rows whose text, question or answer is empty; they are left out.
         silent: conversations in which there is nothing to learn; they are left out.
         roles: who speaks in those.
     """
@@ -88,7 +90,7 @@ class Seen:
             what = "that are to be learned " if UNLEARNED in self.roles else ""
             parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
         if self.empty:
-            parts.append(f"{self.empty:,} of its rows hold no text or no answer")
+            parts.append(f"{self.empty:,} of its rows hold no text, no question or no answer")
         return printable(", and ".join(parts)) or None
 
 
@@ -133,15 +135,19 @@ class RowReader:
             return Document(text=row)
         if not isinstance(row, dict):
             place.refuse("is no object", 'Write {"text": "..."}')
+        nulls = {str(name) for name, value in row.items() if value is None}
         row = {str(name): value for name, value in row.items() if value is not None}
         self._check(row, place)
-        found = self._recognised(row, place)
+        absent = self._absent(row)
+        found = self._recognised(
+            {name: value for name, value in row.items() if name not in absent}, nulls | absent, place
+        )
         if found is None:
             self.seen.empty += 1
             return None
         kind, document, used = found
         self.seen.kinds[kind] += 1
-        self.seen.unread |= set(row) - used
+        self.seen.unread |= set(row) - used - absent
         said = [m for m in document.messages if m["role"] == "assistant" and m.get("learn", True)]
         if document.text is None:
             self._check_flags(row, used, place)
@@ -167,8 +173,25 @@ class RowReader:
             if row.get(name):
                 place.refuse(f"has `{name}`; limbeck learns from text only", "Use data without it")
 
+    def _absent(self, row: dict[str, Any]) -> set[str]:
+        """Columns that are blank because the row has another shape, in a table of several."""
+        blank = {name for name, value in row.items() if value in NOTHING or _blank(value)} if self.guesses else set()
+        if not blank:
+            return blank
+        absent = {name for name in CONVERSATIONS if row.get(name) in NOTHING} & blank
+        absent |= {self.text} & blank if _blank(row.get(self.text)) else set()
+        pairs = [pair for pair in PAIRS if blank >= {*pair} and _blank(row[pair[0]]) and _blank(row[pair[1]])]
+        return absent.union(*pairs)
+
     def _check_flags(self, row: dict[str, Any], used: set[str], place: Place) -> None:
         """Of a conversation: what says that not all of it is learned."""
+        for name in WANTED:
+            if name not in used and _number(row.get(name)) == 0:
+                flag = f"`{name}: {row[name]}`".lower()
+                place.refuse(
+                    f"is an answer that is not wanted ({flag}), from which limbeck does not learn",
+                    f"Leave such rows out; remove `{name}` where it says something else",
+                )
         for name in ROW_FLAGS:
             value = row.get(name)
             if name not in used and (isinstance(value, list | dict) or _number(value) not in (None, 1)):
@@ -177,7 +200,8 @@ class RowReader:
                     "Remove it, or write `train: false` into the messages that are not to be learned",
                 )
 
-    def _recognised(self, row: dict[str, Any], place: Place) -> Found | None:
+    def _recognised(self, row: dict[str, Any], lacks: set[str], place: Place) -> Found | None:
+        """``lacks``: columns that are null, or blank."""
         named = self.columns
         if not self.guesses:
             if named.messages in row:
@@ -186,11 +210,15 @@ class RowReader:
                 return self._pair(row, (str(named.prompt), str(named.response)), place)
             if isinstance(row.get(str(named.text)), str):
                 return self._plain(row, str(named.text))
-            self._unknown(row, [name for name in (named.messages, named.prompt, named.text) if name], place)
+            names = (named.messages, named.prompt, named.response, named.text)
+            asked = [name for name in names if name and (name == named.text or name not in {*row, *lacks})]
+            if {named.messages, named.text} & lacks or (named.prompt and not asked):
+                return None
+            self._unknown(row, asked, place)
         if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
         if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
-            self._check_wanted(row, place)
+            self._check_pair(row, place)
             return self._pair(row, FIRST_PAIR, place)
         if isinstance(row.get(self.text), str):
             return self._plain(row, self.text)
@@ -201,6 +229,10 @@ class RowReader:
         if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
             self._check_pair(row, place)
             return self._pair(row, pair, place)
+        if {self.text, *CONVERSATIONS} & lacks or any(
+            lacks & {*pair} and lacks | row.keys() >= {*pair} for pair in SHAPES
+        ):
+            return None
         self._unknown(row, [], place)
 
     @staticmethod
@@ -216,13 +248,7 @@ class RowReader:
         return tools_of(row[column], place.inside(f"`{column}`"))
 
     @staticmethod
-    def _check_wanted(row: dict[str, Any], place: Place) -> None:
-        for name in ("label", "kto_tag"):
-            if row.get(name) is False:
-                place.refuse(f"is an answer that is not wanted (`{name}: false`), from which limbeck does not learn")
-
-    def _check_pair(self, row: dict[str, Any], place: Place) -> None:
-        self._check_wanted(row, place)
+    def _check_pair(row: dict[str, Any], place: Place) -> None:
         if row.get("context"):
             place.refuse(
                 "has a `context`, which would be left out",
@@ -295,15 +321,16 @@ class RowReader:
     def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
         output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
         used = {"instruction", output} | ({*INPUTS} & set(row))
-        if not row[output].strip():
-            return None
-        asked = row["instruction"]
+        asked = [row["instruction"]]
         for name in INPUTS:
             given = row.get(name, "")
             if not isinstance(given, str):
                 place.refuse(f"has an `{name}` that is {kind_of(given)}, not text")
-            asked += f"\n\n{given}" if given.strip() not in NO_INPUT else ""
-        said = [*self._history(row, used, place), *_says("user", asked), *_says("assistant", row[output])]
+            asked += [given] if given.strip() not in NO_INPUT else []
+        question = "\n\n".join(part for part in asked if part.strip())
+        if not row[output].strip() or not question:
+            return None
+        said = [*self._history(row, used, place), *_says("user", question), *_says("assistant", row[output])]
         messages = self._told(row, said, used, place)
         tools = self._tools(row, used, place)
         shown = ("instruction", *(name for name in INPUTS if name in row), output)
@@ -331,6 +358,8 @@ class RowReader:
         # Without a template, a prompt and its response are joined as they are; other pairs would run together.
         chat = len(messages) > 2 or (self.guesses and pair not in (FIRST_PAIR, CONTINUED))
         template = chat or pair != CONTINUED
+        if template and not prompt.strip():
+            return None
         if tools and not template:
             place.refuse("has tools beside a `completion` that no template is put around", "Write lists of messages")
         if pair == CONTINUED:
@@ -354,6 +383,10 @@ class RowReader:
                 f"If it is the whole conversation, write `columns: {{messages: {pair[1]}}}`",
             )
         return [*({**m, "learn": False} if m["role"] == "assistant" else m for m in asked), *said]
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and (not value or value.isspace())
 
 
 def _says(role: str, content: str) -> list[Message]:

@@ -15,9 +15,9 @@ from typing import Any
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages import without_nulls
 from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
-from limbeck.data.reading.containers import Container
-from limbeck.data.reading.folders import beside, files_of, refuse_splits, splits_of
-from limbeck.data.reading.readers import Rows, read_rows, read_text
+from limbeck.data.reading.containers import Container, Rows
+from limbeck.data.reading.folders import beside, files_of, refuse_splits, set_aside, splits_of
+from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
@@ -45,7 +45,8 @@ def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) 
             fix = 'Write "role": "assistant" where the model speaks'
             raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
-            raise InputError("holds no document", key=key, fix="Check the path, the glob and the separator")
+            why = f": {here.left_out()}" if here.empty else ""
+            raise InputError(f"holds no document{why}", key=key, fix="Check the path, the glob and the separator")
 
 
 def first_documents(
@@ -139,6 +140,8 @@ def _text_files(source: TextSource, key: str, unread: set[str] | None = None) ->
         raise RecipeError(
             f"{source.glob!r} is no pattern ({error})", key=f"{key}.glob", fix='Write "**/*.txt"'
         ) from None
+    if source.glob == ALL_TEXTS and path.is_dir():
+        found = [p for p in found if not set_aside(p, path)]
     if source.glob == ALL_TEXTS and path.is_dir() and (splits := splits_of(path, found)):
         refuse_splits(path, splits, f"{key}.text", 'Say which with `glob:`, as in "train/**/*.txt"; "**/*.*" is all')
     if unread is not None and path.is_dir():
@@ -147,7 +150,10 @@ def _text_files(source: TextSource, key: str, unread: set[str] | None = None) ->
 
 
 def _text(source: TextSource, key: str, seen: Seen) -> Iterator[Document]:
-    for file in _text_files(source, key, seen.files):
+    found = _text_files(source, key, seen.files)
+    if source.separator:
+        require_separator(found, key, source.separator)
+    for file in found:
         for text in read_text(file, f"{key}.text", source.separator):
             yield Document(text=text)
 
@@ -165,7 +171,7 @@ def _hub(source: HubSource, key: str) -> Rows:
             fix="Check name, split and network",
         ) from None
     for number, row in enumerate(rows, 1):
-        yield without_nulls(row), f"{source.dataset}, row {number}"
+        yield {name: without_nulls(value) for name, value in row.items()}, f"{source.dataset}, row {number}"
 
 
 def _stdlib(source: StdlibSource) -> Iterator[Document]:

@@ -6,7 +6,6 @@ bzip2 or xz. `readers.py` reads them.
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import gzip
 import io
@@ -19,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.streams import Streams
 from limbeck.errors import InputError
 
 Container = Literal["json lines", "JSON", "CSV", "TSV", "Parquet", "Arrow file", "Arrow stream", "text", "empty"]
 
 HEAD = 1 << 16
+CHUNK = 1 << 20
 SUFFIXES: dict[str, Container] = {
     ".jsonl": "json lines", ".ndjson": "json lines", ".json": "JSON", ".csv": "CSV", ".tsv": "TSV",
     ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow file", ".feather": "Arrow file", ".ipc": "Arrow file",
@@ -50,6 +52,10 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-32": "UTF-32"}
+
+
+Rows = Iterator[tuple[Any, str]]
+"""Rows with their place: what the file holds there, and "my.jsonl, line 3"."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ class Kind:
         return f"{name}{encoded}{packed}"
 
 
+def not_text(file: File, kind: Kind, where: str) -> InputError:
+    """A file that is not in its encoding."""
+    name = NAMES[kind.encoding]
+    fix = f"Convert it: iconv -f LATIN1 -t UTF-8 {file.path.name}" if name == "UTF-8" else "Copy or download it again"
+    return file.error(f" is not {name} ({where})", fix)
+
+
 @contextmanager
 def guarded(file: File, kind: Kind | None = None) -> Iterator[None]:
     """Turn what the readers of containers raise into one line that names the file."""
@@ -107,15 +120,17 @@ def guarded(file: File, kind: Kind | None = None) -> Iterator[None]:
 def open_binary(file: File, compression: str | None) -> BinaryIO:
     """The file's bytes, decompressed as they are read."""
     if compression is None:
-        return file.path.open("rb", buffering=1 << 20)
+        return file.path.open("rb", buffering=CHUNK)
     unpacked: Any
     if compression == "zstd":  # no part of Python's library before 3.14
         import pyarrow
 
         unpacked = pyarrow.CompressedInputStream(pyarrow.OSFile(str(file.path)), "zstd")
+    elif compression == "gzip":
+        unpacked = gzip.open(file.path, "rb")  # noqa: SIM115 - the caller closes it
     else:
-        unpacked = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}[compression](file.path, "rb")  # type: ignore[operator]
-    return cast(BinaryIO, io.BufferedReader(unpacked, 1 << 20))
+        unpacked = Streams(file.path, compression)
+    return cast(BinaryIO, io.BufferedReader(unpacked, CHUNK))
 
 
 def recognise(file: File, hint: Container | None = None) -> Kind:
@@ -136,6 +151,9 @@ def recognise(file: File, hint: Container | None = None) -> Kind:
         if _compression(head) is not None:
             raise file.error(f" is compressed twice ({compression}, {_compression(head)})", "Unpack it once")
     binary = _binary(head, file)
+    named = SUFFIXES.get(suffix(file.path))
+    if binary == "empty" and named in ("Parquet", "Arrow file"):
+        raise file.error(f" is empty, which no {named.removesuffix(' file')} file is", "Copy or download it again")
     if binary is not None:
         return Kind(binary, compression)
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
@@ -237,9 +255,11 @@ def _parsed(line: str) -> Any:
 
 
 def wraps_rows(value: dict[str, Any]) -> bool:
-    """Whether an object is no row, but holds all rows in one list: ``{"version": 1, "data": [{...}, ...]}``."""
-    lists = [held for held in value.values() if isinstance(held, list) and held and is_row(held[0])]
-    return len(lists) == 1 and not ROW_COLUMNS & set(value)
+    """Whether an object is no row, but holds all rows in one list: ``{"version": 1, "data": [{...}, ...]}``; or splits,
+    each in a list."""
+    lists = [name for name, held in value.items() if isinstance(held, list) and held and is_row(held[0])]
+    splits = {split_named(name) for name in lists} - {None}
+    return (len(lists) == 1 or len(splits) > 1) and not ROW_COLUMNS & set(value)
 
 
 def is_row(item: Any) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from limbeck.data.reading.containers import SUFFIXES, Container, File, recognise, suffix
+from limbeck.data.reading.splits import split_of
 from limbeck.errors import InputError, RecipeError
 
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -24,11 +25,6 @@ _OTHER = (
     ".ini",
 )  # fmt: skip
 _TYPES = mimetypes.MimeTypes()  # without the system's, which differ
-_SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "validation": "validation",
-    "valid": "validation", "val": "validation", "dev": "validation", "eval": "eval", "evaluation": "eval",
-    "heldout": "eval", "holdout": "eval",
-}  # fmt: skip
 
 
 def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = None) -> list[Path]:
@@ -69,6 +65,11 @@ def beside(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def set_aside(path: Path, folder: Path) -> bool:
+    """Whether a name below a folder begins with a dot or an underscore: hidden, or unfinished (``_temporary/``)."""
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+
+
 def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
     if (folder / "dataset_dict.json").exists():
         splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
@@ -79,7 +80,7 @@ def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
         )
     found = sorted(beside(folder))
     saved = {parent: _saved(parent, key) for parent in {p.parent for p in found}}
-    kinds = {path: _kind(path, key, saved[path.parent]) for path in found}
+    kinds = {path: None if set_aside(path, folder) else _kind(path, key, saved[path.parent]) for path in found}
     tables = [path for path, kind in kinds.items() if kind not in (None, "text")]
     texts = [path for path, kind in kinds.items() if kind == "text"]
     if not tables and not texts:
@@ -89,8 +90,8 @@ def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
     used = tables or texts
     if mixed := splits_of(folder, used):
         one = _pattern(folder, mixed.get("train") or next(iter(mixed.values())), used)
-        endings = {"".join(file.suffixes) for file in used}
-        every = f"{folder}/**/*{endings.pop()}" if len(endings) == 1 else f"[{used[0]}, ...]"
+        ending = os.path.commonprefix([file.suffixes[::-1] for file in used])  # noqa: RUF071 - of lists
+        every = f"{folder}/**/*{''.join(ending[::-1])}" if ending else f"[{used[0]}, ...]"
         refuse_splits(folder, mixed, key, f"Name one, `files: {one}`; or what should be mixed, `files: {every}`")
     if unread is not None:
         unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})
@@ -132,19 +133,11 @@ def _saved(folder: Path, key: str) -> set[str] | None:
     return names
 
 
-def _split(path: Path) -> str | None:
-    """The split that a path inside a folder names: in its name (``train-00000``, ``squad_test``) or above it."""
-    *parents, name = path.parts
-    words = [word for word in re.split(r"[^a-z]+", name.lower().partition(".")[0]) if word]
-    ends = (*words[:1], *words[-1:], *(parent.lower() for parent in reversed(parents)))
-    return next((_SPLITS[word] for word in ends if word in _SPLITS), None)
-
-
 def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by the split that they belong to, if there are several."""
     splits: dict[str, list[Path]] = {}
     for file in files:
-        split = _split(file.relative_to(folder))
+        split = split_of(file.relative_to(folder))
         if split is not None:
             splits.setdefault(split, []).append(file)
     return splits if len(splits) > 1 else {}

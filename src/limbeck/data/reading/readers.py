@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import json
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from limbeck.data.documents.messages import without_nulls
 from limbeck.data.reading.containers import (
-    NAMES,
+    CHUNK,
     ROW_COLUMNS,
     Container,
     File,
     Kind,
+    Rows,
     guarded,
     is_row,
+    not_text,
     open_binary,
     recognise,
 )
+from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.strict import DECODER, TwiceError
+from limbeck.data.reading.tables import arrow_rows, csv_rows
 from limbeck.errors import InputError
-
-_CHUNK = 1 << 20
-_ROWS = 1000
-
-
-Rows = Iterator[tuple[Any, str]]
-"""Rows with their place: what the file holds there, and "my.jsonl, line 3"."""
 
 
 def read_rows(path: Path, key: str, hint: Container | None = None) -> Rows:
@@ -55,11 +48,11 @@ def read_rows(path: Path, key: str, hint: Container | None = None) -> Rows:
         case "JSON":
             found = _json(file, kind)
         case "CSV" | "TSV":
-            found = _csv(file, kind)
+            found = csv_rows(file, kind)
         case "text":
             found = _text(file, kind, None)
         case _:
-            found = _arrow(file, kind)
+            found = arrow_rows(file, kind)
     return _guarded(found, file, kind)
 
 
@@ -78,8 +71,49 @@ def read_text(path: Path, key: str, separator: str | None) -> Iterator[str]:
         return
     if kind.container != "text":
         raise file.error(f" is {kind}, and no text", "Read it with `files:`")
-    for text, _ in _guarded(_text(file, kind, separator), file, kind):
+    for text, _ in _guarded(_text(file, kind, _separator(separator)), file, kind):
         yield text
+
+
+def require_separator(files: list[Path], key: str, separator: str) -> None:
+    """Without it, what is meant to be many documents would be one, as long as a file.
+
+    Raises:
+        InputError: it stands in no file; or as ``read_rows``.
+    """
+    whole = None
+    for file in files:
+        cut = _is_cut(file, f"{key}.text", separator)
+        if cut:
+            return
+        whole = file if cut is False else whole
+    if whole is not None:
+        where = f"{whole}" if len(files) == 1 else f"any of {len(files):,} files"
+        raise InputError(
+            f"{separator!r} does not stand in {where}",
+            key=f"{key}.separator",
+            fix="Write what stands between documents; without `separator` a file is a document",
+        )
+
+
+def _is_cut(path: Path, key: str, separator: str) -> bool | None:
+    """Whether a separator stands in a file of plain text; None: the file is empty, or no text."""
+    file = File(path, key)
+    kind = recognise(file, "text")
+    if kind.container != "text":  # `read_text` refuses others
+        return None
+    wanted, held = str(_separator(separator)), ""
+    with guarded(file, kind), open_binary(file, kind.compression) as stream:
+        for chunk in decoded(stream, file, kind):
+            held = held[-len(wanted) :] + chunk
+            if wanted in held:
+                return True
+    return False
+
+
+def _separator(given: str | None) -> str | None:
+    """A separator as ``decoded`` writes ends of lines."""
+    return given.replace("\r\n", "\n").replace("\r", "\n") if given else None
 
 
 def _guarded(rows: Rows, file: File, kind: Kind) -> Rows:
@@ -96,24 +130,18 @@ def decoded(stream: BinaryIO, file: File, kind: Kind, *, newline: bool = True) -
     wrapped = io.IncrementalNewlineDecoder(decoder, translate=True) if newline else decoder
     done = 0
     while True:
-        data = stream.read(_CHUNK)
+        data = stream.read(CHUNK)
         pending = len(decoder.getstate()[0])
         try:
             text = wrapped.decode(data, final=not data)
         except UnicodeDecodeError as error:
             at = done - pending + error.start
-            raise _not_text(file, kind, f"byte {at}") from None
+            raise not_text(file, kind, f"byte {at}") from None
         done += len(data)
         if text:
             yield text
         if not data:
             return
-
-
-def _not_text(file: File, kind: Kind, where: str) -> InputError:
-    name = NAMES[kind.encoding]
-    fix = f"Convert it: iconv -f LATIN1 -t UTF-8 {file.path.name}" if name == "UTF-8" else "Copy or download it again"
-    return file.error(f" is not {name} ({where})", fix)
 
 
 def _text(file: File, kind: Kind, separator: str | None) -> Rows:
@@ -143,30 +171,13 @@ def _split(chunks: Iterator[str], separator: str) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------- JSON
 
 
-class _TwiceError(ValueError):
-    def __init__(self, name: str) -> None:
-        self.msg = f"the key {name!r} stands twice in an object"
-        super().__init__(self.msg)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
 def _json_lines(file: File, kind: Kind) -> Rows:
     with open_binary(file, kind.compression) as stream:
         for number, line in _lines(stream, file, kind):
             if line.isspace():
                 continue
             try:
-                value = _DECODER.decode(line)
+                value = DECODER.decode(line)
             except (ValueError, RecursionError) as error:
                 raise _no_json(file, f"line {number:,}", error) from None
             yield value, f"{file.path}, line {number}"
@@ -183,7 +194,7 @@ def _lines(stream: BinaryIO, file: File, kind: Kind) -> Iterator[tuple[int, str]
         try:
             yield from enumerate(text, 1)
         except UnicodeDecodeError as error:
-            raise _not_text(file, kind, error.reason) from None
+            raise not_text(file, kind, error.reason) from None
         return
     number = 0
     for raw in stream:
@@ -194,7 +205,7 @@ def _lines(stream: BinaryIO, file: File, kind: Kind) -> Iterator[tuple[int, str]
             try:
                 yield number, line.decode()
             except UnicodeDecodeError as error:
-                raise _not_text(file, kind, f"line {number:,}, byte {error.start:,} of it") from None
+                raise not_text(file, kind, f"line {number:,}, byte {error.start:,} of it") from None
 
 
 class _JsonText:
@@ -226,7 +237,7 @@ class _JsonText:
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.buffer, self.at)
+                value, end = DECODER.raw_decode(self.buffer, self.at)
             except (ValueError, RecursionError) as error:
                 if self._is_cut(error) and self._more():
                     continue
@@ -295,11 +306,16 @@ def _members(text: _JsonText) -> Iterator[Any]:
     while text.peek() != "}":
         name = text.value() if text.peek() == '"' else text.take('"')
         if name in row or (listed and name == listed):
-            raise text.error(_TwiceError(name))
+            raise text.error(TwiceError(name))
         text.take(":")
         if text.peek() == "[" and not ROW_COLUMNS & {name, *row}:
             first, rest = _begun(text)
             if is_row(first):
+                if listed and split_named(listed) and split_named(name):
+                    raise text.file.error(
+                        f" holds several splits (`{listed}`, `{name}`), which should not be mixed",
+                        "Write the one that is to be learned into a file of its own",
+                    )
                 if listed:
                     raise text.file.error(
                         f" holds several lists of rows (`{listed}`, `{name}`)", "Write each into a file of its own"
@@ -326,111 +342,3 @@ _NOTHING = object()
 def _begun(text: _JsonText) -> tuple[Any, Iterator[Any]]:
     items = _items(text)
     return next(items, _NOTHING), items
-
-
-# -------------------------------------------------------------------------------------------------------- tables
-
-
-def _csv(file: File, kind: Kind) -> Rows:
-    csv.field_size_limit(sys.maxsize)  # a document may be long
-    with open_binary(file, kind.compression) as stream:
-        lines = io.TextIOWrapper(stream, kind.encoding, newline="")
-        raw: list[str] = []
-        table = csv.reader(_kept(lines, raw), delimiter=kind.delimiter, strict=True)
-        try:
-            header = next((row for row in table if row), [])
-            twice = next((name for name in header if header.count(name) > 1), None)
-            if twice is not None:
-                raise file.error(f" names the column {twice!r} twice", "Rename one; the first row names the columns")
-            start = table.line_num + 1
-            raw.clear()
-            for fields in table:
-                if fields == header and len(header) > 1:
-                    raise file.error(f", line {start} is the header once more", "Remove it: files were joined there")
-                if fields:
-                    if len(fields) != len(header):
-                        found = "more" if len(fields) > len(header) else "fewer"
-                        raise file.error(
-                            f", line {start} has {found} fields than the header ({len(fields)}, {len(header)})",
-                            f"Quote fields that hold {kind.delimiter!r}",
-                        )
-                    if kind.delimiter == "\t" and len(raw) > 1 and _fit(raw, len(header)):
-                        raise file.error(
-                            f", lines {start} to {table.line_num} are one row in quotes, or {len(raw)} without",
-                            'Write a quote that begins a field as """", or the file as JSON lines',
-                        )
-                    yield dict(zip(header, fields, strict=True)), f"{file.path}, line {start}"
-                start = table.line_num + 1
-                raw.clear()
-        except csv.Error as error:
-            reason = "a quote is never closed" if "unexpected end" in str(error) else error
-            where = f", line {table.line_num}"
-            raise file.error(
-                f"{where} is not {kind.container} ({reason})", 'Write a quote inside quotes as ""'
-            ) from None
-        except UnicodeDecodeError:
-            raise _not_text(file, kind, f"after line {table.line_num}") from None
-
-
-def _kept(lines: Iterator[str], raw: list[str]) -> Iterator[str]:
-    for line in lines:
-        raw.append(line)
-        yield line
-
-
-def _fit(raw: list[str], columns: int) -> bool:
-    """Whether each line is a row by itself where quotes mean nothing."""
-    return columns > 1 and all(line.count("\t") == columns - 1 for line in raw)
-
-
-def _arrow(file: File, kind: Kind) -> Rows:
-    import pyarrow
-
-    number = 0
-    with _seekable(file, kind) as source:
-        for batch in _batches(source, kind):
-            for at in range(0, batch.num_rows, _ROWS):
-                try:
-                    part = batch.slice(at, _ROWS)
-                    part.validate(full=True)  # pyarrow trusts what it reads: a torn offset could end the process
-                    rows = part.to_pylist()
-                except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
-                    where = f", rows {number + 1:,} to {number + _ROWS:,} cannot be read"
-                    raise file.error(f"{where} ({error})", "Write it again") from None
-                for row in rows:
-                    number += 1
-                    yield without_nulls(row), f"{file.path}, row {number}"
-
-
-def _seekable(file: File, kind: Kind) -> BinaryIO:
-    """Parquet and Arrow files are read from their end: what is compressed is unpacked on disk first."""
-    if kind.compression is None:
-        import pyarrow
-
-        return cast(BinaryIO, pyarrow.OSFile(str(file.path)))
-    stream = open_binary(file, kind.compression)
-    if kind.container == "Arrow stream":
-        return stream
-    with stream:
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        shutil.copyfileobj(stream, unpacked, _CHUNK)
-        unpacked.seek(0)
-    return cast(BinaryIO, unpacked)
-
-
-def _batches(source: BinaryIO, kind: Kind) -> Iterator[Any]:
-    if kind.container == "Parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(source, buffer_size=_CHUNK, pre_buffer=False) as table:
-            yield from table.iter_batches(_ROWS)
-        return
-    import pyarrow.ipc
-
-    if kind.container == "Arrow stream":
-        with pyarrow.ipc.open_stream(source) as stream:
-            yield from stream
-        return
-    with pyarrow.ipc.open_file(source) as table:
-        for i in range(table.num_record_batches):
-            yield table.get_batch(i)
