@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,7 +60,7 @@ class Display:
         elif time.monotonic() - self._spoke.get(who, 0.0) > QUIET_SECONDS:
             self._spoke[who] = time.monotonic()
             share = f" {100 * done / total:.0f}%" if total else ""
-            self.console.print(f"    {escape(event['task'])}{share} {escape(note)}")
+            self.console.print(f"    {escape(event['task'])}{share} {escape(note)}", soft_wrap=True)
 
     def _task_finished(self, event: Mapping[str, Any]) -> None:
         self._remove((event["stage"], event["task"]))
@@ -100,7 +101,10 @@ class Display:
         took = f"{seconds:7.1f} s" if seconds is not None else "         "
         text = f"  [green]✓[/] {escape(title):<30.30} [dim]{took}[/]  [dim]{escape(note)}[/]".rstrip()
         # On a terminal a task stays on one line; a log keeps all of it.
-        self.console.print(text, no_wrap=self.console.is_terminal, overflow="ellipsis")
+        if self.console.is_terminal:
+            self.console.print(text, no_wrap=True, overflow="ellipsis")
+        else:
+            self.console.print(text, soft_wrap=True)
 
     def kept(self, title: str) -> None:
         """Something that an earlier process has done."""
@@ -108,10 +112,20 @@ class Display:
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no fault."""
-        self.console.print(f"  [dim]· {escape(text)}[/]", highlight=False)
+        self._remark("[dim]·[/]", text, "dim")
 
     def warn(self, text: str) -> None:
-        self.console.print(f"  [yellow]![/] {escape(text)}")
+        self._remark("[yellow]![/]", text, "")
+
+    def _remark(self, mark: str, text: str, style: str) -> None:
+        """Wrapped under itself on a terminal, one line in a log."""
+        if not self.console.is_terminal:
+            self.console.print(f"  {mark} {escape(text)}", soft_wrap=True)
+            return
+        lines = textwrap.wrap(text, max(self.console.width - 4, 20)) or [""]
+        self.console.print(f"  {mark} {escape(lines[0])}", style=style)
+        for line in lines[1:]:
+            self.console.print(f"    {escape(line)}", style=style)
 
     def say(self, text: str = "") -> None:
         self.console.print(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -21,6 +22,7 @@ _MARKS = {
     "waiting": "·",
 }
 _ACTIONS = {"keep": "[green]✓[/]", "run": "[cyan]▸[/]", "wait": "·", "refuse": "[red]✗[/]"}
+_SAID = {"keep": "kept", "run": "to run", "wait": "to run after others", "refuse": "refused"}
 
 
 def show_status(status: RunStatus, console: Console) -> None:
@@ -53,13 +55,16 @@ def _progress(stage: StageStatus) -> str:
 
 
 def show_decisions(decisions: Sequence[Decision], console: Console) -> None:
-    """What would be done with each stage, and why."""
+    """What would be done with each stage, and why; and how many of each."""
     table = _table()
     for decision in decisions:
         table.add_row(
             _ACTIONS[decision.action], escape(decision.stage.title), decision.action, "", escape(decision.reason)
         )
     console.print(table)
+    counted = Counter(decision.action for decision in decisions)
+    said = [f"{counted[action]} {_SAID[action]}" for action in _SAID if counted[action]]
+    console.print(f"{len(decisions)} stages: {', '.join(said)}")
 
 
 def _table() -> Table:
