@@ -149,6 +149,9 @@ class _FitTeacher(PipelineStage):
     def partial(self) -> Sequence[str]:
         return (f"{TRAINING}/checkpoints",)
 
+    def share_done(self, folder: Path) -> float | None:
+        return tokens_of_newest(folder / self.partial()[0]) / self.section.tokens
+
     def scratch(self) -> Sequence[str]:
         return self.partial()
 
