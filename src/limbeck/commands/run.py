@@ -48,7 +48,8 @@ def run(
     display = display or Display()
     folder = run_path(recipe.run)
     with RunLock(folder) as lock:
-        check(recipe)
+        for warning in check(recipe).warnings:
+            display.warn(warning)
         stages, runner = build(recipe), Runner(folder, keep_stale=keep_stale)
         first, *_ = runner.refuse(stages)  # before anything is written, so that a finished run stays one
         log = EventLog(folder)

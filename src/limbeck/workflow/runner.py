@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.errors import RunFolderError
+from limbeck.errors import RunFolderError, counted
+from limbeck.workflow.events import STOPPED
 from limbeck.workflow.lock import RunLock
 from limbeck.workflow.markers import Marker, Markers, filled, first_difference, plain
 from limbeck.workflow.stage import UNKNOWN, Context, Emit, Event, Facts, Plain, Stage
@@ -72,7 +73,7 @@ class Runner:
             waits = [other.title for other in stages if other.name in stage.needs and other.name not in facts]
             if waits and found.error is None:
                 more = len(waits) - 2
-                after = ", ".join(waits[:2]) + (f" and {more} other{'s' if more > 1 else ''}" if more > 0 else "")
+                after = ", ".join(waits[:2]) + (f" and {counted(more, 'other')}" if more > 0 else "")
                 found = Decision(stage, "wait", f"after {after}")
             decisions[stage.name] = found
             if found.result is not None:
@@ -206,7 +207,7 @@ class Runner:
             with Workers(self.folder, lock, environment) as workers:
                 facts = _Run(self, stages, emit, workers if jobs > 1 else None, jobs).to_the_end()
         except BaseException as error:
-            _say(emit, "run_failed", error=str(error) or type(error).__name__)
+            _say(emit, "run_failed", error=_why(error))
             raise
         _say(emit, "run_finished")
         return facts
@@ -329,7 +330,7 @@ class _Run:
         try:
             yield
         except BaseException as error:
-            self._tell(stage, "stage_failed", error=str(error) or type(error).__name__)
+            self._tell(stage, "stage_failed", error=_why(error))
             raise
 
     def _finish(self, stage: Stage, result: dict[str, Plain]) -> None:
@@ -355,6 +356,10 @@ class _Run:
 
 def _say(emit: Emit, event: str, **more: Plain) -> None:
     emit({"event": event, "time": time.time(), **more})
+
+
+def _why(error: BaseException) -> str:
+    return STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
 def _of(facts: Facts, stage: Stage) -> dict[str, Mapping[str, Plain]]:
