@@ -51,7 +51,7 @@ table{width:100%;border-collapse:collapse;font-size:.94rem}
 th,td{padding:.75rem 0 .75rem 1.1rem;text-align:right;vertical-align:top;font-weight:400;white-space:nowrap}
 th:first-child{text-align:left;padding-left:.7rem;white-space:normal}
 thead th{white-space:normal}
-tbody th .who{overflow-wrap:break-word}
+tbody th{min-width:9rem;overflow-wrap:anywhere}
 tr>:last-child{padding-right:.7rem}
 thead th{color:var(--muted);font-size:.82rem;line-height:1.35;vertical-align:bottom;padding-bottom:.5rem;
 border-bottom:1px solid var(--rule)}
