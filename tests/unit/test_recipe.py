@@ -215,20 +215,14 @@ def test_help_and_recipe_load_no_torch() -> None:
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_every_seed_that_a_recipe_may_name_can_write(seed: int) -> None:
     """Of a seed are made those of batches, and of those the generator's, which holds 64 bits."""
-    from limbeck.generation.text import answer_batches
-    from limbeck.models.generate import Sampling
+    from limbeck.generation.text import Plan
     from limbeck.recipe import Generation
     from tests.unit.test_data import corpus_of
 
-    asked: list[int] = []
-
-    class Recorder:
-        def sample(self, prompts: list[list[int]], sampling: Sampling) -> list[tuple[int, list[int]]]:
-            asked.append(sampling.seed)
-            return [(i, [1]) for i in range(len(prompts))]
-
     corpus = corpus_of([(list(range(1, 40)), [True] * 39)])
-    batches = answer_batches(Recorder(), Generation(seed=seed, batch_size=2), corpus, 32)
-    assert [len(next(batches)) for _ in range(3)] == [2, 2, 2]
+    plan = Plan.of(Generation(seed=seed, batch_size=2), corpus, 32, {"fingerprint": "toy"})
+    batches = [plan.batch(number) for number in range(3)]
+    assert [len(prompts) for prompts, _ in batches] == [2, 2, 2]
+    asked = [sampling.seed for _, sampling in batches]
     assert len(set(asked)) == 3
     assert all(0 <= each * 1_000_003 + 1_000_000 < 2**63 for each in asked)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from limbeck.errors import InputError, RunFolderError
 from limbeck.files import whole_folder
+from limbeck.generation.asked import FILE
 from limbeck.generation.candidate import Candidate
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent
@@ -299,4 +300,7 @@ def retry(run: Path, kinds: Sequence[str]) -> str:
     for path in journals if known else []:
         with Journal(path) as journal:
             total += journal.retry(*kinds)
+    if total and run.is_dir():  # what lists the requests is gone, so that the run asks again
+        for asked in sorted((run / "text").glob(f"{SAMPLE}*/{FILE}")):
+            asked.unlink()
     return f"{total:,} requests are to do again; `limbeck run` asks them" if total else "no request has failed"

@@ -229,17 +229,18 @@ def _use(example: Example) -> str:
 def _table(rows: Sequence[Row], model: Row) -> str:
     bits, kls = decimals_for([r.bits_per_byte for r in rows]), decimals_for([r.kl for r in rows])
     differences = decimals_for([r.versus_control for r in rows])
+    accurate = any(known(row.accuracy) for row in rows)
     lines = [
-        "| model | parameters | accuracy | bits per byte | cross-entropy | words alone "
+        f"| model | parameters{' | accuracy' if accurate else ''} | bits per byte | cross-entropy | words alone "
         "| against control | gap closed | KL to teacher | agreement | tokens/s |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"|:--|{'--:|' if accurate else ''}--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         name = plain(row.name)
         cells = [
             f"**{name}** (this model)" if row is model else name,
             ABSENT if row.parameters is None else compact(row.parameters),
-            _cell(row.accuracy, 1, share=True),
+            *([_cell(row.accuracy, 1, share=True)] if accurate else []),
             _cell(row.bits_per_byte, bits),
             _cell(row.cross_entropy, 3),
             _cell(row.cross_entropy_words, 3),

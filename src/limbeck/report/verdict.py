@@ -72,13 +72,30 @@ def verdict(rows: Sequence[Row]) -> str:
         return _without_techniques(rows)
     if not any(known(row.bits_per_byte) for row in students):
         return "No student's bits per byte were measured, so there is no verdict."
+    accurate = _most_accurate(rows)
     best = best_student(rows)
     if best is None:  # all are worse than their controls
         several = [f"No technique beats {_controls(rows)}."] if len(students) > 1 else []
         outdone = [said for row in rows if row.role == "control" and (said := _teacher_outdone(row, rows))]
-        return " ".join([*several, *_rest(None, rows), *outdone[:1]])
-    sentences = [*_opening(best, rows), *_rest(best, rows)]
+        return " ".join([*several, *_rest(None, rows), *outdone[:1], *accurate])
+    sentences = [*_opening(best, rows), *_rest(best, rows), *accurate]
     return " ".join(sentences)
+
+
+def _most_accurate(rows: Sequence[Row]) -> list[str]:
+    """Who answers most held-out prompts right, and whether its interval overlaps with those of the others."""
+    trained = [(e, row) for row in rows if row.role in ("student", "control") and (e := known(row.accuracy))]
+    if len(trained) < 2:
+        return []
+    trained.sort(key=lambda pair: -pair[0].value)
+    (first, row), others = trained[0], trained[1:]
+    figures = [f"{quoted(other.name)} {percent(e.value, 1)}" for e, other in others]
+    near = [quoted(other.name) for e, other in others if not _apart(first, e)]
+    teacher = teacher_of(rows)
+    beside = known(teacher.accuracy) if teacher else None
+    said = f"{quoted(row.name)} answers {percent(first.value, 1)} of the held-out prompts right; {_listed(figures)}"
+    said += f"; the teacher {percent(beside.value, 1)}." if beside else "."
+    return [said, *([f"Its interval overlaps with that of {_listed(near)}."] if near else [])]
 
 
 def quoted(name: str) -> str:

@@ -137,6 +137,15 @@ def test_nothing_kept_is_an_empty_table(tmp_path: Path) -> None:
     assert "0 answers to 0 prompts" in (tmp_path / "none/README.md").read_text(encoding="utf-8")
 
 
+def test_the_card_says_what_was_dropped_by_keep(tmp_path: Path) -> None:
+    twice = [answer("4", "2+2?", sample=s, key=str(s)) for s in range(3)]
+    write_data_set(tmp_path / "set", choose(twice, Keep()), facts())
+    card = (tmp_path / "set/README.md").read_text(encoding="utf-8")
+    assert "1 answer to 1 prompt" in card
+    assert "2 answers dropped" in card
+    assert "**not verified**" in card
+
+
 def test_prompts_that_nobody_solved_are_written(tmp_path: Path) -> None:
     wrong = [
         *(answer(str(i), "2+3?", sample=i, verdict="w", reference="5") for i in range(3)),

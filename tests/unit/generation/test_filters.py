@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import builtins
+import json
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,6 +289,18 @@ def test_overlap_is_that_of_brute_force(seed: int) -> None:
             runs(text, min(8, len(words(e)))) & runs(e, min(8, len(words(e)))) for e in evaluation if len(words(e)) >= 5
         )
         assert bool(index.shared(text, 8)) is expected
+
+
+@pytest.mark.real
+@pytest.mark.skipif("LIMBECK_REAL_DATA" not in os.environ, reason="needs GSM8K below LIMBECK_REAL_DATA")
+def test_overlap_of_gsm8k_with_its_own_test_set() -> None:
+    folder = Path(os.environ["LIMBECK_REAL_DATA"]) / "gsm8k"
+    train, test = (
+        [json.loads(line)["question"] for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for part in ("train", "test")
+    )
+    index = EvaluationIndex(test)
+    assert {n: sum(hit is not None for hit in index.hits(train, n)) for n in (8, 13)} == {8: 94, 13: 4}
 
 
 def test_every_filter_reports_and_an_answer_is_counted_once() -> None:

@@ -189,14 +189,14 @@ async def main(journal, n):
     await asyncio.gather(*(lane() for _ in range(16)))
 
 with Journal(Path(sys.argv[1])) as journal:
-    journal.add((ask(i) for i in range(600)), TEACHER)
-    asyncio.run(main(journal, 600))
+    journal.add((ask(i) for i in range(400)), TEACHER)
+    asyncio.run(main(journal, 400))
 """
 
 
 def test_a_killed_process_loses_nothing_that_it_said_was_kept(tmp_path: Path) -> None:
     path, kept, sent = tmp_path / "a.sqlite", set[int](), list[int]()
-    for life in range(6):
+    for life in range(4):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for number, line in enumerate(child.stdout):
@@ -205,17 +205,17 @@ def test_a_killed_process_loses_nothing_that_it_said_was_kept(tmp_path: Path) ->
                 kept.add(int(i))
             elif line.endswith("\n"):
                 sent.append(int(i))
-            if life < 5 and number == 100:
+            if life < 3 and number == 100:
                 os.kill(child.pid, signal.SIGKILL)
         child.wait()
         with Journal(path) as journal:
             assert {i for i in kept if journal.get(ask(i).key(TEACHER)) != said(str(i))} == set()
             counts = journal.counts()
             assert counts.sent == 0
-            assert len(sent) - 600 <= counts.possibly_paid_twice + counts.unknown <= 16 * 5
+            assert len(sent) - 400 <= counts.possibly_paid_twice + counts.unknown <= 16 * 3
         recount(path)
-    assert kept | set(sent) == set(range(600))
-    assert sum(counts.answered.values()) == 600
+    assert kept | set(sent) == set(range(400))
+    assert sum(counts.answered.values()) == 400
 
 
 def test_many_at_once_are_committed_in_groups(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

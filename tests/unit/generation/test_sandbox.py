@@ -188,3 +188,26 @@ if os.fork() == 0:
     for code, ended in (("while True: print(1)", "output"), ("import time; time.sleep(99)", "time")):
         assert run_program(python_program(["-c", code, marker]), hostile.LIMITS, weak=True).ended == ended
     assert hostile.left_running(marker) == []
+
+
+@needs_namespaces
+def test_a_sandbox_that_the_system_ends_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the memory of the machine runs out: the first process is killed from outside."""
+    watched = programs._descendants
+
+    def kill_first(pid: int) -> list[int]:
+        found = watched(pid)
+        for first in found[:1] if len(found) > 1 else []:
+            os.kill(first, 9)
+        return found
+
+    monkeypatch.setattr(programs, "_descendants", kill_first)
+    result = run_program(python_program(["-c", "import time; time.sleep(60)"]))
+    assert (result.ended, result.status, result.ok) == ("signal", None, False)
+
+
+@needs_namespaces
+def test_a_launcher_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_ROOT", "/nowhere")
+    with pytest.raises(SandboxError, match="cannot be made"):
+        run_program(python_program(["-c", "pass"]))

@@ -99,7 +99,7 @@ PASSING = [
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.retry_after}")
 def test_what_was_refused_is_sent_again_and_paid_once(journal: Journal, fault: Fault) -> None:
     with FaultyServer(faults=[fault]) as server:
-        summary = send(journal, endpoint(server), rows=30)
+        summary = send(journal, endpoint(server), rows=30, clock=JumpingClock())
     assert summary.answered == {"complete": 30}
     assert sum(summary.faults.values()) > 3
     assert sum(server.asked.values()) == 30 + sum(summary.faults.values())
@@ -111,7 +111,7 @@ def test_what_was_refused_is_sent_again_and_paid_once(journal: Journal, fault: F
 @pytest.mark.parametrize("kind", ["502", "cut", "reset", "malformed"])
 def test_what_may_have_been_served_is_counted_twice(journal: Journal, kind: str) -> None:
     with FaultyServer(faults=[Fault(kind, 0.2, tries=1)]) as server:
-        summary = send(journal, endpoint(server), rows=30)
+        summary = send(journal, endpoint(server), rows=30, clock=JumpingClock())
     lost = sum(summary.faults.values())
     assert summary.answered == {"complete": 30}
     assert lost > 1
@@ -445,7 +445,7 @@ def until(ready: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("kills", "rows"), [(2, 200), pytest.param(10, 2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "rows"), [(1, 100), pytest.param(10, 2000, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
     tmp_path: Path, kills: int, rows: int
 ) -> None:
@@ -465,7 +465,7 @@ def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
                 counts = journal.counts()
                 assert counts.sent == 0
                 in_flight += counts.unknown
-                assert counts.unknown <= 16
+                assert counts.unknown <= 16 + 64, "in flight, and answers of one commit"
         process = start(server.url, path, rows)
         process.communicate()
         assert process.returncode == 0

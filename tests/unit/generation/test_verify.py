@@ -160,6 +160,19 @@ def test_it_is_a_stream_in_order_and_reports_progress() -> None:
     assert seen == [(i + 1, [CORRECT, WRONG][i % 2]) for i in range(200)]
 
 
+def test_processes_that_verify_hold_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    monkeypatch.setenv("TEACHER_API_KEY", "sk-not-for-them")
+    section = SECTION.validate_python({"kind": "regex", "pattern": "a"})
+    stream = verify((candidate("a") for _ in range(20)), section)
+    assert next(stream).verdict is CORRECT
+    workers = [each for each in psutil.Process().children() if "limbeck.generation.verify.worker" in each.cmdline()]
+    assert workers
+    assert all("sk-not-for-them" not in each.environ().values() for each in workers)
+    stream.close()
+
+
 def test_a_stream_that_is_left_ends_its_processes() -> None:
     import psutil
 
@@ -208,6 +221,10 @@ MATHS = [
     ("The answer is 42.", None, UNDECIDED),
     ("The answer is 42.", "forty-two", UNDECIDED),
     ("\\boxed{\\{1, 2\\}}", "\\{2, 1\\}", CORRECT),
+    ("\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", CORRECT),
+    ("\\boxed{50\\%}", "0.5", CORRECT),
+    ("\\boxed{[1,2]}", "(1,2)", WRONG),
+    ("$\\sqrt{2}$", "sqrt(2)", UNDECIDED),
     ("\\boxed{10^{10^{10}}}", "7", UNDECIDED),
 ]
 

@@ -109,7 +109,7 @@ def _in_process(texts: list[str], sent: Any) -> None:
 
 @pytest.mark.slow
 def test_verdicts_are_the_same_from_a_thread_and_from_processes() -> None:
-    texts = [*hostile()[::9], "42", "\\frac{84}{2}", "41", "42.0"]
+    texts = [*hostile()[::25], "42", "\\frac{84}{2}", "41", "42.0"]
     here = verdicts(texts)
     assert set(here) == {Verdict.CORRECT, Verdict.WRONG, Verdict.UNDECIDED}
     in_thread: list[list[Verdict | None]] = []
@@ -117,7 +117,7 @@ def test_verdicts_are_the_same_from_a_thread_and_from_processes() -> None:
     thread.start()
     thread.join()
     assert in_thread == [here]
-    for method in ("spawn", "forkserver"):
+    for method in ("spawn", "fork"):
         context = multiprocessing.get_context(method)
         received = context.Queue()
         process = context.Process(target=_in_process, args=(texts, received), daemon=True)

@@ -162,7 +162,8 @@ class _Probe:
                     return parse(reply.raw)
                 reply = broken
             fault = replace(reply, message=reply.message.replace(self._key, "***") if self._key else reply.message)
-            if not fault.passing or fault.kind is FaultKind.LATE or (fault.wait or 0) > SECONDS:
+            last = tries == TRIES - 1
+            if last or not fault.passing or fault.kind is FaultKind.LATE or (fault.wait or 0) > SECONDS:
                 break
             await asyncio.sleep(fault.wait if fault.wait is not None else backoff(tries) / 2)
         return fault

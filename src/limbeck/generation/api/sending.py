@@ -45,11 +45,17 @@ class Fate(Enum):
 
 @dataclass
 class Row:
-    """A request and its place in the journal. ``busy``: it is in flight, and not only waiting."""
+    """A request and its place in the journal.
+
+    Attributes:
+        busy: it is in flight, or its answer is on its way to the disk; it does not only wait.
+        slot: it holds a slot of its endpoint.
+    """
 
     request: Request
     key: str
     busy: bool = False
+    slot: bool = False
 
 
 class Sending:
@@ -175,6 +181,7 @@ class Sending:
         while True:
             if not await teacher.pacer.acquire():
                 return self._move(teacher.gone or "stopped")
+            row.slot = True
             try:
                 now = self.clock.now()
                 deadline = now + teacher.endpoint.deadline_seconds if deadline is None else deadline
@@ -185,7 +192,7 @@ class Sending:
                 sent = await self._send(client, teacher, row, deadline - now)
             finally:
                 row.busy = False
-                teacher.pacer.release()
+                _give_back(teacher, row)
             if isinstance(sent, Fate):
                 return sent
             if sent.wait is None and sent.kind is FaultKind.PARAMETER:
@@ -226,6 +233,9 @@ class Sending:
             answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.request)
             if isinstance(answer, Fault):
                 return await self._failed(teacher, row, (attempt, reservation, began, used), answer)
+            if answer[1].outcome is Outcome.REFUSED and _against_terms(answer[1]):
+                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(answer[1]))))
+            _give_back(teacher, row)  # the endpoint need not wait for the disk
             await self._answered(teacher, (attempt, reservation), *answer)
             return Fate.DONE
         finally:
@@ -272,8 +282,6 @@ class Sending:
         self.summary.nano_usd += cost
         if completion.usage is not None:
             self.summary.tokens += completion.usage.input + completion.usage.output
-        if completion.outcome is Outcome.REFUSED and _against_terms(completion):
-            self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
 
     async def _failed(
         self, teacher: Asked, row: Row, sent: tuple[int, Reservation, float, str], fault: Fault
@@ -366,6 +374,12 @@ class Sending:
         if self._poor:
             async with self._settled:
                 self._settled.notify_all()
+
+
+def _give_back(teacher: Asked, row: Row) -> None:
+    if row.slot:
+        row.slot = False
+        teacher.pacer.release()
 
 
 def _refusal(completion: Completion) -> str:

@@ -74,6 +74,8 @@ class ServedSampler:
     def write(self, requests: Iterable[Request], progress: Callable[[int, str], None]) -> Summary:
         """Have requests answered. Rows that are answered already are not sent.
 
+        Where the first endpoint takes batches, all rows are sent in batches; the others are asked where it takes none.
+
         Ctrl-C stops the sending, waits for what is in flight, and raises KeyboardInterrupt; a second one does not wait.
 
         Args:
@@ -86,10 +88,21 @@ class ServedSampler:
             RecipeError: an endpoint refuses a parameter, or all requests.
             MachineError: the journal cannot be written.
         """
+        first = self.chain[0]
+        if isinstance(first, Endpoint) and first.batch:
+            from limbeck.generation.batch.sampler import BatchSampler
+
+            requests = list(requests)
+            try:
+                return BatchSampler(first, self.journal, self.ledger, clock=self.clock).write(requests, progress)
+            except TeacherGoneError:
+                if len(self.chain) == 1:
+                    raise
         return asyncio.run(self._write(requests, progress))
 
     async def _write(self, requests: Iterable[Request], progress: Callable[[int, str], None]) -> Summary:
-        teachers = [Asked(endpoint, self.clock) for endpoint in self._endpoints]
+        # One that takes batches does not take calls instead: they cost twice as much.
+        teachers = [Asked(endpoint, self.clock) for endpoint in self._endpoints if not endpoint.batch]
         sending = Sending(teachers, self._local is not None, self.journal, self.ledger, self.clock)
         reporter = asyncio.create_task(_report(sending, teachers, progress))
         interrupted = False

@@ -75,20 +75,28 @@ class Ledger:
                 raise BudgetError(
                     f"the budget of {usd(self._most_nano_usd)} is used up: {usd(self._nano_usd)} are spent or in "
                     f"flight, and the next answer may cost {usd(wanted.nano_usd)}",
-                    key="budget.usd",
+                    key=".budget.usd",
                     fix="Raise it and run again; what was answered is kept",
                 )
             if self._most_tokens is not None and self._tokens + wanted.tokens > self._most_tokens:
                 raise BudgetError(
                     f"the budget of {self._most_tokens:,} tokens is used up: {self._tokens:,} are spent or in flight, "
                     f"and the next answer may take {wanted.tokens:,}",
-                    key="budget.tokens",
+                    key=".budget.tokens",
                     fix="Raise it and run again; what was answered is kept",
                 )
             self._nano_usd += wanted.nano_usd
             self._tokens += wanted.tokens
             self._open[wanted] = None
         return wanted
+
+    def resume(self, input_bound: int, output_bound: int, prices: PriceList) -> Reservation:
+        """The reservation of a call that another process sent: it is part of what the journal says is spent."""
+        nano_usd = bound(input_bound, output_bound, prices)
+        held = Reservation(nano_usd, input_bound + output_bound, input_bound, output_bound, prices)
+        with self._lock:
+            self._open[held] = None
+        return held
 
     def settle(self, reservation: Reservation, usage: Usage | None) -> int:
         """Count what a call did cost in place of its bound.

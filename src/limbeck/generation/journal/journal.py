@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import RecipeError
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent, Teacher
 from limbeck.generation.journal.storage.codec import completion_from_bytes, completion_to_bytes, pack, unpack
 from limbeck.generation.journal.storage.database import (
@@ -105,7 +106,8 @@ class Journal:
             self._held = None
 
     @property
-    def _writing(self) -> Writer:
+    def writer(self) -> Writer:
+        """The thread that all changes go through."""
         if self._writer is None:
             raise ValueError("the journal is not open for writing")
         return self._writer
@@ -128,7 +130,7 @@ class Journal:
                         added += 1
                 return added
 
-            new += self._writing.do(work, spends=True)
+            new += self.writer.do(work, spends=True)
         return new
 
     def get(self, key: str) -> Completion | None:
@@ -225,6 +227,12 @@ class Journal:
             row = standing(db, key)
             if row.state is RowState.ANSWERED:
                 raise ValueError(f"row {key} is answered already")
+            if row.state is RowState.SENT:
+                raise RecipeError(
+                    "an answer that is asked for is part of a batch that has not ended",
+                    key=".batch",
+                    fix="Write `batch: true` until it has ended",
+                )
             cursor = db.execute(
                 "INSERT INTO attempts (request, teacher, state, body, reserved, reserved_tokens, began) "
                 "VALUES (?, ?, 'sent', ?, ?, ?, ?)",
@@ -246,7 +254,7 @@ class Journal:
             assert cursor.lastrowid is not None
             return cursor.lastrowid
 
-        future = self._writing.enqueue(work, spends=True)
+        future = self.writer.enqueue(work, spends=True)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -289,7 +297,7 @@ class Journal:
                 db.execute("UPDATE requests SET answer = ? WHERE id = ?", (attempt, row.id))
                 move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
 
-        await self._writing.enqueue(work)
+        await self.writer.enqueue(work)
 
     async def failed(self, attempt: int, kind: str, message: str, *, final: bool, maybe_served: bool) -> None:
         """Note that an attempt brought no answer; it is on disk when this returns.
@@ -313,7 +321,7 @@ class Journal:
             if row.state is not RowState.ANSWERED:
                 _fall(db, changes, row, (kind, message), final=final)
 
-        return self._writing.enqueue(work)
+        return self.writer.enqueue(work)
 
     def put(self, request: Request, teacher: Teacher, completion: Completion) -> None:
         """Keep the answer of a model that is in hand; it is on disk when this returns."""
@@ -342,7 +350,7 @@ class Journal:
                 changes["tokens"] += tokens
                 move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
 
-        self._writing.do(work)
+        self.writer.do(work)
 
     def retry(self, *kinds: str) -> int:
         """Make rows that failed rows to do: those of some kinds, or all.
@@ -360,7 +368,7 @@ class Journal:
                 move(db, changes, row, RowState.UNKNOWN if row.unknown > row.resent else RowState.TODO)
             return len(keys)
 
-        return self._writing.do(work)
+        return self.writer.do(work)
 
     def counts(self) -> Counts:
         """How many rows stand where; the same time for a thousand and a million."""
@@ -457,9 +465,12 @@ def _below(prefix: str, counted: Mapping[str, int]) -> dict[str, int]:
 
 
 def _close_open_attempts(db: sqlite3.Connection, changes: Counter[str]) -> None:
-    """What was in flight when the last writer ended may have been served."""
+    """What was in flight when the last writer ended may have been served. What is part of a batch still is."""
     why = ("interrupted", "the process ended before the answer came")
-    for (attempt,) in db.execute("SELECT id FROM attempts WHERE state = 'sent'").fetchall():
+    for (attempt,) in db.execute(
+        "SELECT id FROM attempts WHERE state = 'sent' AND (batch IS NULL "
+        "OR batch NOT IN (SELECT id FROM batches WHERE ended IS NULL))"
+    ).fetchall():
         request, _ = end_attempt(db, changes, attempt, "unknown", failure=why)
         row = standing(db, request)
         if row.state is RowState.SENT:

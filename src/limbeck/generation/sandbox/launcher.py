@@ -57,8 +57,8 @@ def main(handle: int) -> None:
         {"namespaces": _in_namespaces, "bwrap": _in_bwrap, "weak": _without_namespaces}[settings["kind"]](
             settings, control
         )
-    except OSError as error:
-        control.send(event="refused", what=str(error))
+    except Exception as error:
+        control.send(event="refused", what=str(error) or type(error).__name__)
 
 
 def _be_killed_first() -> None:

@@ -80,7 +80,7 @@ class Result:
     Attributes:
         ended: by itself, by a signal (of its own, or of a limit of the system), or killed for its time, memory,
             processes or output.
-        status: exit code; the negative number of the signal; None: killed.
+        status: exit code; the negative number of the signal; None: killed, or lost (the system ended the sandbox).
         stdout, stderr: what it wrote, up to the limit.
         cpu_seconds: used by it and those it waited for.
     """
@@ -192,7 +192,8 @@ class _Run:
         self.output: dict[int, bytearray] = {}
         self.killed: Ended | None = None
         self.refused: str | None = None
-        self.ended = False
+        self.started = self.ended = False
+        self.watched = 0.0
 
     def result(self) -> Result:
         ours, theirs = socket.socketpair()
@@ -208,6 +209,8 @@ class _Run:
                 _kill_group(launcher)
         out, err = self.output.values() if self.output else (bytearray(), bytearray())
         self.outcome.stdout, self.outcome.stderr = bytes(out), bytes(err)
+        if not self.started and self.killed is None:
+            self.refused = self.refused or "the process that makes it ended"
         if self.refused is not None:
             raise SandboxError(
                 f"the sandbox for programs cannot be made ({self.refused})",
@@ -299,6 +302,9 @@ class _Run:
     def _watch(self, launcher: subprocess.Popen[bytes], deadline: float) -> None:
         if self.ended or self.killed is not None:
             return
+        if time.monotonic() < self.watched + _WATCH_SECONDS:
+            return
+        self.watched = time.monotonic()
         below = _descendants(launcher.pid)[_OURS[self.kind] :]
         if time.monotonic() > deadline or self.cancelled.is_set():
             self.killed = "time"
@@ -321,6 +327,8 @@ class _Run:
             control.setblocking(False)
         elif event == "refused":
             self.refused = message["what"]
+        elif event == "started":
+            self.started = True
         elif event == "ended":
             self.ended = True
             status = message["status"]
@@ -411,18 +419,21 @@ def _write_map(pid: int, name: str, text: str) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
+    """All processes below one, parents before children."""
+    found = _children(pid)
+    for child in found:
+        found += _children(child)  # the list grows while it is read
+    return found
+
+
+def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        threads = os.listdir(f"/proc/{pid}/task")
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
     except OSError:
-        return found
-    for thread in threads:
-        try:
-            children = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
-            found += [child, *_descendants(child)]
+        pass  # it has ended
     return found
 
 

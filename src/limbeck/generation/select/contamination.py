@@ -59,7 +59,8 @@ class EvaluationIndex:
             starts = np.flatnonzero(whole)
             if len(starts):
                 hashes = _runs(ids, length)[starts]
-                for i in np.flatnonzero(np.isin(hashes, runs)):
+                nearest = runs[np.minimum(np.searchsorted(runs, hashes), len(runs) - 1)]  # runs are sorted
+                for i in np.flatnonzero(nearest == hashes):
                     start = int(starts[i])
                     shared.setdefault(int(hashes[i]), " ".join(found[start : start + length]))
         return shared

@@ -12,7 +12,7 @@ from limbeck.generation.verify.strings import reference_of
 from limbeck.generation.verify.texts import after_mark
 from limbeck.recipe.verify import Maths
 
-_DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed|\\begin")
+_DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed")
 _WORDS = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 
 

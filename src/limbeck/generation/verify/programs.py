@@ -77,7 +77,8 @@ def code_check(section: Code, cancelled: threading.Event) -> Callable[[Candidate
 
 
 def _verdict(result: Result, passed: bool) -> Verdict:
-    if result.ended == "time":
+    lost = result.ended == "signal" and result.status is None
+    if result.ended == "time" or lost:
         return Verdict.UNDECIDED
     return Verdict.CORRECT if result.ok and passed else Verdict.WRONG
 

@@ -12,6 +12,7 @@ from limbeck.data.chat.encode import MORE_BEFORE
 from limbeck.data.corpus import open_corpus
 from limbeck.data.prompts import is_conversation
 from limbeck.files import write_whole
+from limbeck.generation.journal.budget import usd
 from limbeck.models.restricted import read_kept_tokens
 from limbeck.models.tokenizer import OTHER
 from limbeck.pipeline.measuring.evaluate import SAMPLE_TEMPERATURE
@@ -150,6 +151,7 @@ class Report(Stage):
                 "Seeds": ", ".join(map(str, self.compared.seeds)),
                 "Samples": f"temperature {SAMPLE_TEMPERATURE}, not chosen: the first held-out documents",
             }),
+            **({"Text": facts(_texts_said(up))} if _texts_said(up) else {}),
             "Machine": facts(machine()),
             "Versions": facts(versions()),
         }  # fmt: skip
@@ -185,6 +187,24 @@ class Report(Stage):
         if tokens is not None:
             said += f", and {tokens[0]:,} of its {tokens[1]:,} tokens"
         return [f"{said}."]
+
+
+def _texts_said(up: Facts) -> dict[str, str]:
+    """What teachers were asked prompt by prompt, what it cost, and what of it is learned."""
+    said: dict[str, str] = {}
+    for name, facts in up.items():
+        if name.startswith("sample-"):
+            cost = (
+                f", {usd(facts['nano_usd'])} in all for this teacher ({facts['prices']})" if "nano_usd" in facts else ""
+            )
+            said[f"Asked ({name})"] = f"{facts['answered']:,} of {facts['requests']:,} requests are answered{cost}"
+            if twice := facts.get("possibly_paid_twice"):
+                said[f"Possibly paid twice ({name})"] = f"{twice:,} requests"
+        elif name.startswith("select-"):
+            said[f"Learned ({name})"] = (
+                f"{facts['learned']:,} of {facts['answers']:,} answers, {facts['tokens']:,} tokens"
+            )
+    return said
 
 
 def _teacher_said(teacher: Mapping[str, Plain], served: ServedTeacher | None) -> dict[str, str]:

@@ -52,11 +52,23 @@ CREATE TABLE attempts (
   began REAL NOT NULL,
   ended REAL,
   failure TEXT,
-  message TEXT
+  message TEXT,
+  batch INTEGER
 );
 CREATE INDEX attempts_of ON attempts (request);
 CREATE INDEX in_flight ON attempts (state) WHERE state = 'sent';
 CREATE TABLE answers (attempt INTEGER PRIMARY KEY, raw BLOB, completion BLOB NOT NULL);
+CREATE TABLE batches (
+  id INTEGER PRIMARY KEY,
+  teacher INTEGER NOT NULL,
+  tag TEXT NOT NULL,
+  name TEXT,
+  project TEXT,
+  began REAL NOT NULL,
+  ended REAL
+);
+CREATE INDEX batch_of ON attempts (batch) WHERE batch IS NOT NULL;
+CREATE TABLE batch_files (id INTEGER PRIMARY KEY, batch INTEGER NOT NULL, kind TEXT NOT NULL, content BLOB NOT NULL);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 from limbeck.generation.journal.storage.database import APPLICATION, TABLES, VERSION
 
-_NUMBERED = ("teachers", "prompts", "requests", "attempts", "answers")
+_NUMBERED = ("teachers", "prompts", "requests", "attempts", "answers", "batches", "batch_files")
 _NAMED = ("facts",)
 
 STEPS = 300

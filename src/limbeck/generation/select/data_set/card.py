@@ -167,6 +167,12 @@ def _prompts(chosen: Chosen, facts: CardFacts) -> str:
     if facts.answers:
         outcomes = ", ".join(f"{plain(name)} {count:,}" for name, count in facts.answers.items())
         lines += ["", f"Answers by outcome: {outcomes}."]
+    if chosen.repeated or chosen.set_aside:
+        lines += [
+            "",
+            f"Of equal answers to the same prompt one was kept; {_count(chosen.repeated, 'answer')} dropped. "
+            f"Set aside by `keep`: {_count(len(chosen.set_aside), 'prompt')}.",
+        ]
     return "\n".join(lines)
 
 
@@ -181,10 +187,7 @@ def _verification(chosen: Chosen, facts: CardFacts) -> str:
         f"{verdicts.wrong:,} wrong, {verdicts.undecided:,} undecided (neither right nor wrong).",
         "",
         f"Of {_count(len(chosen.pass_rates), 'prompt')}, {len(chosen.unsolved):,} were never solved, and "
-        f"{len(chosen.undecided):,} have no correct answer and at least one undecided. "
-        f"{_count(len(chosen.set_aside), 'prompt')} {'was' if len(chosen.set_aside) == 1 else 'were'} set aside by "
-        f"`keep`. {_count(chosen.repeated, 'repeated answer')} to the same prompt "
-        f"{'was' if chosen.repeated == 1 else 'were'} dropped.",
+        f"{len(chosen.undecided):,} have no correct answer and at least one undecided.",
         "",
         "| share of answers correct | prompts |",
         "|---|---|",
