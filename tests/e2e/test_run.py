@@ -61,7 +61,7 @@ def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     for name in ("teacher", "alone", "soft", "hard", "co", "co: teacher", "bits/byte"):
         assert name in first.stdout
     long = [line for line in first.stdout.splitlines() if len(line) > 80]
-    assert [line for line in long if not re.search(r"report\.html|toy\.yaml|^  ! ", line)] == []
+    assert [line for line in long if not re.search(r"report\.html|toy\.yaml|^  [·!✓] ", line)] == []
     assert "report.html" in first.stdout
 
     # Students are plain folders: whoever has transformers can load them.
