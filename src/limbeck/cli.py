@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from limbeck.errors import INTERRUPTED, LimbeckError, MachineError, RecipeError
+from limbeck.errors import INTERRUPTED, LimbeckError, MachineError, RecipeError, counted, sentence
 
 app = typer.Typer(
     help="Turn a large language model (the teacher) into a small one that you can run (the student).",
@@ -42,6 +42,7 @@ SPINS = "20000"
 milliseconds: where another process takes a core, a small model then trains at a third of its speed (docs/log.md).
 """
 
+_goes_on = False  # set by commands whose work is kept when they are interrupted
 _debug = False  # set while the command line is parsed, read when an error is shown
 
 
@@ -81,8 +82,10 @@ def run(
     May be killed at any moment: the same command goes on where it stopped. An existing run folder
     is continued; settings that would change what is already done are refused, naming the key.
     """
+    global _goes_on
     from limbeck.recipe import load_recipe
 
+    _goes_on = not dry_run
     loaded = load_recipe(recipe, overrides or [])
     from limbeck.commands.run import decisions, show_result
     from limbeck.commands.run import run as do
@@ -135,7 +138,10 @@ def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = Fal
     print(resolved(loaded), end="")
     for note in checked.notes:
         print(f"limbeck: {note}", file=sys.stderr)
-    many = f"{len(loaded.techniques)} techniques, {len(loaded.named_students)} students, {len(loaded.seeds)} seeds"
+    for warning in checked.warnings:
+        print(f"limbeck: warning: {warning}", file=sys.stderr)
+    counts = {"technique": loaded.techniques, "student": loaded.named_students, "seed": loaded.seeds}
+    many = ", ".join(counted(len(each), name) for name, each in counts.items())
     print(f"limbeck: {recipe} is right: {many}", file=sys.stderr)
 
 
@@ -170,7 +176,9 @@ def chat(
     ] = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the most probable word.")] = 0.0,
-    only: Annotated[str | None, typer.Option(help="Of a run: these rows, by comma (teacher,soft).")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Of a run: these rows, by comma; a technique: all its students.")
+    ] = None,
     debug: _Debug = False,
 ) -> None:
     """Talk to a run's teacher and students, or to any models, side by side.
@@ -183,14 +191,9 @@ def chat(
     from limbeck.commands.chat import held_out_questions, speakers
     from limbeck.models.generate import Sampling
 
-    console = Console(highlight=False)
+    console, aside = Console(highlight=False), Console(stderr=True, highlight=False)
     asked = held_out_questions(models[0], held_out) if held_out else []
-    wanted = only.split(",") if only else None
-    everybody = speakers(models)
-    present = [s for s in everybody if wanted is None or s.name in wanted]
-    if wanted and (missing := set(wanted) - {s.name for s in everybody}):
-        known = ", ".join(s.name for s in everybody)
-        raise RecipeError(f"there is no {sorted(missing)[0]}", key="--only", fix=f"There are {known}")
+    present = speakers(models, only.split(",") if only else None, lambda line: aside.print(Text(line, "dim")))
     sampling = Sampling(max_new_tokens, temperature)
     questions = iter(ask) if ask else iter(lambda: console.input("\n[bold]you[/] ").strip(), "")
     # Text, not markup: what a model says is never interpreted.
@@ -319,14 +322,15 @@ def _leave(error: LimbeckError) -> NoReturn:
 
 
 def _interrupted() -> NoReturn:
-    print("\nlimbeck: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    goes_on = "; the same command goes on where it stopped" if _goes_on else ""
+    print(f"\nlimbeck: interrupted{goes_on}", file=sys.stderr)
     sys.exit(INTERRUPTED)
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one line, and the exit code says of what kind it is."""
-    global _debug
-    _debug = False
+    global _debug, _goes_on
+    _debug = _goes_on = False
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported; for worker processes, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is an interrupt
     try:
@@ -348,6 +352,8 @@ def main() -> None:
         if isinstance(error, OSError):
             _leave(_of_the_machine(error))
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
-            print(f"limbeck: {error.format_message().rstrip('.')}. See limbeck --help", file=sys.stderr)
+            said = error.format_message().strip()
+            if said:  # nothing: the help was printed, because no command was named
+                print(f"limbeck: {sentence(said)} See limbeck --help", file=sys.stderr)
             sys.exit(2)
         raise

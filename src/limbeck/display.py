@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +17,22 @@ QUIET_SECONDS = 30.0
 """How long a log says nothing of a task that is under way."""
 
 
+BESIDE_A_BAR = 56
+"""Columns of a terminal that name, bar, percentage and time take."""
+
+BESIDE_A_TASK = 46
+"""Columns of a finished task's line before its note."""
+
+
+@dataclass
+class _Heard:
+    """Of a task under way: when something was last said of it, and how far it was when it was first heard of."""
+
+    spoke: float
+    unit: str = ""
+    first: tuple[float, int] | None = None
+
+
 class Display:
     """Shows the events of a run: draws on a terminal, writes a line now and then where the output is a file."""
 
@@ -22,7 +40,7 @@ class Display:
         self.console = console or Console(highlight=False, quiet=quiet)
         self._progress: Progress | None = None
         self._bars: dict[tuple[str, str], TaskID] = {}
-        self._spoke: dict[tuple[str, str], float] = {}
+        self._heard: dict[tuple[str, str], _Heard] = {}
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event (``limbeck.workflow.stage.Event``); of a kind that is not shown, nothing happens."""
@@ -34,12 +52,12 @@ class Display:
 
     def _task_started(self, event: Mapping[str, Any]) -> None:
         who = (event["stage"], event["task"])
-        self._spoke[who] = time.monotonic()
+        self._heard[who] = _Heard(time.monotonic(), event.get("unit") or "")
         if not self.console.is_terminal:
             return
         if self._progress is None:
             columns = (
-                TextColumn("  {task.description:<26.26}"),
+                TextColumn("  {task.description:<26}"),
                 BarColumn(bar_width=12),
                 TaskProgressColumn(),
                 TimeRemainingColumn(compact=True),
@@ -47,7 +65,9 @@ class Display:
             )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
-        self._bars[who] = self._progress.add_task(escape(event["task"]), total=event["total"], note="")
+        self._bars[who] = self._progress.add_task(
+            escape(in_the_middle(event["task"], 26)), total=event["total"], note=""
+        )
 
     def _task_progress(self, event: Mapping[str, Any]) -> None:
         who = (event["stage"], event["task"])
@@ -56,11 +76,15 @@ class Display:
             if "resumed" in event:
                 # Without samples of the past: what an earlier process did would make the rest seem near.
                 self._progress.reset(self._bars[who], total=total, completed=done)
-            self._progress.update(self._bars[who], completed=done, note=escape(note))
-        elif time.monotonic() - self._spoke.get(who, 0.0) > QUIET_SECONDS:
-            self._spoke[who] = time.monotonic()
-            share = f" {100 * done / total:.0f}%" if total else ""
-            self.console.print(f"    {escape(event['task'])}{share} {escape(note)}", soft_wrap=True)
+            self._progress.update(self._bars[who], completed=done, note=escape(fitted(note, self._room(BESIDE_A_BAR))))
+            return
+        now, heard = time.monotonic(), self._heard.setdefault(who, _Heard(0.0))
+        if heard.first is None or "resumed" in event:
+            heard.first = now, done
+        if now - heard.spoke > QUIET_SECONDS:
+            heard.spoke = now
+            said = [event["task"], _how_far(done, total, heard.unit), _left(heard.first, now, done, total), note]
+            self.console.print(f"    {escape(' '.join(filter(None, said)))}", soft_wrap=True)
 
     def _task_finished(self, event: Mapping[str, Any]) -> None:
         self._remove((event["stage"], event["task"]))
@@ -99,16 +123,18 @@ class Display:
 
     def line(self, title: str, seconds: float | None = None, note: str = "") -> None:
         took = f"{seconds:7.1f} s" if seconds is not None else "         "
-        text = f"  [green]✓[/] {escape(title):<30.30} [dim]{took}[/]  [dim]{escape(note)}[/]".rstrip()
-        # On a terminal a task stays on one line; a log keeps all of it.
-        if self.console.is_terminal:
-            self.console.print(text, no_wrap=True, overflow="ellipsis")
-        else:
-            self.console.print(text, soft_wrap=True)
+        if self.console.is_terminal:  # a task stays on one line; a log keeps all of it
+            title, note = in_the_middle(title, 30), fitted(note, self._room(BESIDE_A_TASK))
+        text = f"  [green]✓[/] {escape(f'{title:<30}')} [dim]{took}[/]  [dim]{escape(note)}[/]".rstrip()
+        self.console.print(text, soft_wrap=True)
+
+    def _room(self, taken: int) -> int:
+        return max(self.console.width - taken, 8)
 
     def kept(self, title: str) -> None:
         """Something that an earlier process has done."""
-        self.console.print(f"  [dim]· {escape(title):<30.30}       kept[/]")
+        title = in_the_middle(title, 30) if self.console.is_terminal else title
+        self.console.print(f"  [dim]· {escape(f'{title:<30}')}       kept[/]", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Something worth knowing that is no fault."""
@@ -129,6 +155,39 @@ class Display:
 
     def say(self, text: str = "") -> None:
         self.console.print(text)
+
+
+def in_the_middle(text: str, width: int) -> str:
+    """Cut in its middle where it is too long: names begin alike, and end with what tells them apart."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[-end:]}"
+
+
+def fitted(note: str, width: int) -> str:
+    """A note without its speed where it is too long, then without what stands in brackets, then cut."""
+    for pattern in (r"^\S+ [^\s/]+/s ", r" \([^()]*\)"):
+        if len(note) > width:
+            note = re.sub(pattern, "", note)
+    return note if len(note) <= width else f"{note[: width - 1]}…"
+
+
+def _how_far(done: int, total: int | None, unit: str) -> str:
+    of = f"{100 * done / total:.0f}% ({done:,.0f} of {total:,}" if total else f"({done:,.0f}"
+    return f"{of} {unit}".rstrip() + ")"
+
+
+def _left(first: tuple[float, int], now: float, done: int, total: int | None) -> str:
+    """How long it takes yet, at the speed of this process."""
+    began, before = first
+    if not total or done <= before or now <= began:
+        return ""
+    seconds = (total - done) * (now - began) / (done - before)
+    if seconds < 100:
+        return f"{seconds:.0f} s left,"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min left," if minutes >= 100 else f"{minutes} min left,"
 
 
 _SHOWN: dict[str, Callable[[Display, Mapping[str, Any]], None]] = {

@@ -12,6 +12,17 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM: 128 + SIGINT, as shells have it."""
 
 
+def counted(n: int, what: str) -> str:
+    """``1 seed``, ``2,000 seeds``."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """With what ends a sentence at its end."""
+    text = text.rstrip(".")
+    return text if text.endswith(("?", "!")) else f"{text}."
+
+
 class LimbeckError(Exception):
     """A problem the user can solve. Shown as one line; each kind has its exit code.
 
@@ -33,7 +44,7 @@ class LimbeckError(Exception):
         key = (self.key or "").lstrip(".")
         text = f"{key}: {self.what}" if key else self.what
         if self.fix:
-            text = f"{text.rstrip('.')}. {self.fix}"
+            text = f"{sentence(text)} {self.fix}"
         return " ".join(text.split())
 
 

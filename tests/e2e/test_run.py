@@ -23,7 +23,10 @@ import pytest
 import torch
 import yaml
 
+from limbeck.errors import RunFolderError
+from limbeck.pipeline.results.report import keep_more
 from limbeck.report.numbers import size
+from tests.unit.test_data import CHATML
 
 
 def write(raw: dict[str, Any], path: Path) -> Path:
@@ -57,9 +60,8 @@ def test_the_whole_way(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
     first = limbeck(recipe)
     for name in ("teacher", "alone", "soft", "hard", "co", "co: teacher", "bits/byte"):
         assert name in first.stdout
-    assert all(
-        len(line) <= 80 for line in first.stdout.splitlines() if "report.html" not in line and "toy.yaml" not in line
-    )
+    long = [line for line in first.stdout.splitlines() if len(line) > 80]
+    assert [line for line in long if not re.search(r"report\.html|toy\.yaml|^  [·!✓] ", line)] == []
     assert "report.html" in first.stdout
 
     # Students are plain folders: whoever has transformers can load them.
@@ -234,18 +236,27 @@ def test_a_teacher_from_a_config_is_trained_once(
     assert students(tmp_path / "run") == students(tmp_path / "second")
 
 
-def test_conversations(tmp_path: Path, raw_recipe: dict[str, Any], texts: list[str]) -> None:
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_conversations(
+    tmp_path: Path, raw_recipe: dict[str, Any], texts: list[str], teacher_folder: Path, template: str | None
+) -> None:
+    if template is not None:
+        shutil.copytree(teacher_folder, tmp_path / "chatty")
+        (tmp_path / "chatty" / "chat_template.jinja").write_text(template)
+        raw_recipe["teacher"] = {"path": str(tmp_path / "chatty")}
     lines = [json.dumps({"prompt": text[:20], "response": text[20:]}) for text in texts]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     raw_recipe["data"] = {
         "corpus": [{"jsonl": str(tmp_path / "pairs.jsonl")}],
         "heldout": 0.2,
-        "seq_len": 48,
+        "seq_len": 48 if template is None else 160,
         "pack": False,
     }
     raw_recipe["techniques"] = ["soft", {"kind": "hard", "generation": {"batch_size": 8, "tokens": 300}}]
     raw_recipe["training"]["tokens"] = 600
     assert "hard" in limbeck(write(raw_recipe, tmp_path / "r.yaml")).stdout
+    card = (Path(raw_recipe["run"]) / "arms/soft-seed0/students/student/README.md").read_text()
+    assert ("tokenizer.apply_chat_template(" in card) == (template is not None)
 
 
 def test_a_student_cut_from_a_corrected_teacher(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
@@ -342,7 +353,6 @@ def test_a_correction_does_not_go_on_from_another_ones_checkpoints(
 ) -> None:
     from limbeck.commands.run import run
     from limbeck.display import Display
-    from limbeck.errors import RunFolderError
     from limbeck.pipeline.shared import fit
     from limbeck.recipe import parse_recipe
 
@@ -365,6 +375,49 @@ def test_a_correction_does_not_go_on_from_another_ones_checkpoints(
     with pytest.raises(RunFolderError, match=r"was run with 0\.001, now it is 1e-09") as error:
         run(parse_recipe(raw_recipe), Display(quiet=True))
     assert error.value.key == "teacher.correct.lr"
+
+
+def test_a_student_that_comes_late_is_refused_at_once(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    """Also where it is cut first: its arms wait for the cut, but that they have another student is known."""
+    from limbeck.commands.run import decisions, run
+    from limbeck.display import Display
+    from limbeck.recipe import parse_recipe
+    from limbeck.workflow.status import status_of
+
+    raw_recipe.pop("student")
+    raw_recipe |= {"students": {"small": {"from": "teacher", "ffn": 32}}, "techniques": ["alone"]}
+    raw_recipe["training"]["tokens"] = 200
+    run(parse_recipe(raw_recipe), Display(quiet=True))
+    card = (Path(raw_recipe["run"]) / "arms/alone-seed0/students/small/README.md").read_text()
+    assert 'tokenizer("' in card
+    events = (Path(raw_recipe["run"]) / "events.jsonl").read_bytes()
+    raw_recipe["students"]["tiny"] = {"from": "teacher", "ffn": 16}
+    late = parse_recipe(raw_recipe)
+    decided = {each.stage.name: each.action for each in decisions(late)}
+    assert decided["cut-tiny"] == "run"
+    assert decided["train-alone-seed0"] == "refuse"
+    with pytest.raises(RunFolderError, match=r"^students\.tiny: students cannot be added to .*all .* learn together"):
+        run(late, Display(quiet=True))
+    assert status_of(Path(raw_recipe["run"])).finished
+    assert (Path(raw_recipe["run"]) / "events.jsonl").read_bytes() == events
+    assert not (Path(raw_recipe["run"]) / "cut" / "tiny").exists()
+
+
+def test_what_is_hardly_meant_is_said(raw_recipe: dict[str, Any], teacher_folder: Path) -> None:
+    from limbeck.pipeline.build import check
+    from limbeck.recipe import Vocabulary, parse_recipe
+
+    raw_recipe.pop("student")
+    raw_recipe["students"] = {"same": {"path": str(teacher_folder)}, "cut": {"from": "teacher", "ffn": 32}}
+    steps, size = check(parse_recipe(raw_recipe)).warnings
+    assert steps.startswith("training: 1,500 tokens are about 12 steps of 128 tokens")
+    assert size.startswith("students.same: with ")
+    assert "as large as its teacher" in size
+    raw_recipe["training"]["tokens"] = 128 * 50
+    assert [size] == check(parse_recipe(raw_recipe)).warnings
+    assert keep_more(Vocabulary()) == "bring more text, whose tokens are kept, or leave `vocabulary` out"
+    assert keep_more(Vocabulary(min_count=3)) == "lower vocabulary.min_count"
+    assert keep_more(Vocabulary(min_count=3, size=999)) == "lower vocabulary.min_count, or raise vocabulary.size"
 
 
 def test_a_teacher_is_measured_in_its_own_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
@@ -406,7 +459,6 @@ def test_a_student_of_fewer_tokens(tmp_path: Path, raw_recipe: dict[str, Any]) -
 
 
 def test_a_second_process_is_refused(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
-    from limbeck.errors import RunFolderError
     from limbeck.workflow.lock import RunLock
 
     with RunLock(Path(raw_recipe["run"])):

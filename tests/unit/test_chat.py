@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.chat.answers import (
+from limbeck.data.chat.encode import MARK, SWALLOWED, WORDS, Encoded, encode, encode_batch, template_facts
+from limbeck.data.chat.turns.remarks import (
     ASKED_NOTHING,
     DATED,
     DROPPED_MESSAGE,
@@ -20,7 +21,6 @@ from limbeck.data.chat.answers import (
     NOWHERE,
     SECOND_THOUGHT,
 )
-from limbeck.data.chat.encode import MARK, SWALLOWED, WORDS, Encoded, encode, encode_batch, template_facts
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 

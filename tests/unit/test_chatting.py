@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,25 @@ def test_a_run_brings_its_teacher_and_students(tmp_path: Path, raw_recipe: dict[
     run(parse_recipe(raw_recipe), Display(quiet=True))
     assert {s.date for s in speakers([raw_recipe["run"]])} == {datetime.date(1999, 1, 2)}
     assert [s.name for s in speakers([raw_recipe["run"]])] == ["teacher", "alone"]
+
+
+def test_a_technique_selects_all_of_its_students(tmp_path: Path, raw_recipe: dict[str, Any]) -> None:
+    from limbeck.commands.run import run
+    from limbeck.display import Display
+    from limbeck.recipe import parse_recipe
+
+    student = raw_recipe.pop("student")
+    raw_recipe |= {"students": {"a": student, "b": student}, "techniques": ["alone"]}
+    raw_recipe["training"]["tokens"] = 200
+    run(parse_recipe(raw_recipe), Display(quiet=True))
+    place, told = [raw_recipe["run"]], list[str]()
+    assert [s.name for s in speakers(place, ["alone"], told.append)] == ["alone / a", "alone / b"]
+    assert told == ["loading alone / a ...", "loading alone / b ..."]
+    shutil.rmtree(Path(raw_recipe["run"]) / "arms" / "alone-seed0" / "students" / "b")
+    assert [s.name for s in speakers(place, ["teacher", "alone / a"], told.append)] == ["teacher", "alone / a"]
+    assert "not finished yet: alone / b" in told
+    with pytest.raises(LimbeckError, match=r"--only: there is no soft\. There are teacher, alone / a$"):
+        speakers(place, ["soft"])
 
 
 def test_the_first_held_out_questions_of_a_run(

@@ -45,7 +45,38 @@ def test_a_log_speaks_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     display({"event": "task_started", "stage": "s", "task": "train", "total": 1200, "unit": "tokens"})
     for now in (5.0, 31.0, 40.0):
         display({"event": "progress", "stage": "s", "task": "train", "done": 10 * now, "total": 1200, "note": "10/s"})
-    assert out.getvalue().split() == ["train", "26%", "10/s"]
+    assert out.getvalue().split() == ["train", "26%", "(310", "of", "1,200", "tokens)", "89", "s", "left,", "10/s"]
+
+
+def test_a_terminal_of_80_columns_keeps_what_matters() -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, width=80, force_terminal=True, highlight=False, color_system=None))
+    display.line("measure soft-with-hidden-seed0-narrower-one", 2.3, "1.543 bits/byte, KL 0.320")
+    display.line("soft-seed0", 10.6, "637 tokens/s loss small 4.211, narrower-one 4.223")
+    display.line("soft-seed0", 10.6, "637 tokens/s loss 4.211 (teacher 0.410, labels 3.120)")
+    first, second, third = out.getvalue().splitlines()
+    assert "…" in first
+    assert "narrower-one  " in first
+    assert first.endswith("KL 0.320")
+    assert second.rstrip().endswith("loss small 4.211, narrower-one 4.…")
+    assert third.endswith("  loss 4.211")
+    assert max(map(len, (first, second, third))) <= 80
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_bar_keeps_its_percentage_and_time(width: int) -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out, width=width, force_terminal=True, highlight=False, color_system=None))
+    task = {"stage": "s", "task": "soft-with-hidden-seed0-narrower-one", "total": 200}
+    display({"event": "task_started", "unit": "tokens", **task})
+    note = "637 tokens/s loss small 4.211, narrower-one 4.223, another-one 5.120"
+    display({"event": "progress", "done": 100, "note": note, **task})
+    assert display._progress is not None
+    display._progress.refresh()
+    lines = [line for line in out.getvalue().splitlines() if "50%" in line]
+    assert lines
+    assert all("narrower-one" in line and ":" in line and len(line.rsplit("\r", 1)[-1]) <= width + 8 for line in lines)
+    display.close()
 
 
 def test_what_is_said_of_data_is_no_markup() -> None:

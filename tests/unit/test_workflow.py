@@ -168,6 +168,82 @@ def test_another_key_is_refused_where_something_would_be_lost(folder: Path) -> N
     assert go(folder, [*chain(d={"upto": 5}), Count(name_="m", recomputable=True, upto=4)])[0]["m"]["sum"] == 6
 
 
+def test_what_waits_is_refused_where_what_is_known_of_it_differs(folder: Path) -> None:
+    """A stage that runs first would be run in vain."""
+    go(folder, chain())
+    new = Count(name_="n")
+    grown = [*chain()[:3], new, Count(name_="d", needs=("b", "c", "n"), upto=5)]
+    assert actions(folder, grown) == {"a": "keep", "b": "keep", "c": "keep", "n": "run", "d": "refuse"}
+    with pytest.raises(RunFolderError, match=r"upto: .* was run with 3, now it is 5"):
+        Runner(folder).refuse(grown)
+    with pytest.raises(RunFolderError):
+        go(folder, grown)
+    # What is not known yet may be as it was.
+    (folder / "a.txt").unlink()
+    assert actions(folder, chain()) == {"a": "run", "b": "wait", "c": "wait", "d": "wait"}
+    assert actions(folder, chain(d={"upto": 4}))["d"] == "refuse"
+
+
+def test_a_stage_may_say_itself_why_it_is_refused(folder: Path) -> None:
+    class Team(Count):
+        def why_refused(self, was: Mapping[str, Plain], now: Mapping[str, Plain]) -> tuple[str, str] | None:
+            return "team.size", "nobody joins later"
+
+    go(folder, [Count(name_="a")])
+    with pytest.raises(RunFolderError, match=r"^team\.size: nobody joins later\. Use another run folder: `run=OTHER`$"):
+        go(folder, [Team(name_="a", upto=4)])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("text", '"text"'),
+        (None, "not set"),
+        ("/a/long/path" * 9, '"/a/long/path/a/long/path/...h/a/long/path/a/long/path"'),
+        (list(range(99)), "a list of 99"),
+        ({f"name_{i}": "a value" for i in range(9)}, "a section with name_0, name_1, name_2, name_3 and 5 more"),
+    ],
+)
+def test_values_in_refusals_are_short(folder: Path, value: Plain, said: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Valued(Count):
+        value: Plain = "before"
+
+        def key(self, up: Facts) -> dict[str, Plain]:
+            return {"value": self.value}
+
+    go(folder, [Valued(name_="a")])
+    with pytest.raises(RunFolderError) as caught:
+        go(folder, [Valued(name_="a", value=value)])
+    assert caught.value.what.endswith(f'was run with "before", now it is {said}')
+
+
+def test_what_goes_on_says_from_where_and_what_is_lost_is_said(folder: Path) -> None:
+    class Shared(Count):
+        def share_done(self, folder: Path) -> float:
+            return len((folder / "a.part").read_text().split()) / self.upto
+
+    with pytest.raises(InputError):
+        go(folder, [Shared(name_="a", upto=4, fails="input")])
+    (decision,) = Runner(folder).decide([Shared(name_="a", upto=5)])
+    assert (decision.action, decision.reason) == ("run", "upto has changed: what was begun of it is not used")
+    (folder / "a.part").write_text("0\n")
+    (decision,) = Runner(folder).decide([Shared(name_="a", upto=4)])
+    assert (decision.action, decision.reason) == ("run", "goes on at 25%")
+
+
+def test_what_was_interrupted_has_not_failed(folder: Path) -> None:
+    class Interrupted(Count):
+        def run(self, up: Facts, context: Context) -> dict[str, Plain]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(folder, [Count(name_="a"), Interrupted(name_="b")])
+    status = status_of(folder)
+    assert [stage.state for stage in status.stages] == ["done", "stopped"]
+    assert status.error == "interrupted"
+
+
 def test_begun_work_is_not_mixed(folder: Path) -> None:
     folder.mkdir()
     (folder / "stages").mkdir()

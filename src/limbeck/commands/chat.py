@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,21 +88,37 @@ def held_out_questions(place: str, count: int) -> list[Question]:
     ]
 
 
-def speakers(where: list[str]) -> list[Speaker]:
+def speakers(
+    where: list[str], only: Sequence[str] | None = None, tell: Callable[[str], None] = lambda line: None
+) -> list[Speaker]:
     """Models by folder, hub name, .gguf file or ``PACKAGE/FILE.gguf``; of a run folder, its teacher and students.
 
+    Args:
+        where: the models.
+        only: names of those that are wanted, or of techniques, for all of their students; None: all.
+        tell: told what is loaded, and which students of a run are not finished.
+
     Raises:
-        RecipeError, InputError: one cannot be loaded.
+        RecipeError, InputError: one cannot be loaded, or is not there.
     """
+    specs = [(name, spec, place) for place in where for name, spec in _specs(place, tell)]
+    for asked in only or ():
+        if not any(_is_meant(name, asked) for name, _, _ in specs):
+            known = ", ".join(name for name, _, _ in specs)
+            raise RecipeError(f"there is no {asked}", key="--only", fix=f"There are {known}")
     found: list[Speaker] = []
-    for place in where:
-        date = _date(Path(place))
-        for name, spec in _specs(place):
+    for name, spec, place in specs:
+        if only is None or any(_is_meant(name, asked) for asked in only):
+            tell(f"loading {name} ...")
             with under("MODEL"):
                 path, _ = localised(spec)
                 tokenizer = load_tokenizer(path.path, revision=path.revision)
-                found.append(Speaker(name, load_model(path, tokenizer, device=device()), date))
+                found.append(Speaker(name, load_model(path, tokenizer, device=device()), _date(Path(place))))
     return found
+
+
+def _is_meant(name: str, asked: str) -> bool:
+    return name == asked.strip() or name.startswith(f"{asked.strip()} / ")
 
 
 def _date(run: Path) -> datetime.date:
@@ -111,10 +128,10 @@ def _date(run: Path) -> datetime.date:
     return load_recipe(run / "recipe.yaml").data.date if (run / "stages").is_dir() else DATE
 
 
-def _specs(place: str) -> list[tuple[str, PathModel | PackageModel]]:
+def _specs(place: str, tell: Callable[[str], None]) -> list[tuple[str, PathModel | PackageModel]]:
     folder = Path(place)
     if (folder / "stages").is_dir():
-        return _of_run(folder)
+        return _of_run(folder, tell)
     if not folder.exists() and folder.parent.is_dir() and any(folder.parent.glob("*/stages")):
         raise RecipeError(f"there is no {place}", key="MODEL", fix=f"There are {_runs_beside(folder)}")
     if place.endswith(".gguf") and not folder.exists() and place.count("/") == 1:
@@ -126,12 +143,13 @@ def _runs_beside(folder: Path) -> str:
     return ", ".join(str(stages.parent) for stages in sorted(folder.parent.glob("*/stages"))[:5])
 
 
-def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:
+def _of_run(run: Path, tell: Callable[[str], None]) -> list[tuple[str, PathModel | PackageModel]]:
     """The teacher of a run and the students of its first seed."""
     from limbeck.recipe import ConfigTeacher, ServedTeacher, load_recipe
 
     recipe = load_recipe(run / "recipe.yaml")
     specs: list[tuple[str, PathModel | PackageModel]] = []
+    unfinished: list[str] = []
     if (run / "teacher" / "config.json").exists():
         specs.append(("teacher", PathModel(path=str(run / "teacher"), dtype="auto")))
     elif not isinstance(recipe.teacher, ConfigTeacher | ServedTeacher):
@@ -139,9 +157,13 @@ def _of_run(run: Path) -> list[tuple[str, PathModel | PackageModel]]:
     for technique in recipe.techniques:
         for name in recipe.named_students:
             folder = run / "arms" / f"{technique.label}-seed{recipe.seeds[0]}" / "students" / name
+            label = technique.label if recipe.student is not None else f"{technique.label} / {name}"
             if folder.is_dir():
-                label = technique.label if recipe.student is not None else f"{technique.label} / {name}"
                 specs.append((label, PathModel(path=str(folder), dtype="auto")))
+            else:
+                unfinished.append(label)
+    if unfinished:
+        tell(f"not finished yet: {', '.join(unfinished)}")
     if not specs:
         raise RecipeError(f"{run} holds no finished model", fix="Let the run go on first")
     return specs

@@ -48,8 +48,10 @@ def run(
     display = display or Display()
     folder = run_path(recipe.run)
     with RunLock(folder) as lock:
-        check(recipe)
+        for warning in check(recipe).warnings:
+            display.warn(warning)
         stages, runner = build(recipe), Runner(folder, keep_stale=keep_stale)
+        first, *_ = runner.refuse(stages)  # before anything is written, so that a finished run stays one
         log = EventLog(folder)
 
         def emit(event: Event) -> None:
@@ -58,8 +60,10 @@ def run(
 
         try:
             # Threads decide how many stages fit beside each other, so that stage comes first.
-            decided = runner.run(stages[:1], lock, emit)
-            runner.refuse(stages)
+            decided: Facts = {MACHINE: first.result or {}}
+            if first.action != "keep":
+                decided = runner.run(stages[:1], lock, emit)
+                runner.refuse(stages)
             _write_provenance(recipe, folder)
             if jobs is None:
                 jobs = recipe.jobs if isinstance(recipe.jobs, int) else default_jobs(decided)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from limbeck.errors import counted
 from limbeck.workflow.runner import Decision
 from limbeck.workflow.status import RunStatus, StageStatus
 
@@ -62,9 +63,9 @@ def show_decisions(decisions: Sequence[Decision], console: Console) -> None:
             _ACTIONS[decision.action], escape(decision.stage.title), decision.action, "", escape(decision.reason)
         )
     console.print(table)
-    counted = Counter[str](decision.action for decision in decisions)
-    said = [f"{counted[action]} {_SAID[action]}" for action in _SAID if counted[action]]
-    console.print(f"{len(decisions)} stages: {', '.join(said)}")
+    numbers: Counter[str] = Counter(decision.action for decision in decisions)
+    said = [f"{numbers[action]} {words}" for action, words in _SAID.items() if numbers[action]]
+    console.print(f"{counted(len(decisions), 'stage')}: {', '.join(said)}")
 
 
 def _table() -> Table:

@@ -52,6 +52,13 @@ def prompts_of(ids: np.ndarray, mask: np.ndarray, prompt_tokens: int, every: int
     return [ids[start:cut].tolist() for start, cut in cuts if cut < len(ids)]
 
 
+def is_conversation(corpus: Corpus) -> bool:
+    """Whether the first document that teaches something is one: some of it is only read."""
+    masks = (corpus.document(d)[1] for d in range(len(corpus)))
+    first = next((mask for mask in masks if mask.any()), None)
+    return first is not None and _opening(first) is None
+
+
 def _opening(mask: np.ndarray) -> int | None:
     """Tokens of plain text that are only read (its BOS token); None for a conversation."""
     masked = np.flatnonzero(mask == 0)

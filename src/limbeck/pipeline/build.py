@@ -123,6 +123,7 @@ def build(recipe: Recipe) -> list[Stage]:
             title_=recipe.title or f"{Path(recipe.run).name}: what the students kept",
             compared=compared,
             teacher=teacher,
+            vocabulary=recipe.vocabulary,
             recipe_yaml=resolved(recipe),
             served=served,
             upstream=tuple(stage.name for stage in stages),
@@ -375,10 +376,12 @@ def enough_to_train(recipe: Recipe) -> Enough:
 
 @dataclass
 class Checked:
-    """What looking at a recipe has shown. ``notes``: what people should know of its models."""
+    """What looking at a recipe has shown. ``notes``: what people should know of its models; ``warnings``: what is
+    hardly meant so."""
 
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def check(recipe: Recipe) -> Checked:
@@ -395,6 +398,7 @@ def check(recipe: Recipe) -> Checked:
     first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
+    found.warnings += checks.few_steps(recipe.training, data.seq_len)
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
     if isinstance(recipe.teacher, ServedTeacher):
@@ -414,13 +418,14 @@ def check(recipe: Recipe) -> Checked:
                     checks.check_adapters(teacher, student.lora)  # a cut model has its teacher's modules
             continue
         checks.check_layer_pairs(recipe.techniques, None, teacher.lm.n_layers)
-        _check_student(recipe, student, key, found)
+        model = _check_student(recipe, student, key, found)
+        found.warnings += checks.not_smaller(model, teacher, key)
     return found
 
 
 def _check_student(
     recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, key: str, found: Checked
-) -> None:
+) -> checks.Inspected:
     with under(key):
         if not isinstance(student, ConfigStudent):
             checks.check_tokenizer_of(student, found.tokenizer)
@@ -432,6 +437,7 @@ def _check_student(
     if not isinstance(student, ConfigStudent) and student.lora is not None:
         with under(f"{key}.lora"):
             checks.check_adapters(model, student.lora)
+    return model
 
 
 def _unreachable(recipe: Recipe) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from limbeck.errors import LimbeckError, RecipeError, under
+from limbeck.errors import LimbeckError, RecipeError, counted, under
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.headers import require_whole_files
 from limbeck.models.folders.saved import one_line
@@ -96,6 +96,30 @@ def check_techniques(techniques: Iterable[Technique], students: list[str], data:
                 key=f"techniques.{i}.generation.prompt_tokens",
                 fix="Lower it, or raise data.seq_len",
             )
+
+
+FEW_STEPS = 50
+
+
+def few_steps(section: Training, seq_len: int) -> list[str]:
+    """A warning where a training is over before it has begun."""
+    tokens = section.micro_batch_size * section.gradient_accumulation_steps * seq_len
+    steps = -(-section.tokens // tokens)  # rows are nearly full of labels
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"training: {section.tokens:,} tokens are about {counted(steps, 'step')} of {tokens:,} tokens, which teach "
+        "little; raise training.tokens, or lower micro_batch_size or gradient_accumulation_steps"
+    ]
+
+
+def not_smaller(student: Inspected, teacher: Inspected, key: str) -> list[str]:
+    """A warning where nothing is gained."""
+    own, theirs = student.lm.n_parameters(), teacher.lm.n_parameters()
+    if own < theirs:
+        return []
+    size = "as large as" if own == theirs else "larger than"
+    return [f"{key}: with {own:,} parameters it is {size} its teacher ({theirs:,})"]
 
 
 def check_checkpointing(model: Inspected, section: Training) -> None:

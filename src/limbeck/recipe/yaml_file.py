@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, counted
 
 
 class _Loader(yaml.SafeLoader):
@@ -164,8 +164,14 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
                 "says not which it is", key=dotted, fix=f"Write `{context['discriminator'].strip(chr(39))}:`"
             )
         options = _tags(root, problem["loc"])
-        given = sorted(map(str, problem["input"])) if isinstance(problem["input"], dict) else repr(problem["input"])
-        return RecipeError(f"got {given}", key=dotted, fix=f"Write exactly one of {', '.join(options)}")
+        value = problem["input"]
+        given = ", ".join(sorted(map(str, value))) if isinstance(value, dict) else _short(value)
+        fix = f"Write exactly one of {', '.join(options)}"
+        if isinstance(value, str) and "path" in options:
+            fix += f"; for a folder or a hub name `{dotted}.path={value}`"
+        elif dotted == "student" and isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
+            fix += "; several students stand under `students:`" if value else ""
+        return RecipeError(f"got {given or 'nothing'}", key=dotted, fix=fix)
     if kind == "model_type" and section is not None and keys[-1] in _fields(section):
         members = [model for _, model in _members(_fields(section)[keys[-1]].annotation)]
         wanted = next(model for model in members if model.__name__ == context["class_name"])
@@ -175,7 +181,31 @@ def explain(error: ValidationError, root: type[BaseModel]) -> RecipeError:
     message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list").replace("Tuple", "List")
     if kind == "value_error":
         return RecipeError(message[0].lower() + message[1:] if not message.isupper() else message, key=dotted)
-    return RecipeError(f"got {_short(problem['input'])}", key=dotted, fix=message)
+    return RecipeError(f"got {_short(problem['input'])}", key=dotted, fix=_wanted(kind, context) or message)
+
+
+def _wanted(kind: str, context: dict[str, Any]) -> str | None:
+    """What to write instead of a value of the wrong kind, in our words; None: pydantic's are good."""
+    if kind == "too_short":
+        return f"Write at least {counted(context['min_length'], 'item')}"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        than = f"{kind.replace('_than', ' than').replace('_equal', ' or equal to')} {next(iter(context.values()))}"
+        return f"Write a number {than}"
+    for beginning, said in _KINDS.items():
+        if kind.startswith(beginning):
+            return said
+    return None
+
+
+_KINDS = {
+    "int_": "Write a whole number",
+    "float_": "Write a number",
+    "bool_": "Write true or false",
+    "tuple_": "Write a list: [..., ...]",
+    "list_": "Write a list: [..., ...]",
+    "dict_": "Write a section of names and values: {name: ...}",
+    "string_type": "Write text",
+}
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ from limbeck.report.results import weights
 from limbeck.report.verdict import Standing, control_of, quoted, standing, teacher_of, verdict
 
 _LONGEST_TEXT = 600
+_LONGEST_EXAMPLE = 300
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class HubFacts:
     tags: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Example:
+    """What the card's code asks: a question of a conversation (``chat``), or a beginning of text."""
+
+    words: str
+    chat: bool = False
+
+
 def model_card(
     data: ReportData,
     row: Key,
@@ -47,6 +56,7 @@ def model_card(
     technique: str | None = None,
     hub: HubFacts | None = None,
     use_notes: Sequence[str] = (),
+    example: Example | None = None,
 ) -> str:
     """The card of one model of a report.
 
@@ -56,6 +66,7 @@ def model_card(
         name: heading of the card; the name of its row by default.
         technique: how it was distilled, a sentence or two.
         hub: for the front matter.
+        example: what its code asks; default: the beginning of a sentence.
         use_notes: what whoever runs the model must know, a sentence or two each.
 
     Raises:
@@ -79,7 +90,7 @@ def model_card(
         ),
         f"# {plain(name or model.name)}",
         _summary(data, model),
-        _use(),
+        _use(example or Example("The")),
         *[plain(note) for note in use_notes],
         f"## Results\n\n{_table(data.rows, model)}\n\n{_reading(data.rows)}",
         "" if model.role == "teacher" else f"## What this student lost\n\n{_bullets(losses(model, data.rows))}",
@@ -190,16 +201,29 @@ def _summary(data: ReportData, row: Row) -> str:
     return f"{model}.\n\n{said}"
 
 
-def _use() -> str:
-    code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # this folder, or the name it has on the hub\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'inputs = tokenizer("Return the", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0], skip_special_tokens=True))"
-    )
-    return f"## Use\n\n{fenced(code, 'python')}"
+def _use(example: Example) -> str:
+    words = json.dumps(visible(example.words)[:_LONGEST_EXAMPLE], ensure_ascii=False)  # a string of Python's, too
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+        'folder = "."  # this folder, or the name it has on the hub',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+    ]
+    if example.chat:
+        code += [
+            f'messages = [{{"role": "user", "content": {words}}}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+            'written = model.generate(**inputs, max_new_tokens=60)[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(written, skip_special_tokens=True))",
+        ]
+    else:
+        code += [
+            f'inputs = tokenizer({words}, return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60)[0], skip_special_tokens=True))",
+        ]
+    return f"## Use\n\n{fenced(chr(10).join(code), 'python')}"
 
 
 def _table(rows: Sequence[Row], model: Row) -> str:

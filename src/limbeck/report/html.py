@@ -282,14 +282,23 @@ def _sample(sample: Sample, rows: Sequence[Row], series: Mapping[Key, str]) -> H
     ]
     if sample.reference is not None:
         answers.insert(0, _answer("As written", sample.reference, None))
-    count = len(answers)
-    columns = count if count <= 5 else 3 if count in (6, 9) else 4
     return el(
         "article",
         el("div", el("b", "Prompt"), el("span", *_cut(sample.prompt), dir="auto"), class_="prompt"),
-        el("div", *answers, class_=f"answers n{max(1, columns)}"),
+        el("div", *answers, class_=" ".join(["answers", *_columns(len(answers))])),
         class_="sample",
     )
+
+
+def _columns(count: int) -> tuple[str, str]:
+    """Columns for so many answers on a wide screen and on a narrower one (classes of the style): as few empty places
+    as can be, and no answer alone in the last row."""
+
+    def best(among: Sequence[int]) -> int:
+        return min((n for n in among if count % n != 1), key=lambda n: -count % n, default=among[0])
+
+    wide = max(count, 1) if count <= 5 else best((5, 4, 3))
+    return f"n{wide}", f"m{max(count, 1) if count <= 3 else best((3, 2, 4))}"
 
 
 def _answer(name: str, text: str, series: str | None) -> Html:

@@ -21,6 +21,7 @@ STYLE = """
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 var(--sans);
 font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+table{overflow-wrap:normal}
 main{max-width:1180px;margin:0 auto;padding:3.5rem 2rem 4rem}
 h1,h2,h3,p,dl,dd,figure,table,pre,ul{margin:0;padding:0}
 h1{font:600 1rem/1.4 var(--sans);letter-spacing:.01em;color:var(--ink)}
@@ -49,6 +50,8 @@ table{width:100%;border-collapse:collapse;font-size:.94rem}
 .table-note{color:var(--muted);font-size:.85rem;line-height:1.5;padding-top:.8rem}
 th,td{padding:.75rem 0 .75rem 1.1rem;text-align:right;vertical-align:top;font-weight:400;white-space:nowrap}
 th:first-child{text-align:left;padding-left:.7rem;white-space:normal}
+thead th{white-space:normal}
+tbody th{min-width:9rem;overflow-wrap:anywhere}
 tr>:last-child{padding-right:.7rem}
 thead th{color:var(--muted);font-size:.82rem;line-height:1.35;vertical-align:bottom;padding-bottom:.5rem;
 border-bottom:1px solid var(--rule)}
@@ -112,12 +115,16 @@ pre{background:var(--card);padding:1rem 1.2rem;border-radius:4px;font-size:.85re
 white-space:pre-wrap;tab-size:2}
 pre.command{user-select:all}
 footer{margin-top:4rem;color:var(--muted);font-size:.85rem}
-@media screen and (max-width:1020px){.n4,.n5{--n:3}}
+@media screen and (max-width:1360px){th,td{padding-left:.65rem}}
+@media screen and (max-width:1020px){.m2{--n:2}.m3{--n:3}.m4{--n:4}}
 @media screen and (max-width:900px){
 main{padding:2rem 1.25rem 3rem}
 section{margin-top:3rem}
 .verdict{font-size:1.35rem}
 .n3,.n4,.n5{--n:2}
+.n3>:last-child:nth-child(odd),.n4>:last-child:nth-child(odd),.n5>:last-child:nth-child(odd){grid-column:1/-1}
+}
+@media screen and (max-width:1100px){
 table,tbody{display:block}
 thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 tbody tr{display:grid;grid-template-columns:repeat(auto-fill,minmax(8.4rem,1fr));gap:.9rem 1rem;
@@ -154,7 +161,7 @@ table{font-size:8.5pt}th,td{padding:.45rem 0 .45rem .4rem}th:first-child{padding
 .answers .text,.prompt{font-size:9pt;line-height:1.45}
 .sample{padding:1rem 0}
 .sub{font-size:7pt}thead th{font-size:7pt;white-space:normal}.sub.note{max-width:18ch}
-.n4,.n5{--n:3}
+.m2{--n:2}.m3{--n:3}.m4{--n:4}
 figure,.sample,.answers>div,tr,.warnings,.figures>div{break-inside:avoid}
 h2,.prompt,summary{break-after:avoid}
 details::details-content{content-visibility:visible;block-size:auto;display:block}

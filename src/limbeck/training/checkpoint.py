@@ -72,6 +72,16 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"))
 
 
+def tokens_of_newest(folder: Path) -> int:
+    """How many tokens were learned up to the newest checkpoint in a folder."""
+    for checkpoint in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return int(json.loads((checkpoint / "state.json").read_text())["tokens"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return 0
+
+
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from limbeck.workflow.stage import Event
 
 FILE = "events.jsonl"
+STOPPED = "interrupted"
+"""The error of what Ctrl-C or SIGTERM stopped."""
 PROGRESS_SECONDS = 1.0
 """Of a stage's progress, no more than a line in so many seconds is kept."""
 

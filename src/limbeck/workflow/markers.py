@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.files import write_whole
-from limbeck.workflow.stage import Plain, Stage
+from limbeck.workflow.stage import UNKNOWN, Plain, Stage
 
 FOLDER = "stages"
 
@@ -112,6 +112,20 @@ def _covers(made: Mapping[str, int], output: str) -> bool:
 def plain(value: Any) -> Plain:
     """As it would come back from JSON."""
     return json.loads(json.dumps(value))
+
+
+def filled(now: Plain, was: Plain) -> Plain:
+    """A key in which what is not known yet is taken to be as it was."""
+    if now is UNKNOWN:
+        return was
+    if isinstance(now, dict):
+        before = was if isinstance(was, dict) else {}
+        return {
+            name: filled(value, before.get(name))
+            for name, value in now.items()
+            if value is not UNKNOWN or name in before
+        }
+    return now
 
 
 def first_difference(was: Plain, now: Plain, path: str = "") -> tuple[str, str, str]:

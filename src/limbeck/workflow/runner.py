@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.errors import RunFolderError
+from limbeck.errors import RunFolderError, counted
+from limbeck.workflow.events import STOPPED
 from limbeck.workflow.lock import RunLock
-from limbeck.workflow.markers import Marker, Markers, first_difference, plain
-from limbeck.workflow.stage import Context, Emit, Event, Facts, Plain, Stage
+from limbeck.workflow.markers import Marker, Markers, filled, first_difference, plain
+from limbeck.workflow.stage import UNKNOWN, Context, Emit, Event, Facts, Plain, Stage
 from limbeck.workflow.workers import Workers
 
 Environments = Callable[[int], Mapping[str, str]]
@@ -67,20 +69,20 @@ class Runner:
         facts: dict[str, Mapping[str, Plain]] = {}
         decisions = {}
         for stage in stages:
-            waits = [name for name in stage.needs if name not in facts]
-            if waits:
-                titles = [other.title for other in stages if other.name in waits]
-                after = ", ".join(titles[:2]) + (f" and {len(titles) - 2} others" if len(titles) > 2 else "")
-                decisions[stage.name] = Decision(stage, "wait", f"after {after}")
-                continue
-            found = decisions[stage.name] = self._decide(stage, facts, stages)
+            found = self._decide(stage, facts, stages)
+            waits = [other.title for other in stages if other.name in stage.needs and other.name not in facts]
+            if waits and found.error is None:
+                more = len(waits) - 2
+                after = ", ".join(waits[:2]) + (f" and {counted(more, 'other')}" if more > 0 else "")
+                found = Decision(stage, "wait", f"after {after}")
+            decisions[stage.name] = found
             if found.result is not None:
                 facts[stage.name] = found.result
         return list(decisions.values())
 
     def _decide(self, stage: Stage, facts: Facts, stages: Sequence[Stage]) -> Decision:
-        key = plain(stage.key(_of(facts, stage)))
         marker = self.markers.read(stage.name)
+        key = plain(filled(stage.key(_of(facts, stage)), marker.key if marker is not None else None))
         later = any(self._is_there(other) for other in descendants(stage.name, stages))
         # Without a marker, it is not known from which key the files were made.
         unsure = later if marker is None else marker.unsure
@@ -92,7 +94,9 @@ class Runner:
         missing = self.markers.missing(stage, marker) if marker.result is not None else None
         whole = marker.result is not None and missing is None
         begun = bool(self.markers.present(stage.partial()))
-        reason = "goes on" if begun else "begun" if marker.result is None else f"{missing} is gone or torn"
+        share = stage.share_done(self.folder) if begun else None
+        goes_on = "goes on" if share is None else f"goes on at {100 * share:.0f}%"
+        reason = goes_on if begun else "begun" if marker.result is None else f"{missing} is gone or torn"
         if whole and (marker.key == key or self._is_equivalent(stage, marker, key)):
             if marker.version == stage.version or self.keep_stale:
                 return self._kept(stage, marker, key)
@@ -101,11 +105,12 @@ class Runner:
             if begun and not stage.recomputable and marker.version != stage.version and not self.keep_stale:
                 return self._stale(stage, marker, again)
             return Decision(stage, "run", reason, key, unsure=unsure, is_needed=later)
-        where, was, now = first_difference(marker.key, key)
-        changed = Decision(stage, "run", f"{where} has changed", key, unsure=unsure, is_needed=later)
+        anew = "it is made anew" if marker.result is not None else "what was begun of it is not used"
+        reason = f"{_place(stage, first_difference(marker.key, key)[0])} has changed: {anew}"
+        changed = Decision(stage, "run", reason, key, unsure=unsure, is_needed=later)
         if stage.recomputable or unsure or not (whole or later or begun):
             return changed
-        return self._refuse(stage, again, whole, (where, was, now))
+        return self._refuse(stage, again, whole, marker)
 
     def _is_there(self, stage: Stage) -> bool:
         """Whether a stage has left something that would be lost."""
@@ -138,32 +143,35 @@ class Runner:
         )
         return Decision(stage, "refuse", error.what, again.key, error=error)
 
-    def _refuse(self, stage: Stage, again: Decision, whole: bool, difference: tuple[str, str, str]) -> Decision:
-        key, was, now = difference
-        for ours, theirs in stage.recipe_keys().items():
-            if key == ours or key.startswith(f"{ours}."):
-                key = theirs + key.removeprefix(ours)
-                break
+    def _refuse(self, stage: Stage, again: Decision, whole: bool, marker: Marker) -> Decision:
+        assert again.key is not None
+        if (why := stage.why_refused(marker.key, again.key)) is not None:
+            error = RunFolderError(why[1], key=why[0], fix="Use another run folder: `run=OTHER`")
+            return Decision(stage, "refuse", f"{why[0]}: {why[1]}", again.key, error=error)
+        where, was, now = first_difference(marker.key, again.key)
+        key = _place(stage, where)
         lost = ", ".join(str(path) for path in self.markers.present(stage.outputs() if whole else stage.partial()))
         instead = f"delete {lost or self.folder} to make that part anew"
         if again.is_needed:
             instead = "change it back: other parts were made from this one"
         error = RunFolderError(
-            f"{self.folder} was run with {_brief(was)}, now it is {_brief(now)}",
+            f"{self.folder} was run {_with(was)}, now it is {_brief(now)}",
             key=key,
             fix=f"Name another `run:` folder, or {instead}",
         )
         return Decision(stage, "refuse", f"{key}: was {_brief(was)}, now {_brief(now)}", again.key, error=error)
 
-    def refuse(self, stages: Sequence[Stage]) -> None:
-        """Raise the first error of what would be refused, before anything is spent.
+    def refuse(self, stages: Sequence[Stage]) -> list[Decision]:
+        """Raise the first error of what would be refused, before anything is spent. Otherwise, what was decided.
 
         Raises:
             LimbeckError: see :meth:`run`.
         """
-        for decision in self.decide(stages):
+        decisions = self.decide(stages)
+        for decision in decisions:
             if decision.error is not None:
                 raise decision.error
+        return decisions
 
     # -------------------------------------------------------------------------------- running
 
@@ -199,7 +207,7 @@ class Runner:
             with Workers(self.folder, lock, environment) as workers:
                 facts = _Run(self, stages, emit, workers if jobs > 1 else None, jobs).to_the_end()
         except BaseException as error:
-            _say(emit, "run_failed", error=str(error) or type(error).__name__)
+            _say(emit, "run_failed", error=_why(error))
             raise
         _say(emit, "run_finished")
         return facts
@@ -322,7 +330,7 @@ class _Run:
         try:
             yield
         except BaseException as error:
-            self._tell(stage, "stage_failed", error=str(error) or type(error).__name__)
+            self._tell(stage, "stage_failed", error=_why(error))
             raise
 
     def _finish(self, stage: Stage, result: dict[str, Plain]) -> None:
@@ -350,9 +358,13 @@ def _say(emit: Emit, event: str, **more: Plain) -> None:
     emit({"event": event, "time": time.time(), **more})
 
 
+def _why(error: BaseException) -> str:
+    return STOPPED if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+
+
 def _of(facts: Facts, stage: Stage) -> dict[str, Mapping[str, Plain]]:
     """What a stage may know."""
-    return {name: facts[name] for name in stage.needs}
+    return {name: facts.get(name, UNKNOWN) for name in stage.needs}
 
 
 def in_order(stages: Sequence[Stage]) -> None:
@@ -381,7 +393,32 @@ def descendants(name: str, stages: Sequence[Stage]) -> list[Stage]:
     return found
 
 
+def _place(stage: Stage, where: str) -> str:
+    """A part of a stage's key as the recipe calls it."""
+    for ours, theirs in stage.recipe_keys().items():
+        if where == ours or where.startswith(f"{ours}."):
+            return theirs + where.removeprefix(ours)
+    return where
+
+
+LONGEST = 60
+
+
+def _with(value: str) -> str:
+    return "without it" if value == "null" else f"with {_brief(value)}"
+
+
 def _brief(value: str) -> str:
-    if value == "null":
-        return "absent"
-    return value if len(value) <= 80 else f"{value[:77]}..."
+    """A value (JSON) in a line: of a long section its keys, of a long list how many, of a long text both ends."""
+    found = json.loads(value)
+    if found is None:
+        return "not set"
+    if len(value) <= LONGEST:
+        return value
+    if isinstance(found, dict):
+        named = [name for name, each in found.items() if each is not None]
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        return f"a section with {', '.join(named[:4])}{more}"
+    if isinstance(found, list):
+        return f"a list of {len(found)}"
+    return f'"{str(found)[:25]}...{str(found)[-25:]}"'

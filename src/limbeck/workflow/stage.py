@@ -15,6 +15,26 @@ Plain = Any
 Facts = Mapping[str, Mapping[str, Any]]
 """Results of finished stages, by the stage's name."""
 
+
+class _Unknown(Mapping[str, Any]):
+    """All that is asked of it is not known either."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+UNKNOWN: Any = _Unknown()
+"""The facts of a stage that is not finished, and whatever is taken from them."""
+
 Event = dict[str, Any]
 """Something that happened: ``{"event": kind, "time": seconds since the epoch, "stage": name, ...}``."""
 
@@ -57,11 +77,17 @@ class Stage(ABC):
 
     @abstractmethod
     def key(self, up: Facts) -> dict[str, Plain]:
-        """All that its output depends on, beside ``version``. ``up`` holds the results of the stages in ``needs``."""
+        """All that its output depends on, beside ``version``. ``up`` holds the results of the stages in ``needs``;
+        of one that is not finished, ``UNKNOWN``, which is to be passed on as it is: what is known is compared already.
+        """
 
     def recipe_keys(self) -> Mapping[str, str]:
         """How parts of the key are called in the recipe, for errors: ``{"data.fingerprint": "data.corpus"}``."""
         return {}
+
+    def why_refused(self, was: Mapping[str, Plain], now: Mapping[str, Plain]) -> tuple[str, str] | None:
+        """Where two values do not say why another key is refused: the key of the recipe, and why."""
+        return None
 
     def outputs(self) -> Sequence[str]:
         """Files and folders that it leaves behind. If one is gone or torn, the stage is run again."""
@@ -70,6 +96,10 @@ class Stage(ABC):
     def partial(self) -> Sequence[str]:
         """What a killed one leaves and the next process goes on from. While there is any, another key is refused."""
         return ()
+
+    def share_done(self, folder: Path) -> float | None:
+        """Of one that was killed: from where the next process goes on, between 0 and 1; None: not known."""
+        return None
 
     def scratch(self) -> Sequence[str]:
         """Of ``partial``, what is deleted when the stage is done."""

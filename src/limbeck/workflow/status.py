@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from limbeck.errors import RunFolderError
-from limbeck.workflow.events import read_events
+from limbeck.workflow.events import STOPPED, read_events
 from limbeck.workflow.lock import is_run, owner_of
 from limbeck.workflow.markers import Markers
 from limbeck.workflow.stage import Event
@@ -108,7 +108,8 @@ def _note(stage: StageStatus, event: Event, began: dict[str, float]) -> None:
         stage.done, stage.total = event.get("done"), event.get("total", stage.total)
         stage.note = event.get("note", "")
     elif kind == "stage_failed":
-        stage.state, stage.error = "failed", event["error"]
+        stopped = event["error"] == STOPPED
+        stage.state, stage.error = ("stopped", None) if stopped else ("failed", event["error"])
     elif kind == "stage_kept":
         stage.state = "done"
     elif kind == "stage_finished":

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from limbeck.report.html import LONGEST_TEXT, render
+from limbeck.report.html import LONGEST_TEXT, _columns, render
 from limbeck.report.model import Estimate, Fact, ReportData, Row, Sample
 from limbeck.report.style import STYLE
 
@@ -234,3 +234,10 @@ def test_an_only_student_is_called_best_of_nothing() -> None:
     better = _read(render(dataclasses.replace(example.data(), rows=[teacher, control, soft]))).text
     assert "student, beats its control" in better
     assert "best student" not in better
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_no_answer_stands_alone_below_others(count: int) -> None:
+    for columns in (int(class_[1:]) for class_ in _columns(count)):
+        assert columns == 1 or count % columns != 1
+        assert f".n{columns}{{" in STYLE or columns == 1

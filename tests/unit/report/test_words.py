@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 
 import pytest
 import yaml
 
-from limbeck.report.card import HubFacts, losses, model_card, plain
+from limbeck.report.card import Example, HubFacts, losses, model_card, plain
 from limbeck.report.model import Estimate, ReportData, Row, Sample
 from limbeck.report.numbers import compact, decimals_for, number, percent, significant, size
 from limbeck.report.text import cells_wide, table
@@ -179,6 +180,19 @@ def test_table_leaves_out_what_nobody_measured() -> None:
 def _front(card: str) -> dict[str, object]:
     _, matter, _ = card.split("---\n", 2)
     return yaml.safe_load(matter)
+
+
+@pytest.mark.parametrize("words", ["What is `x`?", 'say "no"\n```\n# and more', "the cat"])
+def test_the_cards_code_asks_as_the_model_was_taught(words: str) -> None:
+    chat = model_card(example.data(), ("soft", ""), example=Example(words, chat=True))
+    text = model_card(example.data(), ("soft", ""), example=Example(words))
+    for card, asks in ((chat, "apply_chat_template"), (text, "tokenizer(")):
+        code = re.search(r"^(`{3,})python\n(.*?)^\1$", card, re.MULTILINE | re.DOTALL)
+        assert code is not None
+        assert asks in code[2]
+        strings = [node.value for node in ast.walk(ast.parse(code[2])) if isinstance(node, ast.Constant)]
+        assert words in strings
+    assert "apply_chat_template" not in text
 
 
 def test_card_front_matter() -> None:

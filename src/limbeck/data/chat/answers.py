@@ -15,6 +15,18 @@ from typing import Any
 
 from limbeck.data.chat.marks import MARKINGS, REASONING, THOUGHT, Marked
 from limbeck.data.chat.templates import Template, in_parts
+from limbeck.data.chat.turns.remarks import (
+    ASKED_NOTHING,
+    DATED,
+    DROPPED_MESSAGE,
+    DROPPED_TEXT,
+    DROPPED_THOUGHTS,
+    EMPTY,
+    ENDLESS,
+    HEADED,
+    NOWHERE,
+    SECOND_THOUGHT,
+)
 from limbeck.data.chat.turns.surroundings import (
     ANSWER,
     LATER,
@@ -30,24 +42,8 @@ from limbeck.data.chat.turns.surroundings import (
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
-DROPPED_TEXT = "the chat template writes nothing of the text that stands beside a tool call"
-DROPPED_THOUGHTS = "the chat template writes nothing of the thoughts in a last answer, so they are not learned"
 _TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
-EMPTY = "an answer is empty: it teaches to say nothing"
-ASKED_NOTHING = "a turn of `user` is empty: an answer to nothing is learned"
-ENDLESS = (
-    "no token of the chat template ends an answer, or not every one: at most what it writes after each (a newline) "
-    "is learned as its end"
-)
-NOWHERE = "an answer is empty, and its end cannot be found in what the chat template writes: nothing is learned of it"
-HEADED = (
-    "the chat template does not say how it asks for an answer: all that stands before one in its turn is read, though "
-    "more than a header may be among it"
-)
-DROPPED_MESSAGE = "the chat template writes nothing of a message of role `{}`: answers are learned without it"
-DATED = "the chat template writes a date: it is told {} (`data.date`)"
-SECOND_THOUGHT = "an answer holds several thoughts: those after the first are learned as a part of its text"
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _WORD = re.compile(r"\w")
 

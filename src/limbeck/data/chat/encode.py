@@ -229,6 +229,10 @@ def _require_unicode(document: Document) -> None:
         ) from None
 
 
+MORE_BEFORE = "[…] "
+"""Before a question before which more was said."""
+
+
 def words_asked(prompt: list[int], tokenizer: Any, date: datetime.date = DATE) -> str:
     """The user's last words in a prompt, without what the chat template writes around them, after an ellipsis where
     more was said before; of any other prompt its text without special tokens."""
@@ -242,7 +246,7 @@ def words_asked(prompt: list[int], tokenizer: Any, date: datetime.date = DATE) -
             if before and said.startswith(before) and not several:
                 return only
             if opening and opening in said:
-                return f"[…] {said.rpartition(opening)[2]}"
+                return f"{MORE_BEFORE}{said.rpartition(opening)[2]}"
     return str(tokenizer.decode(prompt, skip_special_tokens=True))
 
 

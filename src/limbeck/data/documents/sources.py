@@ -21,6 +21,7 @@ from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
+NO_DOCUMENT = "Check the path, the glob and the separator"
 ALL_TEXTS = TextSource.model_fields["glob"].default
 
 
@@ -45,14 +46,15 @@ def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) 
             fix = 'Write "role": "assistant" where the model speaks'
             raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
-            why = f": {here.left_out()}" if here.empty else ""
-            raise InputError(f"holds no document{why}", key=key, fix="Check the path, the glob and the separator")
+            raise InputError(_nothing(here), key=key, fix=NO_DOCUMENT)
 
 
 def first_documents(
     sources: tuple[Source, ...], count: int, seen: dict[str, Seen] | None = None
 ) -> Iterator[tuple[str, Document]]:
     """The first documents of every source that is on this machine, with the source's key.
+
+    A file is read as far as it takes: one without any document is read whole.
 
     Raises:
         RecipeError, InputError: as ``documents``.
@@ -63,8 +65,17 @@ def first_documents(
             here = Seen()
             if seen is not None:
                 seen[key] = here
+            found = False
             for document in islice(_read(source, key, here), min(count, source.max_documents or count)):
+                found = True
                 yield key, document
+            if not found and not here.silent:
+                raise InputError(_nothing(here), key=key, fix=NO_DOCUMENT)
+
+
+def _nothing(seen: Seen) -> str:
+    left_out = seen.left_out()
+    return f"holds no document: {left_out}" if left_out else "holds no document"
 
 
 def named_files(source: Source, key: str, unread: set[str] | None = None) -> list[Path]:

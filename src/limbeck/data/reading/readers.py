@@ -185,6 +185,7 @@ def _json_lines(file: File, kind: Kind) -> Rows:
 
 def _no_json(file: File, where: str, error: Exception | str) -> InputError:
     reason = error if isinstance(error, str) else getattr(error, "msg", "nested too deep")
+    reason = reason.removesuffix(" at").removesuffix(" starting")  # a place would follow
     return file.error(f", {where} is not JSON ({reason})", "One object a line, or one list of objects")
 
 

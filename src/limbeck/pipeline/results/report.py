@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.chat.encode import MORE_BEFORE
+from limbeck.data.corpus import open_corpus
+from limbeck.data.prompts import is_conversation
 from limbeck.files import write_whole
 from limbeck.generation.journal.budget import usd
 from limbeck.models.restricted import read_kept_tokens
@@ -18,8 +21,8 @@ from limbeck.pipeline.results.comparison import Comparison, model_name
 from limbeck.pipeline.results.rows import rows_of
 from limbeck.pipeline.shared.base import DATA, TEACHER
 from limbeck.pipeline.stages.cut import cut_name
-from limbeck.recipe import PackageModel, PathModel, ServedTeacher
-from limbeck.report.card import model_card
+from limbeck.recipe import PackageModel, PathModel, ServedTeacher, Vocabulary
+from limbeck.report.card import Example, model_card
 from limbeck.report.html import render
 from limbeck.report.model import Fact, ReportData, Sample
 from limbeck.runtime.provenance import command, machine, versions
@@ -40,6 +43,7 @@ class Report(Stage):
         compared: the arms.
         teacher: the recipe's section of one whose weights exist.
         served: the recipe's section of one that is called.
+        vocabulary: which tokens students keep; None: all.
         recipe_yaml: the resolved recipe.
         upstream: all other stages.
     """
@@ -48,6 +52,7 @@ class Report(Stage):
     compared: Comparison
     teacher: PathModel | PackageModel | None
     served: ServedTeacher | None
+    vocabulary: Vocabulary | None
     recipe_yaml: str
     upstream: tuple[str, ...]
     always = True
@@ -101,8 +106,7 @@ class Report(Stage):
         if (dropped := measured.get("dropped", 0.0)) > MUCH_DROPPED:
             found.append(
                 f"The teacher gives {100 * dropped:.0f}% of its probability to tokens that the students do not have. "
-                "They count as one, so KL and agreement say little about text: lower vocabulary.min_count, or raise "
-                "its size."
+                f"They count as one, so KL and agreement say little about text: {keep_more(self.vocabulary)}."
             )
         if teacher.get("after", 0.0) > teacher.get("before", 0.0):
             said = next(note for note in teacher["notes"] if note.startswith("teacher: tuned on"))
@@ -160,6 +164,7 @@ class Report(Stage):
                 f'writes it; other servers must be told: in a request to vLLM "logit_bias": {{"{kept.other}": -100}}, '
                 f"for llama.cpp --logit-bias {kept.other}-inf."
             )
+        example = _example(up, run)
         for arm, member in self.compared.models():
             student = member != TEACHER
             origin = self._origin(up, member, None if kept is None else (kept.size, kept.teacher_size))
@@ -167,6 +172,7 @@ class Report(Stage):
                 report,
                 (arm.technique.label, member),
                 technique=arm.technique.kind if student else None,
+                example=example,
                 use_notes=[*origin, *notes] if student else (),
             )
             write_whole(run / arm.model(member) / "README.md", card)
@@ -205,6 +211,25 @@ def _teacher_said(teacher: Mapping[str, Plain], served: ServedTeacher | None) ->
     if served is None:
         return {"Teacher": f"{teacher['parameters']:,} parameters", "Teacher's weights": teacher["fingerprint"]}
     return {"Teacher": f"{served.model}, called at {served.api} ({served.protocol})"}
+
+
+def keep_more(vocabulary: Vocabulary | None) -> str:
+    """What to do where too many tokens were dropped."""
+    fixes = []
+    if vocabulary is not None and vocabulary.min_count > 1:
+        fixes.append("lower vocabulary.min_count")
+    if vocabulary is not None and vocabulary.size is not None:
+        fixes.append("raise vocabulary.size")
+    return ", or ".join(fixes) or "bring more text, whose tokens are kept, or leave `vocabulary` out"
+
+
+def _example(up: Facts, run: Path) -> Example | None:
+    """The first held-out question, or beginning of a text."""
+    questions = up[f"measure-{TEACHER}"]["questions"]
+    if not questions:
+        return None
+    chat = up[DATA].get("chat_template") is not None and is_conversation(open_corpus(run / DATA / "heldout"))
+    return Example(questions[0][0].removeprefix(MORE_BEFORE), chat)
 
 
 def template_said(data: Mapping[str, Plain]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from limbeck.models.restricted import KeptTokens, read_kept_tokens
 from limbeck.models.tokenizer import load_tokenizer, require_equal_maps
 from limbeck.recipe import Data, PackageModel, PathModel, PathTokenizer, Tokenizer, TrainedTokenizer, Training
 from limbeck.runtime.pool import ModelPool, ModelRef
-from limbeck.workflow.stage import Context, Facts, Plain, Stage
+from limbeck.workflow.stage import UNKNOWN, Context, Facts, Plain, Stage
 
 MACHINE, DATA, TEACHER = "machine", "data", "teacher"
 HELDOUT_OWN = "heldout-teacher"
@@ -108,12 +108,14 @@ def settings(training: Training, machine: Mapping[str, Plain] | None = None) -> 
 
 def precision(asked: str, machine: Mapping[str, Plain]) -> str:
     """``auto`` as it was decided for this run."""
-    return str(machine["precision"]) if asked == "auto" else asked
+    decided: str = machine["precision"]
+    return decided if asked == "auto" else asked
 
 
 def data_key(data: Data, facts: Mapping[str, Plain], *, pack: bool = True) -> dict[str, Plain]:
     """What a later stage takes from the data: which documents, which of them are held out, in which tokens and
     rows. ``pack``: how they share rows matters too."""
+    train = facts["train"]
     return {
         "fingerprint": facts["fingerprint"],
         "tokenizer": facts["tokenizer"],
@@ -122,7 +124,7 @@ def data_key(data: Data, facts: Mapping[str, Plain], *, pack: bool = True) -> di
         "seq_len": data.seq_len,
         **({"pack": data.pack} if pack else {}),
         # Of a corpus that was tokenised in part, which part.
-        **({} if is_whole(facts["train"]) else {"documents": facts["train"]["documents"]}),
+        **({} if train is not UNKNOWN and is_whole(train) else {"documents": train["documents"]}),
     }
 
 

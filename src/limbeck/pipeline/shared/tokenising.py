@@ -60,9 +60,14 @@ def cost_of_a_cut(home: Path) -> str:
     ours, theirs = (int(corpus.lengths[:both].sum()) for corpus in (heldout, own))
     more = 100 * (ours / max(theirs, 1) - 1)
     size = len(kept["ids"]) + (kept["other"] is not None)
+    takes = f"{abs(more):.1f}% {'fewer' if more < 0 else 'more'} of them than"
+    if ours == theirs:
+        takes = "as many of them as"
+    elif abs(more) < 0.05:
+        takes = "about as many of them as"
     return (
-        f"vocabulary: {size:,} of the teacher's {kept['teacher_size']:,} tokens; held-out text takes {abs(more):.1f}% "
-        f"{'fewer' if more < 0 else 'more'} of them than of the teacher's own"
+        f"vocabulary: {size:,} of the teacher's {kept['teacher_size']:,} tokens; held-out text takes {takes} of the "
+        "teacher's own"
     )
 
 

@@ -33,6 +33,7 @@ from limbeck.pipeline.shared.shelf import Shelf
 from limbeck.recipe import ConfigModel, ConfigTeacher, Correction, Data, PackageModel, PathModel, Training, fingerprint
 from limbeck.runtime.pool import ModelRef, stamp_of
 from limbeck.runtime.world import device
+from limbeck.training.checkpoint import tokens_of_newest
 from limbeck.training.loss_graph import LossTerm
 from limbeck.workflow.stage import Context, Facts, Plain
 
@@ -148,6 +149,9 @@ class _FitTeacher(PipelineStage):
 
     def partial(self) -> Sequence[str]:
         return (f"{TRAINING}/checkpoints",)
+
+    def share_done(self, folder: Path) -> float | None:
+        return tokens_of_newest(folder / self.partial()[0]) / self.section.tokens
 
     def scratch(self) -> Sequence[str]:
         return self.partial()

@@ -33,6 +33,7 @@ from limbeck.pipeline.stages.cut import cut_folder, cut_name
 from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
 from limbeck.recipe import AnyStudent, Co, ConfigStudent, CutStudent, Data, PackageModel, PathModel, Technique, Training
 from limbeck.runtime.world import device
+from limbeck.training.checkpoint import tokens_of_newest
 from limbeck.training.loop import Peak
 from limbeck.training.loss_graph import HiddenLossTerm, LossTerm
 from limbeck.training.techniques import hidden_loss_terms, loss_terms_of, matched_layers, needs_teacher
@@ -120,6 +121,17 @@ class Train(PipelineStage):
         if self.text is not None and "fingerprint" in up[self.text]:
             key["text"] = up[self.text]["fingerprint"]  # of answers that were chosen: they may be chosen anew
         return key
+
+    def why_refused(self, was: Mapping[str, Plain], now: Mapping[str, Plain]) -> tuple[str, str] | None:
+        before, after = was["students"].keys(), now["students"].keys()
+        for names, what in ((after - before, "added to"), (before - after, "taken out of")):
+            for name in sorted(names):
+                why = f"students cannot be {what} a run that has begun to train: all students of an arm learn together"
+                return self.places.get(name, f"students.{name}"), why
+        return None
+
+    def share_done(self, folder: Path) -> float | None:
+        return tokens_of_newest(folder / self.partial()[0]) / self.training.tokens
 
     @staticmethod
     def _cut(name: str, up: Facts) -> dict[str, Plain]:
