@@ -164,7 +164,7 @@ def compare(overrides: list[str], save: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="store_true", help="only make the sentences")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS}")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/verified.json")
     parser.add_argument("--sentences", type=int, default=SENTENCES)
     parser.add_argument("overrides", nargs="*", help="changes of the recipe: seeds=[0]")
     given = parser.parse_args()

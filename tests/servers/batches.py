@@ -5,16 +5,16 @@ It counts what it wrote an answer to (``billed``, by custom id), and which batch
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections import Counter
 from typing import Any
 
 from aiohttp import web
 
+from tests.servers.threaded import ThreadedServer
 
-class BatchServer:
+
+class BatchServer(ThreadedServer):
     """``faults`` are names, one a batch in turn (then none):
 
     ``expired``: a third is answered, the rest expires. ``no_output``: completed, counted, and no file. ``late_output``:
@@ -30,28 +30,8 @@ class BatchServer:
         self.billed: Counter[str] = Counter()
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
-        self.url = ""
 
-    def __enter__(self) -> BatchServer:
-        ready = threading.Event()
-
-        def work() -> None:
-            self._loop = asyncio.new_event_loop()
-            self._stop = asyncio.Event()
-            self._loop.run_until_complete(self._serve(ready))
-            self._loop.close()
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
-        assert ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-
-    async def _serve(self, ready: threading.Event) -> None:
-        app = web.Application(client_max_size=256 << 20)
+    def routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/files", self._upload)
         app.router.add_get("/v1/files/{name}/content", self._content)
         app.router.add_post("/v1/batches", self._create)
@@ -60,14 +40,6 @@ class BatchServer:
         app.router.add_post("/v1/messages/batches", self._create_messages)
         app.router.add_get("/v1/messages/batches/{name}", self._look_messages)
         app.router.add_get("/v1/messages/batches/{name}/results", self._results)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-        ready.set()
-        await self._stop.wait()
-        await runner.cleanup()
 
     async def _upload(self, request: web.Request) -> web.Response:
         fields = await request.post()

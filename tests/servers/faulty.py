@@ -12,9 +12,9 @@ import asyncio
 import datetime
 import hashlib
 import json
+import os
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +22,8 @@ from email.utils import format_datetime
 from typing import Any
 
 from aiohttp import web
+
+from tests.servers.threaded import ThreadedServer
 
 HTML = "<html><head><title>502 Bad Gateway</title></head><body><center>nginx</center></body></html>"
 
@@ -60,7 +62,7 @@ class Settings:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class FaultyServer:
+class FaultyServer(ThreadedServer):
     """The server. ``billed`` counts by body what a model wrote, whether it arrived or not; ``asked`` all requests."""
 
     def __init__(self, *, when: Callable[[], str | None] | None = None, **settings: Any) -> None:
@@ -72,44 +74,15 @@ class FaultyServer:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.keep = True
-        self.url = ""
         self.in_flight = self.most_in_flight = 0
 
-    def __enter__(self) -> FaultyServer:
-        ready = threading.Event()
-
-        def work() -> None:
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-            self._stop = asyncio.Event()
-            self._loop.run_until_complete(self._serve(0, ready.set))
-            self._loop.close()
-
-        self._thread = threading.Thread(target=work, daemon=True)
-        self._thread.start()
-        assert ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-
-    async def _serve(self, port: int, ready: Callable[[], None]) -> None:
-        app = web.Application(client_max_size=64 << 20)
+    def routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/chat/completions", self._handler(_chat))
         app.router.add_post("/v1/completions", self._handler(_completions))
         app.router.add_post("/v1/messages", self._handler(_anthropic))
         app.router.add_post("/v1beta/models/{model}", self._handler(_gemini))
         app.router.add_get("/counts", self._counts)
         app.router.add_post("/control", self._control)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, backlog=2048)
-        await site.start()
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        ready()
-        await self._stop.wait()
-        await runner.cleanup()
 
     async def _counts(self, _: web.Request) -> web.Response:
         return web.json_response(
@@ -413,20 +386,13 @@ def main() -> None:
     server = FaultyServer()
     server.settings, server.keep = settings_of(json.loads(arguments.settings)), False
 
-    async def serve() -> None:
-        server._stop = asyncio.Event()
-        await server._serve(arguments.port, lambda: print(server.url, flush=True))
-
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    asyncio.run(serve())
+    asyncio.run(server.serve(arguments.port, lambda: print(server.url, flush=True)))
 
 
 def _end_with_parent() -> None:
     """A server that was started with a pipe as its input ends when the pipe is closed."""
     if not sys.stdin.isatty() and sys.stdin.read() == "":
-        import os
-
-        time.sleep(0)
         os._exit(0)
 
 

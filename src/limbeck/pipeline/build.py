@@ -75,6 +75,7 @@ def build(recipe: Recipe) -> list[Stage]:
     common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
     data, evaluation, teacher = recipe.data, recipe.evaluation, _given(recipe)
     trained = recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
+    place, tokenized = _brings_tokenizer(recipe)
     machine = Machine(
         threads=threads,
         student=_trained_shape(recipe),
@@ -87,8 +88,8 @@ def build(recipe: Recipe) -> list[Stage]:
     corpus = CorpusStage(
         data=data,
         tokenizer=recipe.tokenizer,
-        teacher=_brings_tokenizer(recipe)[1],
-        place=_brings_tokenizer(recipe)[0],
+        teacher=tokenized,
+        place=place,
         vocabulary=recipe.vocabulary,
         train=enough_to_train(recipe),
         heldout=Enough(HELDOUT_FLOOR, evaluation.max_documents),
@@ -224,7 +225,8 @@ class _Texts:
         self.recipe, self.common = recipe, common
         self.stages: dict[str, Stage] = {}
         self._told = 0
-        self._last: tuple[str, ...] = ()
+        self.last: tuple[str, ...] = ()
+        """The last stage that writes the journal of a teacher that is called."""
 
     def of(self, index: int) -> Generate | Select | None:
         """The stage that makes the text of a technique; None: it learns the corpus."""
@@ -259,7 +261,7 @@ class _Texts:
         )
         self.stages.setdefault(chosen.name, chosen)
         if served is not None and isinstance(generation.verify, Judge):  # it writes the journal, too
-            self._last = (chosen.name,)
+            self.last = (chosen.name,)
         return chosen
 
     def _sample(self, generation: Generation, place: str) -> Sample:
@@ -271,14 +273,14 @@ class _Texts:
             asked_precision=recipe.training.precision,
             served=served,
             journals=(served.journal or "") if served is not None else "",
-            after=self._last,
+            after=self.last,
             place=place,
             **self.common,
         )
         if sample.name not in self.stages:
             self.stages[sample.name] = sample
             if served is not None:  # a journal has one writer
-                self._last = (sample.name,)
+                self.last = (sample.name,)
         return sample
 
     def new(self) -> list[Stage]:
@@ -286,11 +288,6 @@ class _Texts:
         found = list(self.stages.values())[self._told :]
         self._told = len(self.stages)
         return found
-
-    @property
-    def last(self) -> tuple[str, ...]:
-        """The last stage that writes the journal of a teacher that is called."""
-        return self._last
 
 
 def is_sampled(recipe: Recipe, generation: Generation) -> bool:

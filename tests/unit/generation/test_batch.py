@@ -38,7 +38,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def endpoint(server: BatchServer, **more: Any) -> Endpoint:
     prices = Prices(input=1, output=2)
-    return Endpoint(**{"api": server.url, "model": "m", "batch": True, "prices": prices, "api_key_env": "K", **more})
+    return Endpoint(
+        **{"api": f"{server.url}/v1", "model": "m", "batch": True, "prices": prices, "api_key_env": "K", **more}
+    )
 
 
 def ask(rows: int = ROWS) -> list[Request]:

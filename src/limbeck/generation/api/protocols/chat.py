@@ -42,6 +42,28 @@ OPENROUTER = {"provider": {"enforce_distillable_text": True, "allow_fallbacks": 
 """Only models whose text may be distilled, and only the one that was asked for."""
 
 
+def sampling_fields(request: Request) -> dict[str, Any]:
+    """Settings of the sampling, as OpenAI's protocols name them; what is left to the endpoint is absent."""
+    named: dict[str, Any] = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k")}
+    named |= {"seed": sample_seed(request), "stop": list(request.stop) or None}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def first_choice(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer among ``choices``.
+
+    Raises:
+        MalformedError: there is none, or a provider behind the endpoint failed.
+    """
+    choices = objects(plain.get("choices"))
+    if not choices:
+        raise MalformedError("no choices")
+    choice = choices[0]
+    if choice.get("finish_reason") == "error" or choice.get("error"):
+        raise MalformedError(f"the provider failed: {choice.get('error')}")
+    return choice
+
+
 class ChatCompletions(WireFormat):
     """``POST /chat/completions``."""
 
@@ -68,13 +90,7 @@ class ChatCompletions(WireFormat):
             or [{"role": "user", "content": request.text or ""}],
             length: request.max_new_tokens,
         }
-        for name in ("temperature", "top_p", "top_k"):
-            if (value := getattr(request, name)) is not None:
-                body[name] = value
-        if (seed := sample_seed(request)) is not None:
-            body["seed"] = seed
-        if request.stop:
-            body["stop"] = list(request.stop)
+        body |= sampling_fields(request)
         if request.tools:
             body["tools"] = [dict(tool) for tool in request.tools]
         if request.top_logprobs:
@@ -82,12 +98,7 @@ class ChatCompletions(WireFormat):
         return merged(body, OPENROUTER) if is_openrouter(endpoint) else body
 
     def completion(self, plain: Mapping[str, Any], request: Request) -> Completion:
-        choices = objects(plain.get("choices"))
-        if not choices:
-            raise MalformedError("no choices")
-        choice = choices[0]
-        if choice.get("finish_reason") == "error" or choice.get("error"):
-            raise MalformedError(f"the provider failed: {choice.get('error')}")
+        choice = first_choice(plain)
         message = mapping(choice.get("message"), "the message")
         content, thought = _content(message.get("content"))
         named = reasoning_field(message)
@@ -113,7 +124,7 @@ class ChatCompletions(WireFormat):
             usage=usage,
             model=str(plain.get("model") or ""),
             logprobs=_logprobs(choice, request),
-            ids=_ids(choice),
+            ids=token_ids(choice),
         )
 
 
@@ -175,7 +186,7 @@ def _is_byte(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 256
 
 
-def _ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
+def token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
     """``token_ids``, of servers that are asked for them with ``return_token_ids``."""
     ids = choice.get("token_ids")
     return tuple(ids) if isinstance(ids, list) and ids and all(isinstance(each, int) for each in ids) else None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from limbeck.errors import RecipeError
-from limbeck.generation.api.protocols.base import MalformedError, WireFormat, clean, ended, number, objects, sample_seed
-from limbeck.generation.api.protocols.chat import OUTCOMES, _ids, token_id
+from limbeck.generation.api.protocols.base import MalformedError, WireFormat, clean, ended, number
+from limbeck.generation.api.protocols.chat import OUTCOMES, first_choice, sampling_fields, token_id, token_ids
 from limbeck.generation.journal.usage import usage_of
 from limbeck.generation.request import Completion, Request, TokenLogprobs
 from limbeck.recipe.served import Endpoint
@@ -33,24 +33,13 @@ class Completions(WireFormat):
                 fix="Write `protocol: chat`.",
             )
         body: dict[str, Any] = {"model": endpoint.model, "prompt": request.text, length: request.max_new_tokens}
-        for name in ("temperature", "top_p", "top_k"):
-            if (value := getattr(request, name)) is not None:
-                body[name] = value
-        if (seed := sample_seed(request)) is not None:
-            body["seed"] = seed
-        if request.stop:
-            body["stop"] = list(request.stop)
+        body |= sampling_fields(request)
         if request.top_logprobs:
             body["logprobs"] = request.top_logprobs
         return body
 
     def completion(self, plain: Mapping[str, Any], request: Request) -> Completion:
-        choices = objects(plain.get("choices"))
-        if not choices:
-            raise MalformedError("no choices")
-        choice = choices[0]
-        if choice.get("finish_reason") == "error" or choice.get("error"):
-            raise MalformedError(f"the provider failed: {choice.get('error')}")
+        choice = first_choice(plain)
         if not isinstance(choice.get("text"), str):
             raise MalformedError("no text")
         usage = usage_of(self.name, plain)
@@ -62,7 +51,7 @@ class Completions(WireFormat):
             usage=usage,
             model=str(plain.get("model") or ""),
             logprobs=_logprobs(choice, request),
-            ids=_ids(choice),
+            ids=token_ids(choice),
         )
 
 

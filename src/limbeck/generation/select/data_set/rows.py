@@ -11,8 +11,6 @@ from limbeck.generation.candidate import Candidate
 from limbeck.generation.select.words import content_text
 
 MESSAGE_COLUMNS = ("role", "content", "reasoning_content", "name", "tool_call_id", "tool_calls")
-ABOUT = ("prompt_id", "sample", "teacher", "model", "outcome", "verdict", "reference", "key")
-"""Columns beside the text: where a row is from."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Valid in JSON, but line ends to readers that split text by Unicode's rules.
