@@ -37,7 +37,7 @@ $(VENV)/.lint: $(VENV)/.core
 	@$(PIP) -e ".[lint]"
 	@touch $@
 
-demo: $(VENV)/.core  ## Distil on text that Python brings along: table and report in six to seven minutes
+demo: $(VENV)/.core  ## Distil on text that Python brings along: table and report in six to nine minutes
 	@$(BIN)/limbeck run recipes/demo.yaml
 
 $(VENV)/.smollm: $(VENV)/.core
