@@ -435,6 +435,8 @@ def start(url: str, path: Path, rows: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.servers.sender", f"{url}/v1", str(path), str(rows)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment,
+        # A job in the background of a shell ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )  # fmt: skip
 
 
