@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Another torch brings another triton; all other pins hold.
 PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constraints.txt)
+# Tests have one thread each; a run of limbeck among them takes 1 to 2 GiB.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
 .PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client test-servers clean
@@ -51,10 +53,10 @@ demo-llm: $(VENV)/.smollm  ## The same with a real language model, SmolLM2-135M:
 	@$(BIN)/limbeck chat runs/llm --held-out 5 --max-new-tokens 60
 
 test: $(VENV)/.test  ## The suite without the slow tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 
 test-unit: $(VENV)/.test  ## The unit tests only
-	@$(BIN)/python -m pytest -m "not slow" tests/unit
+	@$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE) tests/unit
 
 test-architectures: $(VENV)/.test  ## 75 tiny architectures; writes docs/architectures.md
 	@LIMBECK_WRITE_DOCS=1 $(BIN)/python -m pytest tests/architectures
