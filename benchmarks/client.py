@@ -190,7 +190,7 @@ def measure(case: str, python: str, rows: int, seconds: float) -> dict[str, floa
     if client.returncode == MISSING:
         return f"not installed: {client.stderr.strip().splitlines()[-1]}"
     if client.returncode:
-        return f"failed: {(client.stderr.strip().splitlines() or ['?'])[-1][:150]}"
+        return f"failed: {(client.stderr.strip().splitlines() or ['?'])[-1].partition(':')[0]}"
     return dict(json.loads(client.stdout.strip().splitlines()[-1]))
 
 
