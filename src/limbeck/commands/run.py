@@ -10,8 +10,9 @@ from pathlib import Path
 
 from limbeck.display import Display
 from limbeck.files import write_whole
-from limbeck.pipeline.build import build, check, resolved
+from limbeck.pipeline.build import build, check
 from limbeck.pipeline.results.report import FILE, Report
+from limbeck.pipeline.sections import resolved
 from limbeck.pipeline.shared.base import MACHINE
 from limbeck.recipe import Recipe
 from limbeck.report.model import ReportData

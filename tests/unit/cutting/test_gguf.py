@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from limbeck.errors import InputError, LimbeckError, RecipeError, under
 from limbeck.formats import gguf as door
-from limbeck.formats.gguf import load_gguf, package_file
+from limbeck.formats.gguf import load_gguf
+from limbeck.formats.package import package_file
 from limbeck.formats.gguf_header import read_header
 from limbeck.pruning.depth import cut_depth
 from tests.unit.cutting.conftest import check_lives, logits

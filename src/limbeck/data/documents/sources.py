@@ -6,6 +6,7 @@ A document is read, hashed and handed on one at a time.
 from __future__ import annotations
 
 import ast
+import os
 import sysconfig
 from collections.abc import Iterator
 from itertools import islice
@@ -22,6 +23,7 @@ from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
 NO_DOCUMENT = "Check the path, the glob and the separator"
+_OTHER_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 ALL_TEXTS = TextSource.model_fields["glob"].default
 
 
@@ -188,11 +190,8 @@ def _hub(source: HubSource, key: str) -> Rows:
 def _stdlib(source: StdlibSource) -> Iterator[Document]:
     """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
-    for path in sorted(root.rglob("*.py")):
+    for path in _library(root):
         inside = path.relative_to(root)
-        if skip & set(inside.parts):
-            continue
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
@@ -207,6 +206,15 @@ def _stdlib(source: StdlibSource) -> Iterator[Document]:
             continue
         module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
         yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
+
+
+def _library(root: Path) -> list[Path]:
+    """Files of the library, sorted. Folders of other packages are not entered: there are many."""
+    found = []
+    for folder, inside, files in os.walk(root):
+        inside[:] = [name for name in inside if name not in _OTHER_FOLDERS]
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(found)
 
 
 def _docstrings(tree: ast.Module) -> Iterator[Document]:
