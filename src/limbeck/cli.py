@@ -140,7 +140,9 @@ def check(
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from limbeck.commands.check import as_json, look, plan_of, show_plan
+    from limbeck.commands.checking.look import look
+    from limbeck.commands.checking.plan import plan_of
+    from limbeck.commands.checking.show import as_json, show_plan
     from limbeck.pipeline.sections import resolved as with_defaults
 
     plan = plan_of(loaded, look(loaded))

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import limbeck
+from limbeck.errors import RecipeError
 from limbeck.files import cache_folder
 from limbeck.formats.package import package_file
 from limbeck.models.folders.headers import LONGEST_HEADER
@@ -58,7 +58,7 @@ def proof_key(sections: Any, models: Iterable[PathModel | PackageModel], said: I
         for named in set(_texts(sections)) - files.keys():
             if _is_there(named):
                 files[named] = fingerprint_of(Path(named))
-    except (NotKeptError, OSError):
+    except (NotKeptError, RecipeError, OSError):  # what is wrong is said by who makes the proof
         return None
     parts = [sections, files, list(said), _versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -168,7 +168,7 @@ def _versions() -> dict[str, str]:
 
 def _source() -> str:
     """A hash of limbeck itself."""
-    digest, root = hashlib.sha256(), Path(limbeck.__file__).parent
+    digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()

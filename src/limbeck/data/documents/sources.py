@@ -6,7 +6,6 @@ A document is read, hashed and handed on one at a time.
 from __future__ import annotations
 
 import ast
-import os
 import sysconfig
 from collections.abc import Iterator
 from itertools import islice
@@ -17,13 +16,12 @@ from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages import without_nulls
 from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
 from limbeck.data.reading.containers import Container, Rows
-from limbeck.data.reading.folders import beside, files_of, refuse_splits, set_aside, splits_of
+from limbeck.data.reading.folders import beside, files_of, library_files, refuse_splits, set_aside, splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
 NO_DOCUMENT = "Check the path, the glob and the separator"
-_OTHER_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 ALL_TEXTS = TextSource.model_fields["glob"].default
 
 
@@ -190,8 +188,7 @@ def _hub(source: HubSource, key: str) -> Rows:
 def _stdlib(source: StdlibSource) -> Iterator[Document]:
     """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in _library(root):
-        inside = path.relative_to(root)
+    for path in library_files(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
@@ -204,17 +201,8 @@ def _stdlib(source: StdlibSource) -> Iterator[Document]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
-
-
-def _library(root: Path) -> list[Path]:
-    """Files of the library, sorted. Folders of other packages are not entered: there are many."""
-    found = []
-    for folder, inside, files in os.walk(root):
-        inside[:] = [name for name in inside if name not in _OTHER_FOLDERS]
-        found += [Path(folder, name) for name in files if name.endswith(".py")]
-    return sorted(found)
 
 
 def _docstrings(tree: ast.Module) -> Iterator[Document]:

@@ -1,24 +1,16 @@
-"""``limbeck check``: whether a recipe is right, and what a run of it does.
-
-What needs torch is proven once and kept (``pipeline/proofs.py``); all else is looked at every time.
-"""
+"""What a run of a recipe does, as far as it is known before: what `limbeck check` prints."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
-import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.commands.checking.look import Seen
 from limbeck.errors import counted
-from limbeck.pipeline.checks_served import check_served, check_verifiers
-from limbeck.pipeline.estimates import Labels, Sample, few_steps, sample_of
-from limbeck.pipeline.proofs import keep_proof, proof_key, read_proof
-from limbeck.pipeline.sections import existing_models, generations_of, verifiers_of
+from limbeck.pipeline.estimates import Labels, Sample
 from limbeck.recipe import (
     Co,
     ConfigModel,
@@ -31,7 +23,6 @@ from limbeck.recipe import (
     PackageModel,
     ParquetSource,
     PathModel,
-    PathTokenizer,
     Recipe,
     ServedTeacher,
     Source,
@@ -41,94 +32,11 @@ from limbeck.recipe import (
 )
 from limbeck.workflow.lock import is_run, run_path
 
-WIDTH = 80
-"""Columns of what is printed."""
-
 ADAMW = 16
 """Bytes of a trained parameter: weight, gradient and two moments, in float32."""
 CHECKPOINTS = 2 * 12
 """Bytes of a trained parameter in checkpoints: the newest two, each with its weight and two moments."""
 FP32 = 4
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What looking at a recipe has shown.
-
-    Attributes:
-        sample: documents that were read.
-        notes, warnings, parameters, read: as of ``pipeline.build.Checked``.
-    """
-
-    sample: Sample
-    notes: list[str]
-    warnings: list[str]
-    parameters: dict[str, int]
-    read: tuple[int, int, int] | None
-
-
-def look(recipe: Recipe) -> Seen:
-    """Refuse a recipe that cannot work, as ``pipeline.build.check`` does, without torch where it was proven before.
-
-    Raises:
-        RecipeError, InputError: names the key and the fix.
-    """
-    run_path(recipe.run)
-    said = check_verifiers(verifiers_of(recipe), isinstance(recipe.teacher, ServedTeacher))
-    sample = sample_of(recipe.data)
-    if isinstance(recipe.teacher, ServedTeacher):
-        said += check_served(recipe.teacher, recipe.data, generations_of(recipe))
-    steps = few_steps(recipe.training, recipe.data.seq_len)
-    key = _key(recipe, sample, said)
-    if key is None or (proof := read_proof(key)) is None:
-        proof = _prove(recipe, sample, key)
-    read = tuple(proof["read"]) if proof["read"] is not None else None
-    others = [line for line in proof["warnings"] if line not in steps]
-    return Seen(sample, proof["notes"], [*steps, *others], proof["parameters"], read)
-
-
-def _prove(recipe: Recipe, sample: Sample, key: str | None) -> dict[str, Any]:
-    from limbeck.pipeline.build import check  # torch
-    from limbeck.pipeline.shared.base import located
-
-    found = check(recipe, sample.documents)
-    steps = few_steps(recipe.training, recipe.data.seq_len)
-    proof = {
-        "notes": found.notes,
-        "warnings": [line for line in found.warnings if line not in steps],
-        "parameters": found.parameters,
-        "read": found.read,
-    }
-    if key is not None:
-        folders = {Path(located(spec)[0].path) for spec in existing_models(recipe).values()}
-        keep_proof(key, proof, sorted(folder for folder in folders if folder.is_dir()))
-    return proof
-
-
-_RUN_ONLY = {"title", "run", "seeds", "threads", "jobs", "training", "evaluation"}
-"""Sections on which no proof depends. What of them is checked needs no torch."""
-
-_LOOP_ONLY = set(Training.model_fields) - {"gradient_checkpointing"}
-
-
-def _key(recipe: Recipe, sample: Sample, said: list[str]) -> str | None:
-    """The key of a proof (``proof_key``). A section that is new in a recipe is part of it unless it is named above."""
-    plain = recipe.model_dump(mode="json", exclude=_RUN_ONLY)
-    data = plain.pop("data")
-    data.pop("heldout")
-    for section in ("pretraining", "correct"):
-        if plain["teacher"].get(section) is not None:
-            plain["teacher"][section] = {k: v for k, v in plain["teacher"][section].items() if k not in _LOOP_ONLY}
-    plain["gradient_checkpointing"] = recipe.training.gradient_checkpointing
-    models = [*existing_models(recipe).values()]
-    if isinstance(recipe.tokenizer, PathTokenizer):
-        models.append(PathModel(path=recipe.tokenizer.path))
-    # The corpus itself is not hashed: its first documents are read every time.
-    said = [*said, json.dumps(data), str(sample.whole), *(document.key for document in sample.documents)]
-    return proof_key(plain, models, said)
-
-
-# ---------------------------------------------------------------------------------- what will happen
 
 
 @dataclass
@@ -188,7 +96,7 @@ def plan_of(recipe: Recipe, seen: Seen) -> Plan:
         most = students + checkpoints
         if most > plan.free:
             plan.warnings.append(
-                f"run: students and checkpoints take up to {_size(most)}, and its disk has {_size(plan.free)} free"
+                f"run: students and checkpoints take up to {size_of(most)}, and its disk has {size_of(plan.free)} free"
             )
     _stages(recipe, plan)
     return plan
@@ -212,7 +120,7 @@ def _data(recipe: Recipe, sample: Sample, labels: Labels | None) -> Iterator[str
     if sample.whole:
         read = many
     elif here:
-        read = f"{_size(sample.n_bytes)}; the first {many} were read" if sample.n_bytes else f"first {many} read"
+        read = f"{size_of(sample.n_bytes)}; the first {many} were read" if sample.n_bytes else f"first {many} read"
     else:
         read = "read when it runs"
     if labels is not None and labels.documents:
@@ -367,55 +275,9 @@ def _stages(recipe: Recipe, plan: Plan) -> None:
             plan.warnings.append(f"`limbeck run` would refuse this: {decision.error}")
 
 
-# -------------------------------------------------------------------------------------- how it is shown
-
-
-def show_plan(plan: Plan) -> Iterator[str]:
-    """Lines of ``WIDTH`` columns."""
-    for number, source in enumerate(plan.sources):
-        yield from _line("data" if not number else "", source)
-    for line in plan.data:
-        yield from _line("", line)
-    for name, lines in plan.models.items():
-        for number, line in enumerate(lines):
-            yield from _line("" if number else name, line)
-    for number, line in enumerate(plan.training):
-        yield from _line("" if number else "training", line)
-    for number, line in enumerate(plan.text):
-        yield from _line("" if number else "text", line)
-    if plan.memory is not None:
-        yield from _line("memory", f"about {_size(plan.memory)} for the largest training, and its activations")
-    if plan.students is not None and plan.checkpoints is not None:
-        free = f"; {_size(plan.free)} are free" if plan.free is not None else ""
-        models, checkpoints = _size(plan.students), _size(plan.checkpoints)
-        yield from _line("disk", f"models up to {models}, checkpoints up to {checkpoints} while an arm trains{free}")
-    yield from _line("run", f"{plan.run}: {_so_far(plan.stages)}")
-
-
-def _so_far(stages: Mapping[str, int]) -> str:
-    if not stages:
-        return "new"
-    waiting = stages.get("run", 0) + stages.get("wait", 0)
-    said = [f"{counted(stages.get('keep', 0), 'stage')} kept", f"{waiting} to run"]
-    if stages.get("refuse"):
-        said.append(f"{stages['refuse']} refused")
-    return ", ".join(said)
-
-
-def _line(name: str, text: str) -> list[str]:
-    first, rest = f"{name:<10} ", " " * 11
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _size(n_bytes: int) -> str:
+def size_of(n_bytes: int) -> str:
     """``1.2 GB``, in powers of ten."""
     for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= one:
             return f"{n_bytes / one:.{1 if n_bytes < 10 * one else 0}f} {unit}"
     return f"{n_bytes} bytes"
-
-
-def as_json(plan: Plan) -> str:
-    return json.dumps(dataclasses.asdict(plan), indent=1)
