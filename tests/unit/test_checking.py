@@ -20,6 +20,7 @@ from limbeck.commands.checking.look import look
 from limbeck.commands.checking.plan import Plan, plan_of
 from limbeck.commands.checking.show import WIDTH, as_json, show_plan
 from limbeck.errors import InputError, LimbeckError, RecipeError
+from limbeck.files import cache_folder, write_whole
 from limbeck.pipeline import build, proofs
 from limbeck.pipeline.estimates import SMALL_CORPUS, Labels, Sample, sample_of
 from limbeck.pipeline.proofs import fingerprint_of, keep_proof, proof_key, read_proof
@@ -37,6 +38,7 @@ def model(tmp_path: Path, teacher_folder: Path) -> Path:
 @pytest.fixture
 def raw(tmp_path: Path, raw_recipe: dict[str, Any], model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(proofs, "cache_folder", cache_folder)
     raw_recipe["teacher"] = {"path": str(model)}
     raw_recipe["student"] = {"from": "teacher", "ffn": 32}
     raw_recipe["techniques"] = ["alone", "soft"]
@@ -384,8 +386,6 @@ def test_a_plan_fits_a_terminal(tmp_path: Path, raw: dict[str, Any], llama: dict
 
 
 def test_what_a_run_folder_keeps_is_said(tmp_path: Path, raw: dict[str, Any]) -> None:
-    from limbeck.files import write_whole
-
     run = tmp_path / "run"
     write_whole(run / "stages" / "machine.json", "{}")
     write_whole(run / "recipe.yaml", "")

@@ -96,7 +96,7 @@ class Labels:
     exact: bool
 
     @classmethod
-    def of(cls, sample: Sample, read: tuple[int, int, int], data: Data) -> Labels:
+    def of(cls, sample: Sample, read: Sequence[int], data: Data) -> Labels:
         """``read``: documents of the sample, their tokens and labels."""
         count, tokens, labels = read
         if sample.whole:

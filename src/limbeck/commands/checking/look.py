@@ -1,4 +1,4 @@
-"""``limbeck check``: whether a recipe is right, and what a run of it does.
+"""Whether a recipe is right.
 
 What needs torch is proven once and kept (``pipeline/proofs.py``); all else is looked at every time.
 """
@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.pipeline.checks_served import check_served, check_verifiers
-from limbeck.pipeline.estimates import Sample, few_steps, sample_of
+from limbeck.pipeline.estimates import Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.proofs import keep_proof, proof_key, read_proof
 from limbeck.pipeline.sections import existing_models, generations_of, verifiers_of
-from limbeck.recipe import (
-    PathModel,
-    PathTokenizer,
-    Recipe,
-    ServedTeacher,
-    Training,
-)
+from limbeck.recipe import ConfigTeacher, PathModel, PathTokenizer, Recipe, ServedTeacher, Training
 from limbeck.workflow.lock import run_path
 
 
@@ -30,14 +24,16 @@ class Seen:
 
     Attributes:
         sample: documents that were read.
-        notes, warnings, parameters, read: as of ``pipeline.build.Checked``.
+        labels: what the tokens of these say of the corpus; None for a tokenizer that is still to be trained.
+        parameters: of every model, by its name.
+        notes, warnings: what people should know, and what is hardly meant so.
     """
 
     sample: Sample
+    labels: Labels | None
+    parameters: dict[str, int]
     notes: list[str]
     warnings: list[str]
-    parameters: dict[str, int]
-    read: tuple[int, int, int] | None
 
 
 def look(recipe: Recipe) -> Seen:
@@ -55,9 +51,22 @@ def look(recipe: Recipe) -> Seen:
     key = _key(recipe, sample, said)
     if key is None or (proof := read_proof(key)) is None:
         proof = _prove(recipe, sample, key)
-    read = tuple(proof["read"]) if proof["read"] is not None else None
-    others = [line for line in proof["warnings"] if line not in steps]
-    return Seen(sample, proof["notes"], [*steps, *others], proof["parameters"], read)
+    labels = Labels.of(sample, proof["read"], recipe.data) if proof["read"] is not None else None
+    warnings = [*steps, *_epochs(recipe, labels), *(line for line in proof["warnings"] if line not in steps)]
+    return Seen(sample, labels, proof["parameters"], proof["notes"], warnings)
+
+
+def _epochs(recipe: Recipe, labels: Labels | None) -> list[str]:
+    if labels is None:
+        return []
+    found, teacher = [], recipe.teacher
+    if isinstance(teacher, ConfigTeacher):
+        found += labels.too_many(teacher.pretraining.tokens, "teacher.pretraining")
+    elif not isinstance(teacher, ServedTeacher) and teacher.correct is not None:
+        found += labels.too_many(teacher.correct.tokens, "teacher.correct")
+    if any(getattr(technique, "generation", None) is None for technique in recipe.techniques):
+        found += labels.too_many(recipe.training.tokens, "training")
+    return found
 
 
 def _prove(recipe: Recipe, sample: Sample, key: str | None) -> dict[str, Any]:

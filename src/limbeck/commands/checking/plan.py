@@ -75,7 +75,7 @@ class Plan:
 
 def plan_of(recipe: Recipe, seen: Seen) -> Plan:
     """What a run of a recipe that is right does."""
-    labels = Labels.of(seen.sample, seen.read, recipe.data) if seen.read is not None else None
+    labels = seen.labels
     memory, students, checkpoints = _sizes(recipe, seen.parameters)
     plan = Plan(
         sources=[_source(source) for source in recipe.data.corpus],
@@ -91,7 +91,6 @@ def plan_of(recipe: Recipe, seen: Seen) -> Plan:
         notes=list(seen.notes),
         warnings=list(seen.warnings),
     )
-    plan.warnings += _epochs(recipe, labels)
     if plan.free is not None and students is not None and checkpoints is not None:
         most = students + checkpoints
         if most > plan.free:
@@ -212,19 +211,6 @@ def _text(recipe: Recipe) -> Iterator[str]:
             yield f"{technique.label}: {prompts}, {counted(section.samples or 1, 'answer')} each"
         else:
             yield f"{technique.label}: {section.tokens or recipe.training.tokens:,} tokens"
-
-
-def _epochs(recipe: Recipe, labels: Labels | None) -> list[str]:
-    if labels is None:
-        return []
-    found, teacher = [], recipe.teacher
-    if isinstance(teacher, ConfigTeacher):
-        found += labels.too_many(teacher.pretraining.tokens, "teacher.pretraining")
-    elif not isinstance(teacher, ServedTeacher) and teacher.correct is not None:
-        found += labels.too_many(teacher.correct.tokens, "teacher.correct")
-    if any(getattr(technique, "generation", None) is None for technique in recipe.techniques):
-        found += labels.too_many(recipe.training.tokens, "training")
-    return found
 
 
 def _sizes(recipe: Recipe, parameters: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
