@@ -57,7 +57,7 @@ def proof_key(sections: Any, models: Iterable[PathModel | PackageModel], said: I
                 files[str(place)] = fingerprint_of(place)
         for named in set(_texts(sections)) - files.keys():
             if _is_there(named):
-                files[named] = fingerprint_of(Path(named))
+                files[named] = fingerprint_of(Path(named).expanduser())
     except (NotKeptError, RecipeError, OSError):  # what is wrong is said by who makes the proof
         return None
     parts = [sections, files, list(said), _versions()]
@@ -77,8 +77,8 @@ def _texts(plain: Any) -> Iterator[str]:
 
 def _is_there(named: str) -> bool:
     try:
-        return 0 < len(named) < 4096 and Path(named).exists()
-    except (OSError, ValueError):  # a text that can be no path
+        return 0 < len(named) < 4096 and Path(named).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # a text that can be no path
         return False
 
 
