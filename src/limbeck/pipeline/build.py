@@ -360,6 +360,9 @@ class Checked:
 def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
     """Refuse what cannot work, spending nothing: configurations, headers and tokenizers are read, never weights.
 
+    What it finds is kept for files and sections that are the same (``commands/checking/look.py``). So what it asks of
+    `training`, `evaluation` or the machine has to be in the key there, or be asked every time, in ``look``.
+
     Args:
         recipe: the recipe.
         first: documents to tokenise; default: the first of every source.
