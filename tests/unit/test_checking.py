@@ -22,7 +22,7 @@ from limbeck.commands.checking.show import WIDTH, as_json, show_plan
 from limbeck.errors import InputError, LimbeckError, RecipeError
 from limbeck.files import cache_folder, write_whole
 from limbeck.pipeline import build, proofs
-from limbeck.pipeline.estimates import SMALL_CORPUS, Labels, Sample, sample_of
+from limbeck.pipeline.estimates import SMALL_CORPUS, Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.proofs import fingerprint_of, keep_proof, proof_key, read_proof
 from limbeck.recipe import Recipe, parse_recipe
 
@@ -188,8 +188,8 @@ def test_what_was_proven_is_not_proven_again(
     assert look(parse_recipe(raw)) == first
     raw["training"]["tokens"] = 100_000
     more = look(parse_recipe(raw))
-    assert any("about 12 steps" in line for line in first.warnings)
-    assert not any("steps" in line for line in more.warnings)
+    assert any("which teach little" in line for line in first.warnings)
+    assert not any("which teach little" in line for line in more.warnings)
 
 
 @pytest.mark.parametrize("how", ["cut", "a byte", "emptied", "another's"])
@@ -335,8 +335,15 @@ def test_compressed_files_say_nothing_of_their_text(raw: dict[str, Any]) -> None
     assert labels.to_train is None
     assert labels.too_many(10**12, "training") == []
     training = parse_recipe(raw).training.model_copy(update={"tokens": 1_000})
+    packed = data.model_copy(update={"seq_len": 32, "pack": True})
     # Four rows of 32 tokens, of which a quarter are labels.
-    assert labels.steps(training, 32) == 32
+    assert labels.steps(training, packed) == 32
+    # One document a row: 20 tokens, of which 5 are labels.
+    apart = packed.model_copy(update={"pack": False})
+    assert labels.steps(training, apart) == 50
+    (warning,) = few_steps(training.model_copy(update={"tokens": 100}), apart, labels)
+    assert "about 5 steps of 4 rows" in warning
+    assert few_steps(training.model_copy(update={"tokens": 10_000}), apart, labels) == []
 
 
 def test_parameters_are_those_of_the_models(raw: dict[str, Any], model: Path) -> None:

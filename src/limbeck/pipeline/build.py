@@ -19,7 +19,7 @@ from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
-from limbeck.pipeline.estimates import FIRST_DOCUMENTS, few_steps
+from limbeck.pipeline.estimates import FIRST_DOCUMENTS
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
@@ -379,7 +379,6 @@ def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
         first = [document for _, document in first_documents(data.corpus, FIRST_DOCUMENTS)]
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
-    found.warnings += few_steps(recipe.training, data.seq_len)
     if found.tokenizer is not None:
         encoded = encode_batch(first, found.tokenizer, data.date)
         masks = [each.loss_mask for each in encoded]

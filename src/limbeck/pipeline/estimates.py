@@ -67,18 +67,6 @@ def _bytes_of(source: Source, key: str) -> int | None:
     return sum(file.stat().st_size for file in files)
 
 
-def few_steps(section: Training, seq_len: int) -> list[str]:
-    """A warning where a training is over before it has begun."""
-    tokens = section.micro_batch_size * section.gradient_accumulation_steps * seq_len
-    steps = -(-section.tokens // tokens)  # rows are nearly full of labels
-    if steps >= FEW_STEPS:
-        return []
-    return [
-        f"training: {section.tokens:,} tokens are about {counted(steps, 'step')} of {tokens:,} tokens, which teach "
-        "little; raise training.tokens, or lower micro_batch_size or gradient_accumulation_steps"
-    ]
-
-
 @dataclass(frozen=True)
 class Labels:
     """What the tokens of a sample say of a corpus.
@@ -124,8 +112,25 @@ class Labels:
             f"about {MANY_EPOCHS} little is learned: lower it, or bring more text"
         ]
 
-    def steps(self, section: Training, seq_len: int) -> int:
-        """About how many steps a training takes: rows are full of tokens, and so many of these are labels."""
-        share = self.labels / self.tokens if self.tokens else 1.0
-        step = section.micro_batch_size * section.gradient_accumulation_steps * seq_len * share
+    def steps(self, section: Training, data: Data) -> int:
+        """About how many steps a training takes: packed rows are full of tokens, others hold a document."""
+        if not self.documents or not self.tokens:
+            labels = float(data.seq_len)
+        elif data.pack:
+            labels = data.seq_len * self.labels / self.tokens
+        else:
+            labels = self.labels / self.documents
+        step = section.micro_batch_size * section.gradient_accumulation_steps * min(labels, data.seq_len)
         return max(1, -(-section.tokens // max(1, round(step))))
+
+
+def few_steps(section: Training, data: Data, labels: Labels | None) -> list[str]:
+    """A warning where a training is over before it has begun. ``labels``: None: rows are taken to be full of them."""
+    rows = section.micro_batch_size * section.gradient_accumulation_steps
+    steps = (labels or Labels(0, 0, 0, None, False)).steps(section, data)
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"training: {section.tokens:,} labels are about {counted(steps, 'step')} of {counted(rows, 'row')}, which "
+        "teach little; raise training.tokens, or lower micro_batch_size or gradient_accumulation_steps"
+    ]

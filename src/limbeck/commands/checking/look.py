@@ -47,12 +47,12 @@ def look(recipe: Recipe) -> Seen:
     sample = sample_of(recipe.data)
     if isinstance(recipe.teacher, ServedTeacher):
         said += check_served(recipe.teacher, recipe.data, generations_of(recipe))
-    steps = few_steps(recipe.training, recipe.data.seq_len)
     key = _key(recipe, sample, said)
     if key is None or (proof := read_proof(key)) is None:
         proof = _prove(recipe, sample, key)
     labels = Labels.of(sample, proof["read"], recipe.data) if proof["read"] is not None else None
-    warnings = [*steps, *_epochs(recipe, labels), *(line for line in proof["warnings"] if line not in steps)]
+    steps = few_steps(recipe.training, recipe.data, labels)
+    warnings = [*steps, *_epochs(recipe, labels), *proof["warnings"]]
     return Seen(sample, labels, proof["parameters"], proof["notes"], warnings)
 
 
@@ -74,10 +74,9 @@ def _prove(recipe: Recipe, sample: Sample, key: str | None) -> dict[str, Any]:
     from limbeck.pipeline.shared.base import located
 
     found = check(recipe, sample.documents)
-    steps = few_steps(recipe.training, recipe.data.seq_len)
     proof = {
         "notes": found.notes,
-        "warnings": [line for line in found.warnings if line not in steps],
+        "warnings": found.warnings,
         "parameters": found.parameters,
         "read": found.read,
     }

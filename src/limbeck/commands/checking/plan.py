@@ -185,7 +185,7 @@ def _loop(section: Training, recipe: Recipe, labels: Labels | None) -> str:
     rows = section.micro_batch_size * section.gradient_accumulation_steps
     said = f"{section.tokens:,} labels"
     if labels is not None:
-        said += f", about {counted(labels.steps(section, recipe.data.seq_len), 'step')}"
+        said += f", about {counted(labels.steps(section, recipe.data), 'step')}"
     said += f" of {counted(rows, 'row')}"
     epochs = labels.epochs(section.tokens) if labels is not None else None
     if epochs is None:
