@@ -7,14 +7,14 @@ template wrote around an answer is between the marks of two turns: the header th
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.marks import MARKINGS, REASONING, THOUGHT, Marked
-from limbeck.data.chat.templates import Template, in_parts
+from limbeck.data.chat.rendering.forms import FORMS, as_parts, is_misread
+from limbeck.data.chat.rendering.marks import MARKINGS, REASONING, Marked
+from limbeck.data.chat.templates import Template
 from limbeck.data.chat.turns.remarks import (
     ASKED_NOTHING,
     DATED,
@@ -42,7 +42,6 @@ from limbeck.data.chat.turns.surroundings import (
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
-_TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _WORD = re.compile(r"\w")
@@ -83,10 +82,10 @@ def find_answers(document: Document, template: Template) -> Rendered:
     said = said if any(said) else [str(m["content"]).strip() for m in document.messages]
     as_it_is = ""
     placeless: _Finder | None = None
-    for form in _FORMS:
+    for form in FORMS:
         messages = form(document.messages)
         # Parts are for templates that write nothing of a string.
-        if messages is None or (form is _parts and as_it_is and all(words in as_it_is for words in said)):
+        if messages is None or (form is as_parts and as_it_is and all(words in as_it_is for words in said)):
             continue
         try:
             text = template.render(messages, document.tools)
@@ -97,7 +96,7 @@ def find_answers(document: Document, template: Template) -> Rendered:
         for marking in MARKINGS:
             marked = Marked.of(document, messages, template, marking, text)
             if marked is not None and not marked.lost_content:
-                if _is_misread(marked, messages):
+                if is_misread(marked, messages):
                     break
                 finder = _Finder(document, messages, template, marked)
                 if marked.lost_place:  # of an empty answer: another form may show it
@@ -113,64 +112,6 @@ def find_answers(document: Document, template: Template) -> Rendered:
         key="data.corpus",
         fix=f"Look at the document that begins {document.beginning()!a}, or use another template",
     )
-
-
-# --------------------------------------------------------------------------------------- forms of a conversation
-
-
-def _with_arguments(messages: Any, change: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    def called(call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        return {**call, "function": {**function, "arguments": change(function.get("arguments", {}))}}
-
-    return [{**m, "tool_calls": [called(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m for m in messages]
-
-
-def _arguments_as_text(messages: Any) -> list[dict[str, Any]] | None:
-    if not any(message.get("tool_calls") for message in messages):
-        return None
-    return _with_arguments(messages, lambda value: json.dumps(value, ensure_ascii=False))
-
-
-def _parts(messages: Any) -> list[dict[str, Any]]:
-    return in_parts(messages)
-
-
-def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
-    def apart(message: dict[str, Any]) -> dict[str, Any]:
-        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
-        return {**message, "reasoning_content": found[2].strip(), "content": found[4].lstrip()} if found else message
-
-    changed = [apart(message) for message in messages]
-    return changed if changed != list(messages) else None
-
-
-_FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _arguments_as_text, _thoughts_apart, _parts)
-"""A call's arguments are an object to most templates and text to some; thoughts may stand in the content or beside it;
-content is text to most and parts to some."""
-
-
-def _is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
-    """Whether the template wants another form: it printed arguments or parts as Python prints them, or wrote an empty
-    thought before the thought that stands in the content."""
-    text = marked.text
-    others = [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
-    if any(not _inside(found.span(), others) for found in _TWO_THOUGHTS.finditer(text)):
-        return True
-    for i, message in enumerate(messages):
-        if isinstance(message["content"], list) and repr(message["content"]) in text:
-            return True
-        called = min((start for start, _ in marked.calls.get(i, ())), default=0)
-        region = text[called : min((start for start, _ in others if start > called > 0), default=len(text))]
-        for call in message.get("tool_calls") or ():
-            arguments = call["function"].get("arguments")
-            if isinstance(arguments, dict) and arguments and repr(arguments) in region:
-                return True
-    return False
-
-
-def _inside(span: Span, others: list[Span]) -> bool:
-    return any(start <= span[0] and span[1] <= end for start, end in others)
 
 
 # ------------------------------------------------------------------------------------------------------ finding

@@ -1,0 +1,69 @@
+"""A conversation in the forms that chat templates read, and how it shows that one wants another form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from limbeck.data.chat.rendering.marks import THOUGHT, Marked
+from limbeck.data.chat.templates import in_parts
+from limbeck.data.chat.turns.surroundings import Span
+
+_TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
+
+
+def _with_arguments(messages: Any, change: Callable[[Any], Any]) -> list[dict[str, Any]]:
+    def called(call: dict[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        return {**call, "function": {**function, "arguments": change(function.get("arguments", {}))}}
+
+    return [{**m, "tool_calls": [called(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m for m in messages]
+
+
+def _arguments_as_text(messages: Any) -> list[dict[str, Any]] | None:
+    if not any(message.get("tool_calls") for message in messages):
+        return None
+    return _with_arguments(messages, lambda value: json.dumps(value, ensure_ascii=False))
+
+
+def as_parts(messages: Any) -> list[dict[str, Any]]:
+    return in_parts(messages)
+
+
+def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
+    def apart(message: dict[str, Any]) -> dict[str, Any]:
+        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+        return {**message, "reasoning_content": found[2].strip(), "content": found[4].lstrip()} if found else message
+
+    changed = [apart(message) for message in messages]
+    return changed if changed != list(messages) else None
+
+
+FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _arguments_as_text, _thoughts_apart, as_parts)
+"""A call's arguments are an object to most templates and text to some; thoughts may stand in the content or beside it;
+content is text to most and parts to some."""
+
+
+def is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
+    """Whether the template wants another form: it printed arguments or parts as Python prints them, or wrote an empty
+    thought before the thought that stands in the content."""
+    text = marked.text
+    others = [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
+    if any(not _inside(found.span(), others) for found in _TWO_THOUGHTS.finditer(text)):
+        return True
+    for i, message in enumerate(messages):
+        if isinstance(message["content"], list) and repr(message["content"]) in text:
+            return True
+        called = min((start for start, _ in marked.calls.get(i, ())), default=0)
+        region = text[called : min((start for start, _ in others if start > called > 0), default=len(text))]
+        for call in message.get("tool_calls") or ():
+            arguments = call["function"].get("arguments")
+            if isinstance(arguments, dict) and arguments and repr(arguments) in region:
+                return True
+    return False
+
+
+def _inside(span: Span, others: list[Span]) -> bool:
+    return any(start <= span[0] and span[1] <= end for start, end in others)
