@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.rendering.forms import FORMS, as_parts, is_misread
+from limbeck.data.chat.rendering.forms import FORMS, is_misread
 from limbeck.data.chat.rendering.marks import MARKINGS, REASONING, Marked
-from limbeck.data.chat.templates import Template
+from limbeck.data.chat.templates import Template, in_parts
 from limbeck.data.chat.turns.remarks import (
     ASKED_NOTHING,
     DATED,
@@ -85,7 +85,7 @@ def find_answers(document: Document, template: Template) -> Rendered:
     for form in FORMS:
         messages = form(document.messages)
         # Parts are for templates that write nothing of a string.
-        if messages is None or (form is as_parts and as_it_is and all(words in as_it_is for words in said)):
+        if messages is None or (form is in_parts and as_it_is and all(words in as_it_is for words in said)):
             continue
         try:
             text = template.render(messages, document.tools)
@@ -247,8 +247,7 @@ class _Finder:
             limit = spans[0][0] if spans else next((s for s in others if s >= previous), len(self.text))
             start = self._start(i, previous, limit, has_words=bool(spans)) if n == 0 else spans[0][0]
             body_end = spans[-1][1] if spans else start
-            later = [s for j in range(i + 1, len(self.messages)) for s, _ in self.marked.everywhere.get(j, ())]
-            stop = min((s for s in [*others, *later] if s >= body_end), default=len(self.text))
+            stop = self._stop(i, body_end)
             goes_on = n + 1 < len(group)
             end = (
                 self._end_by_what_follows(i, start, body_end, self.text[body_end:stop], goes_on=True)
@@ -260,6 +259,42 @@ class _Finder:
             found.append(Answer(start, end, (*words, *self._call_words(i, spans, (start, end), words))))
             previous = end
         return found
+
+    def _stop(self, i: int, body_end: int) -> int:
+        """Where the words of the next turn begin, at the latest."""
+        later = [s for j in range(i + 1, len(self.messages)) for s, _ in self.marked.everywhere.get(j, ())]
+        stop = min((s for s in [*self._others(i), *later] if s >= body_end), default=len(self.text))
+        for j in range(i + 1, len(self.messages)):
+            if self.marked.everywhere.get(j):
+                break
+            said = self._where_said(i, j, body_end)
+            if said is not None:
+                return min(stop, said)
+        return stop
+
+    def _where_said(self, i: int, j: int, body_end: int) -> int | None:
+        """Where the words of message j would stand behind those of message i, of which no mark tells it: it has no
+        words, or the template does not take marks in it. None where that cannot be found."""
+        filled = [
+            *self.messages[:j],
+            {**self.messages[j], **says(self.messages[j]["role"], LATER, self.messages[j : j + 1])},
+        ]
+        filled = [*filled, *self.messages[j + 1 :]]
+        try:
+            text = self.template.render(filled, self.document.tools)
+        except InputError:
+            return None
+        if text == self.text:
+            return None
+        same = self.template.common(self.text, text)
+        if same >= body_end:
+            return same
+        # It also writes something before: what stands between the two is compared.
+        number = self.marked.number_of(i, body_end)
+        marked = Marked.of(self.document, filled, self.template, self.marked.marking, text)
+        span = marked.where.get((i, number)) if marked is not None and number is not None else None
+        at = text.find(LATER, span[1]) if span else -1
+        return body_end + self.template.common(self.text[body_end:], text[span[1] : at]) if span and at >= 0 else None
 
     def _check_place(self, i: int, group: list[list[Span]], previous: int) -> None:
         """A template that pairs messages by their position writes an answer where a question should stand."""
@@ -414,11 +449,16 @@ class _Finder:
         generic = around.answer_mark.endswith(around.question_mark)
         opened = [*headers(around), *([] if generic else [around.question_mark])]
         opened = [mark for mark in opened if self.template.first_tag(mark)]
+        crossed = [inner.find(mark.rstrip()) for mark in opened if mark.rstrip() in inner]
         if self.template.first_tag(after[:quoted]) and quoted < len(after):
-            return self._endless(body_end, "")
-        if any(mark.rstrip() in inner for mark in opened):
-            return self._endless(body_end, "")
-        return end
+            crossed.append(quoted)
+        return self._endless(body_end, self._rest_of_call(i, body_end, after[: min(crossed)])) if crossed else end
+
+    def _rest_of_call(self, i: int, body_end: int, region: str) -> str:
+        """What is written of a call behind its last argument; nothing of an answer."""
+        if not self.messages[i].get("tool_calls"):
+            return ""
+        return region[: self.template.common(region, self._alone(i, body_end))].rstrip()
 
     def _end_in(self, i: int, start: int, body_end: int, stop: int) -> int:
         around, region = self.around, self.blind[body_end:stop]
@@ -469,7 +509,8 @@ class _Finder:
         seen = self.blind[body_end : body_end + len(region)]
         inside = seen[:same]
         if not goes_on and self.around.closing is not None:
-            return self._end_of_tag(start, body_end, self.template.last_tag(inside), "")
+            tag = self.template.last_tag(inside)
+            return self._end_of_tag(start, body_end, tag, "" if tag else self._rest_of_call(i, body_end, inside))
         for found in self.template.tags(seen):
             if found.end() > same:
                 return body_end + found.end()

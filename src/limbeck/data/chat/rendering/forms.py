@@ -28,10 +28,6 @@ def _arguments_as_text(messages: Any) -> list[dict[str, Any]] | None:
     return _with_arguments(messages, lambda value: json.dumps(value, ensure_ascii=False))
 
 
-def as_parts(messages: Any) -> list[dict[str, Any]]:
-    return in_parts(messages)
-
-
 def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
     def apart(message: dict[str, Any]) -> dict[str, Any]:
         found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
@@ -41,7 +37,7 @@ def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
     return changed if changed != list(messages) else None
 
 
-FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _arguments_as_text, _thoughts_apart, as_parts)
+FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _arguments_as_text, _thoughts_apart, in_parts)
 """A call's arguments are an object to most templates and text to some; thoughts may stand in the content or beside it;
 content is text to most and parts to some."""
 
