@@ -9,7 +9,21 @@ import pytest
 from limbeck.data.chat.encode import encode
 from limbeck.data.chat.turns.remarks import ENDLESS
 from limbeck.data.documents.document import Document
-from tests.unit.test_chat import CALL, CALLING, INSTEAD, learned, said, user, with_template
+from limbeck.errors import InputError
+from tests.unit.test_chat import (
+    CALL,
+    CALLING,
+    CHATML,
+    INSTEAD,
+    PARTS,
+    SYSTEM,
+    TOOL,
+    UNCLOSED,
+    learned,
+    said,
+    user,
+    with_template,
+)
 
 # As Llama 3.1 does it with tools of its own: a call ends with another token than an answer.
 OTHER_END = INSTEAD.replace(
@@ -32,7 +46,7 @@ COUNTING = "{{ messages | map(attribute='content') | map('trim') | select | list
     [
         (OTHER_END, f"{LLAMA_CALL}<|eom_id|>", "ok<|eot_id|>"),
         (OTHER_END.replace("m.content | trim", "m.content"), f"{LLAMA_CALL}<|eom_id|>", "ok<|eot_id|>"),
-        (OTHER_END.replace("m.content | trim", "(m.content | trim) or 'none'"), f"{LLAMA_CALL}<|eom_id|>", "ok<|eot_id|>"),
+        (OTHER_END.replace("m.content | trim", "m.content or 'none'"), f"{LLAMA_CALL}<|eom_id|>", "ok<|eot_id|>"),
         (OTHER_END_XML, f"{XML_CALL}<|call_end|>", "ok<|im_end|>"),
         (CALLING, f"{XML_CALL}<|im_end|>", "ok<|im_end|>"),
         (INSTEAD, f"{LLAMA_CALL}<|eot_id|>", "ok<|eot_id|>"),
@@ -78,3 +92,66 @@ def test_a_call_without_an_end_is_learned_whole(tokenizer: Any, role: str, resul
     )
     assert learned(tokenizer, endless, *messages) == [LLAMA_CALL, "ok<|eot_id|>"]
     assert ENDLESS in encode(Document(messages=messages), with_template(tokenizer, endless)).remarks
+
+
+# As Llama 3.1 does it with tools: the first message is the end of a question, whoever says it.
+FIRST = (
+    "{% set system = '' %}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% endif %}HEADER(system){{ system }}END"
+    "{% if tools %}HEADER(user){% for t in tools %}{{ t | tojson }}{{ '\n\n' }}{% endfor %}"
+    "{{ messages[0].content | trim }}END{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}HEADER(user){% else %}HEADER(assistant){% endif %}"
+    "{{ m.content | trim }}END{% endfor %}{% if add_generation_prompt %}HEADER(assistant){% endif %}"
+)
+LLAMA_HEADER = "{{ '<|start_header_id|>ROLE<|end_header_id|>\n\n' }}"
+STYLES = [(LLAMA_HEADER, "<|eot_id|>"), ("<|im_start|>ROLE{{ '\n' }}", "<|im_end|>"), ("<|ROLE|>", "</s>"),
+          ("### ROLE:{{ '\n' }}", "</s>{{ '\n\n' }}")]  # fmt: skip
+
+
+def styled(template: str, header: str, end: str) -> str:
+    for role in ("system", "user", "assistant"):
+        template = template.replace(f"HEADER({role})", header.replace("ROLE", role))
+    return template.replace("END", end)
+
+
+FOLDED = FIRST.replace("{% if tools %}", "{% if messages[0].role == 'assistant' %}").replace(
+    "{% for t in tools %}{{ t | tojson }}{{ '\n\n' }}{% endfor %}", "(you said) "
+)
+# The first message is told to the model as its instructions, whoever says it.
+INSTRUCTIONS = (
+    "HEADER(system){{ messages[0].content }}END{% for m in messages[1:] %}{% if m.role == 'user' %}HEADER(user)"
+    "{% else %}HEADER(assistant){% endif %}{{ m.content }}END{% endfor %}"
+    "{% if add_generation_prompt %}HEADER(assistant){% endif %}"
+)
+
+
+@pytest.mark.parametrize("greeting", ["Welcome!", " ", "<think>so</think>Welcome!"])
+@pytest.mark.parametrize(("header", "end"), STYLES)
+def test_an_answer_that_a_template_folds_into_another_turn_is_refused(
+    tokenizer: Any, header: str, end: str, greeting: str
+) -> None:
+    for template, tools, systems in (
+        (FIRST, (TOOL,), ((), (SYSTEM,))),
+        (FOLDED, (), ((), (SYSTEM,))),
+        (INSTRUCTIONS, (), ((),)),
+    ):
+        chatty = styled(template, header, end)
+        for system in systems:
+            conversation = (*system, said(greeting), user("hi"), said("yo"))
+            with pytest.raises(InputError, match="writes an answer of this conversation where"):
+                learned(tokenizer, chatty, *conversation, tools=tools)
+            found = learned(tokenizer, chatty, *(system or (SYSTEM,)), user("hi"), said("yo"), tools=tools)
+            assert [piece.strip() for piece in found] == [f"yo{end[:4]}" if end[:4] == "</s>" else f"yo{end}"]
+            unfolded = learned(tokenizer, styled(FIRST, header, end), *system, said("Welcome!"), user("hi"), said("yo"))
+            assert [piece.partition("<")[0] for piece in unfolded] == ["Welcome!", "yo"]
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, CALLING, UNCLOSED, INSTEAD, PARTS, "<|im_start|>system\n.<|im_end|>" + CHATML]
+)
+@pytest.mark.parametrize("system", [(), (SYSTEM,)])
+def test_an_answer_before_any_question_is_learned_in_its_own_turn(tokenizer: Any, template: str, system: Any) -> None:
+    system = system if template != UNCLOSED else ()  # it knows no system
+    found = learned(tokenizer, template, *system, said("Welcome"), user("hi"), said("yo"))
+    assert ["Welcome" in found[0], "yo" in found[1], len(found)] == [True, True, 2]
+    assert not any("user" in piece.replace("<|user|>", "") or "assistant" in piece for piece in found)

@@ -297,15 +297,38 @@ class _Finder:
         return body_end + self.template.common(self.text[body_end:], text[span[1] : at]) if span and at >= 0 else None
 
     def _check_place(self, i: int, group: list[list[Span]], previous: int) -> None:
-        """A template that pairs messages by their position writes an answer where a question should stand."""
-        around, content = self.around, self.marked.content.get(i)
-        question, answer = around.question_mark.rstrip(), around.answer_mark.rstrip()
-        if not (group and content and group[0][0] == content[0] and _WORD.search(question)):
+        """An answer may stand in another's turn: a template may pair messages by their position, or put the first one
+        into a question."""
+        if not group:
             return
-        lead = self.text[previous : content[0][0]].rstrip()
-        is_answer = answer.endswith(question) or (answer and not question.endswith(answer) and lead.endswith(answer))
-        if lead.endswith(question) and not is_answer:
+        around = self.around
+        question, answer = around.question_mark.rstrip(), around.answer_mark.rstrip()
+        lead = self.text[previous : group[0][0][0]].rstrip()
+        asks = [header.rstrip() for header in headers(around)]
+        marks = [mark for mark in (*asks, answer) if mark and not question.endswith(mark)]
+        asked = max((lead.rfind(mark) + len(mark) for mark in marks if mark in lead), default=0)
+        is_told = bool(_WORD.search(question))
+        # Where the words before have no known place, a question's mark may be theirs.
+        is_next = lead.endswith(question) or i == 0 or bool(self.marked.everywhere.get(i - 1))
+        if is_told and not answer.endswith(question) and is_next and lead.rfind(question) >= asked:
             raise misplaced(self.template)
+        is_usual = bool(asked or (around.before_answer and lead.endswith(around.before_answer.rstrip())))
+        if not is_usual and (asks or is_told) and self._is_anybody_s(i):
+            raise misplaced(self.template)
+
+    def _is_anybody_s(self, i: int) -> bool:
+        """Whether the template writes plain words in the place of message i in the same way whoever says them: it does
+        not know them for an answer."""
+
+        def spoken(role: str) -> str | None:
+            plain = {"role": role, "content": self.messages[i]["content"]}
+            try:
+                return self.template.render([*self.messages[:i], plain, *self.messages[i + 1 :]], self.document.tools)
+            except InputError:
+                return None
+
+        own = spoken("assistant")
+        return own is not None and own in (spoken("user"), spoken("system"))
 
     def _carved(self, i: int, answer: Answer) -> list[Answer]:
         """An answer without what others said: templates quote it inside a turn."""

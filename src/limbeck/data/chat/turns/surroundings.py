@@ -40,6 +40,7 @@ class Surroundings:
         was_asked: False where the template refuses to ask for an answer.
         has_more: more tags stand before an answer than before a question: not all of them may be a header's.
         answer_mark: what stands directly before an answer, from the last tag on.
+        before_answer: all that stands between a question's words and an answer's.
         question_mark: what stands before the first question and before another one.
         lead: what stands between the header and an answer's words.
         opens_next: what follows an answer in the middle ends none, but opens a user's turn; only the last has an end.
@@ -52,6 +53,7 @@ class Surroundings:
     was_asked: bool = True
     has_more: bool = False
     answer_mark: str = ""
+    before_answer: str = ""
     question_mark: str = ""
     lead: str = ""
     opens_next: bool = False
@@ -92,7 +94,8 @@ def misplaced(template: Template) -> InputError:
     return InputError(
         f"{template.name} writes an answer of this conversation where a question stands otherwise",
         key="data.corpus",
-        fix="Remove what shifts it (a system message, where a template pairs messages by position), or use another one",
+        fix="Remove what shifts it (a system message, where a template pairs messages by position; an answer before "
+        "any question), or use another one",
     )
 
 
@@ -174,6 +177,7 @@ class _Trial:
             header is not None,
             bool(asked) and self._tags(answered_with) > self._tags(between),
             self._mark(answered_with),
+            answered_with if asked else "",
             opening if QUESTION in gap else "",
             answered_with.rpartition(header)[2] if header and header in answered_with else "",
             last is not None and first is not None and self._opens(behind, last, first, gap, answered_with),
