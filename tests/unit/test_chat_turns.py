@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.chat.encode import encode
-from limbeck.data.chat.turns.remarks import ENDLESS
+from limbeck.data.chat.encode import WORDS, encode, writes_thoughts
+from limbeck.data.chat.turns.remarks import DOUBLED_THOUGHTS, DROPPED_PART, DROPPED_THOUGHTS, ENDLESS, SECOND_THOUGHT
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 from tests.unit.test_chat import (
@@ -15,11 +15,14 @@ from tests.unit.test_chat import (
     CALLING,
     CHATML,
     INSTEAD,
+    OWN_FIELD,
     PARTS,
     SYSTEM,
+    THOUGHTLESS,
     TOOL,
     UNCLOSED,
     learned,
+    pieces,
     said,
     user,
     with_template,
@@ -155,3 +158,96 @@ def test_an_answer_before_any_question_is_learned_in_its_own_turn(tokenizer: Any
     found = learned(tokenizer, template, *system, said("Welcome"), user("hi"), said("yo"))
     assert ["Welcome" in found[0], "yo" in found[1], len(found)] == [True, True, 2]
     assert not any("user" in piece.replace("<|user|>", "") or "assistant" in piece for piece in found)
+
+
+# ------------------------------------------------------------------------------------------------ several thoughts
+
+# The first of several thoughts is written, or the last one; or the text before it too.
+LAST_THOUGHT = CALLING.replace("split('</think>')[0].split", "split('</think>')[-2].split")
+ANSWER_ALONE = CALLING.replace(" and (loop.last or thought)", " and false")
+# A thought is always written, and always an empty one; the content as it is, or without thoughts.
+EMPTY_THOUGHT = CHATML.replace(
+    "{{ m['role'] }}\n", "{{ m['role'] }}\n{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}"
+)
+EMPTY_THOUGHT_ALONE = EMPTY_THOUGHT.replace("{{ m['content'] }}", "{{ m.content.split('</think>')[-1] | trim }}")
+
+
+@pytest.mark.parametrize("where", ["last", "earlier"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>\nalpha\n</think>\n\n<think>\nbeta\n</think>\n\nyo",
+        "<think>alpha</think>gamma<think>beta</think>yo",
+        "<think></think><think>beta</think>yo",
+        "<think>\n\n</think>\n\n<think>beta</think>yo",
+        "<think>alpha</think><think>beta</think><think>delta</think>yo",
+        "<think>alpha</think>yo</think>yo",
+        "gamma<think>alpha</think>yo",
+        "gamma<think>alpha</think>delta<think>beta</think>yo",
+    ],
+)
+@pytest.mark.parametrize(
+    "template",
+    [CHATML, CALLING, LAST_THOUGHT, ANSWER_ALONE, THOUGHTLESS, EMPTY_THOUGHT, EMPTY_THOUGHT_ALONE],
+)
+def test_several_thoughts_are_written_as_the_template_does_or_said(
+    tokenizer: Any, template: str, answer: str, where: str
+) -> None:
+    later = (user("more"), said("ok")) if where == "earlier" else ()
+    messages = (user("hi"), said(answer), *later)
+    chatty = with_template(tokenizer, template)
+    own = chatty.apply_chat_template(list(messages), tokenize=False)
+    encoded = encode(Document(messages=messages), chatty)
+    assert chatty.decode(encoded.ids) == own
+    found = pieces(encoded, chatty)
+    assert len(found) == len(messages) // 2
+    assert "yo<|" in found[0]
+    assert found[0].removeprefix("<think>\n") in own
+    written = own.partition("more")[0]
+    words = "".join(pieces(encoded, chatty, (WORDS,)))
+    for word in ("alpha", "beta", "gamma", "delta"):
+        assert (word in found[0]) == (word in written)
+        assert (word in words) == (word in written)
+        if word in answer and word not in written:
+            assert encoded.remarks & {DROPPED_PART, DROPPED_THOUGHTS}
+    if all(word in written for word in ("alpha", "beta") if word in answer) and answer.count("</think>") > 1:
+        assert encoded.remarks & {SECOND_THOUGHT, DROPPED_PART}
+
+
+@pytest.mark.parametrize("empty", ["<think>\n\n</think>\n\n", "<think></think>\n", "<think></think>"])
+def test_thoughts_behind_an_empty_one_are_learned_where_the_template_leaves_them(tokenizer: Any, empty: str) -> None:
+    template = EMPTY_THOUGHT.replace("'<think>\n\n</think>\n\n'", repr(empty))
+    chatty = with_template(tokenizer, template)
+    thought = "<think>\nadd\n</think>\n\nfour"
+    for later in ((), (user("more"), said("ok"))):
+        encoded = encode(Document(messages=(user("2+2?"), said(thought), *later)), chatty)
+        assert pieces(encoded, chatty)[0] == f"{empty}{thought}<|im_end|>"
+        assert encoded.n_bytes == len("add" + "four") + (2 if later else 0)
+        assert encoded.remarks == {DOUBLED_THOUGHTS}
+    plain = encode(Document(messages=(user("2+2?"), said("four"))), chatty)
+    assert pieces(plain, chatty) == [f"{empty}four<|im_end|>"]
+    assert not plain.remarks
+
+
+@pytest.mark.parametrize("where", ["last", "earlier"])
+def test_thoughts_are_written_beside_where_the_template_reads_them_there(tokenizer: Any, where: str) -> None:
+    later = (user("more"), said("ok")) if where == "earlier" else ()
+    chatty = with_template(tokenizer, OWN_FIELD)
+    encoded = encode(Document(messages=(user("hi"), said("<think>alpha</think>yo"), *later)), chatty)
+    assert pieces(encoded, chatty)[0] == "alpha\n</think>\n\nyo<|im_end|>"
+    assert not encoded.remarks
+    twice = encode(Document(messages=(user("hi"), said("<think>a</think>b<think>c</think>yo"), *later)), chatty)
+    assert pieces(twice, chatty)[0] == "a\n</think>\n\nb<think>c</think>yo<|im_end|>"
+    assert SECOND_THOUGHT in twice.remarks
+    earlier_left_out = OWN_FIELD.replace(
+        "m.reasoning_content or ''", "(m.reasoning_content or '') if loop.last else ''"
+    )
+    chatty = with_template(tokenizer, earlier_left_out)
+    encoded = encode(Document(messages=(user("hi"), said("<think>alpha</think>yo"), *later)), chatty)
+    assert pieces(encoded, chatty)[0] == f"{'' if later else 'alpha'}\n</think>\n\nyo<|im_end|>"
+
+
+def test_a_template_that_wants_a_system_message_is_asked_for_thoughts_with_one(tokenizer: Any) -> None:
+    strict = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert writes_thoughts(with_template(tokenizer, strict + OWN_FIELD))
+    assert not writes_thoughts(with_template(tokenizer, strict + CHATML))

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.rendering.forms import FORMS, is_misread
-from limbeck.data.chat.rendering.marks import MARKINGS, REASONING, Marked
+from limbeck.data.chat.rendering.forms import FORMS, doubles_thoughts, prints_python
+from limbeck.data.chat.rendering.marks import MARKINGS, REASONING, Marked, is_mixed, markings_of
 from limbeck.data.chat.templates import Template, in_parts
 from limbeck.data.chat.turns.remarks import (
     ASKED_NOTHING,
     DATED,
+    DOUBLED_THOUGHTS,
     DROPPED_MESSAGE,
+    DROPPED_PART,
     DROPPED_TEXT,
     DROPPED_THOUGHTS,
     EMPTY,
@@ -38,6 +40,7 @@ from limbeck.data.chat.turns.surroundings import (
     refusal,
     says,
     surroundings_of,
+    writes_thoughts,
 )
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
@@ -81,7 +84,8 @@ def find_answers(document: Document, template: Template) -> Rendered:
     said = [str(m["content"]).strip() for m in document.messages if m["role"] == "assistant"]
     said = said if any(said) else [str(m["content"]).strip() for m in document.messages]
     as_it_is = ""
-    placeless: _Finder | None = None
+    second_best: _Finder | None = None
+    doubles = False
     for form in FORMS:
         messages = form(document.messages)
         # Parts are for templates that write nothing of a string.
@@ -93,18 +97,30 @@ def find_answers(document: Document, template: Template) -> Rendered:
             failure = failure or (error if form is list else None)
             continue
         as_it_is = as_it_is or text
-        for marking in MARKINGS:
+        partial: _Finder | None = None
+        for marking in markings_of(messages):
             marked = Marked.of(document, messages, template, marking, text)
             if marked is not None and not marked.lost_content:
-                if is_misread(marked, messages):
+                if prints_python(marked, messages):
                     break
                 finder = _Finder(document, messages, template, marked)
-                if marked.lost_place:  # of an empty answer: another form may show it
-                    placeless = placeless or finder
+                if doubles_thoughts(marked, messages):  # another form may write them in their place
+                    finder.rendered.remarks.add(DOUBLED_THOUGHTS)
+                    second_best, doubles = second_best or finder, True
                     break
+                if doubles and not (marked.beside or writes_thoughts(template, document.tools)):
+                    break
+                if marked.lost_place:  # of an empty answer: another form may show it
+                    second_best = second_best or finder
+                    break
+                if marked.lost_part:  # another marking may show it
+                    partial = partial or finder
+                    continue
                 return finder.found()
-    if placeless is not None:
-        return placeless.found()
+        if partial is not None:
+            return partial.found()
+    if second_best is not None:
+        return second_best.found()
     if failure is not None and not as_it_is:
         raise failure
     raise InputError(
@@ -229,7 +245,10 @@ class _Finder:
             self.rendered.remarks.add(DROPPED_THOUGHTS)
         if not message.get("tool_calls") and not self.marked.content.get(i) and not has_thoughts:
             self.rendered.remarks.add(EMPTY if is_somewhere else NOWHERE)
-        if str(message["content"]).count("</think>") > 1 and self.marked.content.get(i):
+        given = self.document.messages[i]
+        if "part" in lost or ("inner" in lost and is_mixed(given)):
+            self.rendered.remarks.add(DROPPED_PART)
+        elif str(given["content"]).count("</think>") > 1 and self.marked.content.get(i):
             self.rendered.remarks.add(SECOND_THOUGHT)
 
     # where an answer begins and ends

@@ -42,13 +42,19 @@ FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _argume
 content is text to most and parts to some."""
 
 
-def is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
-    """Whether the template wants another form: it printed arguments or parts as Python prints them, or wrote an empty
-    thought before the thought that stands in the content."""
-    text = marked.text
-    others = [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
-    if any(not _inside(found.span(), others) for found in _TWO_THOUGHTS.finditer(text)):
-        return True
+def doubles_thoughts(marked: Marked, messages: list[dict[str, Any]]) -> bool:
+    """Whether the template wrote an empty thought before one that stands in the content: it may want that beside it."""
+    others = _of_others(marked, messages)
+    own = [str(message["content"]) for message in messages if message["role"] == "assistant"]
+    return any(
+        not _inside(found.span(), others) and not any(found[0] in content for content in own)
+        for found in _TWO_THOUGHTS.finditer(marked.text)
+    )
+
+
+def prints_python(marked: Marked, messages: list[dict[str, Any]]) -> bool:
+    """Whether the template printed arguments or parts as Python prints them: it wants another form."""
+    text, others = marked.text, _of_others(marked, messages)
     for i, message in enumerate(messages):
         if isinstance(message["content"], list) and repr(message["content"]) in text:
             return True
@@ -59,6 +65,10 @@ def is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
             if isinstance(arguments, dict) and arguments and repr(arguments) in region:
                 return True
     return False
+
+
+def _of_others(marked: Marked, messages: list[dict[str, Any]]) -> list[Span]:
+    return [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
 
 
 def _inside(span: Span, others: list[Span]) -> bool:

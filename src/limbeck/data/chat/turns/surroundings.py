@@ -6,6 +6,7 @@ cut or gone on with. A template that refuses them all is refused: what it writes
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,24 @@ def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict
     if found is None:
         raise refusal(template, "what it writes around an answer", refused)
     return found
+
+
+def writes_thoughts(template: Template, tools: Sequence[dict[str, Any]] = ()) -> bool:
+    """Whether the template writes the thoughts (``reasoning_content``) of a last answer."""
+    known = f"thoughts: {template.source(tools)}"
+    if known not in template.known:
+        texts = (_thinking(template, *made) for made in _made(template, bool(tools)))
+        template.known[known] = any(LATER in text for text in itertools.islice(filter(None, texts), 1))
+    return bool(template.known[known])
+
+
+def _thinking(template: Template, before: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+    """An answer with thoughts as the template writes it; empty where it does not."""
+    try:
+        text = template.render([*before, {**says("assistant", ANSWER, before), "reasoning_content": LATER}], tools)
+    except InputError:
+        return ""
+    return text if ANSWER in text else ""
 
 
 def refusal(template: Template, what: str, refused: int) -> InputError:
