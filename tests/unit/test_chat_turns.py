@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -251,3 +252,65 @@ def test_a_template_that_wants_a_system_message_is_asked_for_thoughts_with_one(t
     strict = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
     assert writes_thoughts(with_template(tokenizer, strict + OWN_FIELD))
     assert not writes_thoughts(with_template(tokenizer, strict + CHATML))
+
+
+# ------------------------------------------------------------------------------------------------ answers in a row
+
+
+@pytest.mark.parametrize("asks", ["{% if add_generation_prompt %}HEADER(assistant){% endif %}", ""])
+@pytest.mark.parametrize(
+    ("own", "other", "end"),
+    [
+        ("### Assistant:{{ '\n' }}", "### User:{{ '\n' }}", "{{ '\n\n' if not loop.last }}"),
+        ("### Assistant:{{ '\n' }}", "### User:{{ '\n' }}", "{{ '\n\n' }}"),
+        ("ASSISTANT: ", "USER: ", "{{ '\n' }}"),
+        ("ASSISTANT: ", "USER: ", " "),
+        ("ASSISTANT: ", "USER: ", "{{ '\n---\n' }}"),
+        ("ASSISTANT: ", "USER: ", "{{ '\nEND\n' }}"),
+        ("{{ m.name or 'ASSISTANT' }}: ", "USER: ", "{{ '\n' }}"),
+        ("Answer {{ loop.index }}: ", "Question {{ loop.index }}: ", "{{ '\n' }}"),
+        ("<assistant>", "<user>", "{{ '\n' }}"),
+        ("<|assistant|>{{ '\n' }}", "<|user|>{{ '\n' }}", ""),
+        ("[BOT] ", "[USER] ", " "),
+        ("<|im_start|>assistant{{ '\n' }}", "<|im_start|>user{{ '\n' }}", "<|im_end|>{{ '\n' }}"),
+    ],
+)
+def test_no_header_is_learned_of_answers_in_a_row(tokenizer: Any, own: str, other: str, end: str, asks: str) -> None:
+    header = own.replace("{{ m.name or 'ASSISTANT' }}", "ASSISTANT").replace("{{ loop.index }}", "0")
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}" + other + "{% else %}" + own + "{% endif %}{{ m.content }}"
+        + end + "{% endfor %}" + asks.replace("HEADER(assistant)", header)
+    )  # fmt: skip
+    chatty = with_template(tokenizer, template)
+    marks = re.compile(r"assistant|BOT|Answer|###|Bob|Ann|USER:", re.IGNORECASE)
+    for names in ((None, None), ("Bob", "Ann")):
+        named = [{"name": name} if name else {} for name in names]
+        first, second = said("one", **named[0]), said("two", **named[1])
+        for messages, words in (
+            ((user("q"), first, second), ["one", "two"]),
+            ((user("q"), first, second, user("r"), said("three")), ["one", "two", "three"]),
+            ((user("q"), first, second, said("three"), user("r"), said("four")), ["one", "two", "three", "four"]),
+            ((user("q"), first, said("", learn=False), second), ["one", "two"]),
+            ((user("q"), said("one", learn=False), second), ["two"]),
+        ):
+            encoded = encode(Document(messages=messages), chatty)
+            assert [piece.strip() for piece in pieces(encoded, chatty, (WORDS,))] == words
+            labels = pieces(encoded, chatty)
+            assert not marks.search("".join(labels)), labels
+            assert [piece.split()[0].partition("<")[0] for piece in labels] == words
+            assert ("im_end" in end) != (ENDLESS in encoded.remarks) or own.startswith("<|a")
+
+
+@pytest.mark.parametrize("between", ["{{ '\n\n' }}", "{{ '\n' }}", " "])
+def test_what_is_written_between_two_messages_of_one_turn_is_learned_where_it_is_blank(
+    tokenizer: Any, between: str
+) -> None:
+    merging = (
+        "{% for m in messages %}{% if loop.first or m.role != messages[loop.index0 - 1].role %}"
+        "### {{ m.role }}:\n{% else %}" + between + "{% endif %}{{ m.content }}"
+        "{% if loop.last or m.role != messages[loop.index0 + 1].role %}</s>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### assistant:\n{% endif %}"
+    )
+    space = between.strip("{ '}").replace("\\n", "\n") or " "
+    conversation = (user("hi"), said("One"), said("Two"), user("so"), said("ok"))
+    assert "".join(learned(tokenizer, merging, *conversation)) == f"One{space}Two</s>ok</s>"

@@ -336,18 +336,16 @@ class _Finder:
             raise misplaced(self.template)
 
     def _is_anybody_s(self, i: int) -> bool:
-        """Whether the template writes plain words in the place of message i in the same way whoever says them: it does
-        not know them for an answer."""
-
-        def spoken(role: str) -> str | None:
-            plain = {"role": role, "content": self.messages[i]["content"]}
+        """Whether the template writes plain words in the place of message i in the same way where a user says them: it
+        does not know them for an answer."""
+        words, written = self.messages[i]["content"], []
+        for role in ("assistant", "user"):
+            messages = [*self.messages[:i], {"role": role, "content": words}, *self.messages[i + 1 :]]
             try:
-                return self.template.render([*self.messages[:i], plain, *self.messages[i + 1 :]], self.document.tools)
+                written.append(self.template.render(messages, self.document.tools))
             except InputError:
-                return None
-
-        own = spoken("assistant")
-        return own is not None and own in (spoken("user"), spoken("system"))
+                return False
+        return written[0] == written[1]
 
     def _carved(self, i: int, answer: Answer) -> list[Answer]:
         """An answer without what others said: templates quote it inside a turn."""
@@ -492,6 +490,10 @@ class _Finder:
         opened = [*headers(around), *([] if generic else [around.question_mark])]
         opened = [mark for mark in opened if self.template.first_tag(mark)]
         crossed = [inner.find(mark.rstrip()) for mark in opened if mark.rstrip() in inner]
+        if tag and after[slice(*tag)] != around.closing:  # the end that a role gives is the one of another's turn
+            asks = [header.rstrip() for header in headers(around) or [around.answer_mark]]
+            asks = [mark for mark in asks if self._begins_with_tag(mark) and not around.question_mark.endswith(mark)]
+            crossed += [tag[0] for mark in asks if self.text.startswith(mark, body_end + tag[0])]
         if self.template.first_tag(after[:quoted]) and quoted < len(after):
             crossed.append(quoted)
         return self._endless(body_end, self._rest_of_call(i, body_end, after[: min(crossed)])) if crossed else end
@@ -516,8 +518,8 @@ class _Finder:
             self.text += opening
             self.rendered.text = self.text
             return len(self.text)
-        if self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
-            return stop  # one turn of two messages: what stands between them is written by the model
+        if self.messages[i + 1]["role"] == "assistant" and not region.strip():
+            return stop  # one turn of two messages: the spaces between them are written by the model
         if around.opens_next and not self.messages[i].get("tool_calls"):
             said = self._said(i)
             spaces = said[len(said.rstrip()) :]
