@@ -314,3 +314,46 @@ def test_what_is_written_between_two_messages_of_one_turn_is_learned_where_it_is
     space = between.strip("{ '}").replace("\\n", "\n") or " "
     conversation = (user("hi"), said("One"), said("Two"), user("so"), said("ok"))
     assert "".join(learned(tokenizer, merging, *conversation)) == f"One{space}Two</s>ok</s>"
+
+
+# -------------------------------------------------------------------------------------------- spaces before answers
+
+# As Mistral's third one does it: system and tools stand in the last question.
+LATE_SYSTEM = (
+    "{% set system = messages[0].content if messages[0].role == 'system' %}"
+    "{% set asked = messages | selectattr('role', 'eq', 'user') | list %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% if m == asked[-1] and tools %}"
+    "[TOOLS]{{ tools | tojson }}[/TOOLS]{% endif %}"
+    "[INST] {{ system + '\n\n' if system and loop.last }}{{ m.content }}[/INST]"
+    "{% elif m.role == 'tool' %}[RESULT] {{ m.content }}[/RESULT]"
+    "{% elif m.tool_calls %}[CALLS] [{{ m.tool_calls[0].function | tojson }}]</s>"
+    "{% elif m.role == 'assistant' %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("lead", [" ", "\n"])
+@pytest.mark.parametrize("answer", ["yo", "  yo", "<think>so</think>yo"])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_spaces_before_an_answer_are_learned_whatever_stands_before(
+    tokenizer: Any, answer: str, lead: str, *, keeps: bool
+) -> None:
+    template = LATE_SYSTEM.replace("%} {{ m.content | trim", "%}{{ lead }}{{ m.content | trim")
+    template = f"{{% set lead = {lead!r} %}}" + (
+        template.replace("m.content | trim", "m.content") if keeps else template
+    )
+    spoken = answer if keeps else answer.strip()
+    result = {"role": "tool", "tool_call_id": "c1", "content": "4 C"}
+    for before in ((), (SYSTEM,)):
+        for after in ((), (user("more"),), (user("more"), said("ok"))):
+            for asked in (
+                (user("hello"),),
+                (),
+                (user("hello"), said("well")),
+                (user("W?"), said("", tool_calls=[CALL]), result),
+            ):
+                for tools in ((), (TOOL,)) if asked or after else ((),):
+                    messages = (*before, *asked, said(answer), *after)
+                    found = "".join(learned(tokenizer, template, *messages, tools=tools))
+                    assert f"{lead}{spoken}</s>" in found, messages
+                    assert found.count(lead + "ok</s>") == (len(after) == 2)
+                    assert not re.search(r"INST|RESULT|hello|more|TOOLS", found)

@@ -441,6 +441,9 @@ class _Finder:
             rest = _unthinking(self.text[len(asked) : limit])
             if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
                 return len(asked)
+        spaces = self._spaces_before(i, region, limit)
+        if spaces is not None:
+            return previous + spaces
         plain = [*self.marked.content.get(i, ()), *self.marked.empty.get(i, ())]
         is_plain = has_words and (limit in {span[0] for span in plain} or not self.marked.own(i))
         if is_plain:
@@ -454,6 +457,16 @@ class _Finder:
         if is_plain:
             return limit - len(region) + len(_unthinking(region))
         raise refusal(self.template, "where a turn begins that is no plain answer", refused)
+
+    def _spaces_before(self, i: int, region: str, limit: int) -> int | None:
+        """Where in ``region`` the spaces begin that stand before any answer and are not asked with: they are learned,
+        also where the conversation cannot be asked, or is written otherwise when it is cut."""
+        lead, said = self.around.lead, self._said(i)
+        if self.around.header.strip() or not lead or any(span[0] == limit for span in self.marked.calls.get(i, ())):
+            return None
+        before = _unthinking(region)
+        own = said[: len(said) - len(said.lstrip())]
+        return next((len(before) - len(s) for s in (lead + own, lead) if before.endswith(s)), None)
 
     def _asked_longer(self, i: int, start: int, limit: int) -> int:
         """After the whole header, where this one is longer than the one of a first answer."""

@@ -43,7 +43,8 @@ class Surroundings:
         answer_mark: what stands directly before an answer, from the last tag on.
         before_answer: all that stands between a question's words and an answer's.
         question_mark: what stands before the first question and before another one.
-        lead: what stands between the header and an answer's words.
+        lead: what stands between the header and an answer's words; without a header, the spaces that the template
+            writes before them and does not ask with.
         opens_next: what follows an answer in the middle ends none, but opens a user's turn; only the last has an end.
     """
 
@@ -198,9 +199,17 @@ class _Trial:
             self._mark(answered_with),
             answered_with if asked else "",
             opening if QUESTION in gap else "",
-            answered_with.rpartition(header)[2] if header and header in answered_with else "",
+            answered_with.rpartition(header)[2]
+            if header and header in answered_with
+            else self._unasked(tail[: own[0]]),
             last is not None and first is not None and self._opens(behind, last, first, gap, answered_with),
         )
+
+    def _unasked(self, before: str) -> str:
+        """Spaces before an answer's words that do not stand where it is asked for."""
+        asked = self._rendered(self.before, prompt=True)
+        rest = before[len(asked) :] if asked is not None and before.startswith(asked) else ""
+        return "" if rest.strip() else rest
 
     def _opens(self, behind: tuple[str, str], last: Span, first: Span, gap: str, answered_with: str) -> bool:
         """Whether what follows stands before the first question too, and ends no question."""
