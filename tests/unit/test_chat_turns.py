@@ -184,6 +184,7 @@ EMPTY_THOUGHT_ALONE = EMPTY_THOUGHT.replace("{{ m['content'] }}", "{{ m.content.
         "<think>alpha</think><think>beta</think><think>delta</think>yo",
         "<think>alpha</think>yo</think>yo",
         "gamma<think>alpha</think>yo",
+        "<think>gamma<think>alpha</think>yo",
         "gamma<think>alpha</think>delta<think>beta</think>yo",
     ],
 )
@@ -240,6 +241,13 @@ def test_thoughts_are_written_beside_where_the_template_reads_them_there(tokeniz
     twice = encode(Document(messages=(user("hi"), said("<think>a</think>b<think>c</think>yo"), *later)), chatty)
     assert pieces(twice, chatty)[0] == "a\n</think>\n\nb<think>c</think>yo<|im_end|>"
     assert SECOND_THOUGHT in twice.remarks
+    before = encode(Document(messages=(user("hi"), said("b<think>c</think>yo"), *later)), chatty)
+    assert pieces(before, chatty)[0] == "\n</think>\n\nb<think>c</think>yo<|im_end|>"
+    both = (said("<think>a</think>yo"), user("and"), said("b<think>c</think>yo"), *later)
+    assert pieces(encode(Document(messages=(user("hi"), *both)), chatty), chatty)[:2] == [
+        "a\n</think>\n\nyo<|im_end|>",
+        "\n</think>\n\nb<think>c</think>yo<|im_end|>",
+    ]
     earlier_left_out = OWN_FIELD.replace(
         "m.reasoning_content or ''", "(m.reasoning_content or '') if loop.last else ''"
     )

@@ -31,6 +31,8 @@ def _arguments_as_text(messages: Any) -> list[dict[str, Any]] | None:
 def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
     def apart(message: dict[str, Any]) -> dict[str, Any]:
         found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+        if found and not found[1].strip() and "<think>" in found[2]:
+            return message  # it does not begin with a thought
         return {**message, "reasoning_content": found[2].strip(), "content": found[4].lstrip()} if found else message
 
     changed = [apart(message) for message in messages]

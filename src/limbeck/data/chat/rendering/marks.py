@@ -19,7 +19,6 @@ from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
 THOUGHT = re.compile(r"\A(\s*(?:<think>)?)(.*?)(</think>)(.*)\Z", re.DOTALL)
-_WORDS_BEFORE_THOUGHT = re.compile(r"(?!\s*<think>).*?\S.*?<think>.*</think>", re.DOTALL)
 _THINK_TAG = re.compile(r"(</?think>)")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 BRACKETS = (("\u2983", "\u2984"), ("\u27e6", "\u27e7"), ("\u2997", "\u2998"), ("\u27ea", "\u27eb"))
@@ -69,7 +68,8 @@ def markings_of(messages: Messages) -> Iterator[Marking]:
 def is_mixed(message: dict[str, Any]) -> bool:
     """Whether a content holds several thoughts, or words before one."""
     content = str(message["content"])
-    return content.count("</think>") > 1 or _WORDS_BEFORE_THOUGHT.match(content) is not None
+    thought = THOUGHT.match(content)
+    return thought is not None and ("<think>" in thought[2] or "</think>" in thought[4])
 
 
 class Marked:
