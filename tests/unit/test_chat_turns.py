@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from random import Random
 from typing import Any
 
 import pytest
 
+from limbeck.data.chat.answers import find_answers
 from limbeck.data.chat.encode import WORDS, encode, writes_thoughts
+from limbeck.data.chat.templates import Template
 from limbeck.data.chat.turns.remarks import DOUBLED_THOUGHTS, DROPPED_PART, DROPPED_THOUGHTS, ENDLESS, SECOND_THOUGHT
+from limbeck.data.chat.turns.surroundings import headers, surroundings_of
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 from tests.unit.test_chat import (
     CALL,
     CALLING,
+    CHANNELS,
     CHATML,
+    INST,
     INSTEAD,
     OWN_FIELD,
     PARTS,
@@ -365,3 +371,59 @@ def test_spaces_before_an_answer_are_learned_whatever_stands_before(
                     assert f"{lead}{spoken}</s>" in found, messages
                     assert found.count(lead + "ok</s>") == (len(after) == 2)
                     assert not re.search(r"INST|RESULT|hello|more|TOOLS", found)
+
+
+# --------------------------------------------------------------------------------------------- turns in any order
+
+
+def in_any_order(random: Random) -> Document:
+    """Turns in an order that nobody asked for, some of them blank: Q, R and S are read, A is to be learned, N not."""
+    messages: list[dict[str, Any]] = []
+    for n in range(random.randint(2, 7)):
+        is_blank, kind = random.random() < 0.15, random.random()
+        call = {**CALL, "id": "c12345678", "function": {"name": "weather", "arguments": {"city": f"Z{n}z"}}}
+        result = {"role": "tool", "tool_call_id": "c12345678", "content": "" if is_blank else f"R{n}r"}
+        if n == 0 and random.random() < 0.3:
+            messages.append({"role": "system", "content": "" if is_blank else f"S{n}s"})
+        elif kind < 0.4:
+            messages.append(user(random.choice(["", " "]) if is_blank else f"Q{n}q"))
+        elif kind < 0.55:
+            messages += [said("", tool_calls=[call]), *([result] if kind < 0.5 else [])]
+        else:
+            thought = f"<think>T{n}t</think>" if random.random() < 0.2 else ""
+            masked = {"learn": False} if random.random() < 0.1 else {}
+            messages.append(said("" if is_blank else f"{thought}{'N' if masked else 'A'}{n}a", **masked))
+    called = any(message.get("tool_calls") for message in messages)
+    return Document(messages=(*messages, said("A9a")), tools=(TOOL,) if called else ())
+
+
+def check_labels(document: Document, template: Template) -> bool:
+    """Whether the conversation is read; then every answer is learned in its turn, and no header with it."""
+    try:
+        found = find_answers(document, template)
+    except InputError:
+        return False
+    labels = [found.text[answer.start : answer.end] for answer in found.answers]
+    joined = "\0".join(labels)
+    said_by_it = " ".join(m["content"] for m in document.messages if m["role"] == "assistant")
+    assert not re.search(r"[QRS]\d[qrs]|N\da", joined), (document.messages, labels)
+    assert re.findall(r"A\da", joined) == re.findall(r"A\da", said_by_it), (document.messages, labels)
+    asks = [header.strip() for header in headers(surroundings_of(template, document.messages, document.tools))]
+    for label in labels:
+        assert len(re.findall(r"A\da", label)) <= 1, (document.messages, labels)
+        assert not any(header in label for header in asks), (document.messages, labels)
+    return True
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML, CALLING, UNCLOSED, INSTEAD, OTHER_END, OTHER_END_XML, CHANNELS, PARTS, INST, THOUGHTLESS, OWN_FIELD,
+        LATE_SYSTEM, EMPTY_THOUGHT, *(styled(FIRST, *style) for style in STYLES),
+        *(styled(FIRST, header, "{{ '\n\n' }}") for header, _ in STYLES),
+    ],
+)  # fmt: skip
+def test_turns_in_any_order(tokenizer: Any, template: str) -> None:
+    asked = Template(with_template(tokenizer, template))
+    random = Random(template)
+    assert sum(check_labels(in_any_order(random), asked) for _ in range(30)) >= 10
