@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.seen import Seen
 from limbeck.data.documents.sources import documents
 from limbeck.data.reading import readers
 from limbeck.errors import InputError, LimbeckError, RecipeError

@@ -10,7 +10,7 @@ from rich.text import Text
 from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode_batch, template_facts
 from limbeck.data.documents.control import Control
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.seen import Seen
 from limbeck.data.documents.sources import first_documents
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import run_tokenizer

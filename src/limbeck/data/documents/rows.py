@@ -6,22 +6,13 @@ answer, as strings or lists of messages; plain text. What a row asks for and lim
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.messages import (
-    Message,
-    Place,
-    is_list,
-    kind_of,
-    messages_of,
-    printable,
-    says_messages,
-    tools_of,
-)
+from limbeck.data.documents.messages.calls import tools_of
+from limbeck.data.documents.messages.place import Place, is_list, kind_of
+from limbeck.data.documents.messages.turns import Message, messages_of, says_messages
+from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -45,68 +36,9 @@ WANTED = ("label", "kto_tag")
 ROW_ASKS = ("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt", "history_mask")
 """Keys by which a row asks to be learned in another way than limbeck does."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
-UNLEARNED = "assistant marked as not to be learned"
-NAMED = 8  # unread columns that are named
 
 Found = tuple[str, Document, set[str]]
 """What was recognised, the document, and the columns that were read."""
-
-
-@dataclass
-class Seen:
-    """What was recognised in a source.
-
-    Attributes:
-        kinds: how many rows of which shape.
-        unread: columns that nothing was read from.
-        keys: keys of messages that nothing was read from.
-        files: of a folder, files that are not read.
-        empty: rows whose text, question or answer is empty; they are left out.
-        silent: conversations in which there is nothing to learn; they are left out.
-        roles: who speaks in those.
-    """
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    unread: set[str] = field(default_factory=set)
-    keys: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    empty: int = 0
-    silent: int = 0
-    roles: set[str] = field(default_factory=set)
-
-    def line(self) -> str:
-        """What was read, in a line."""
-        kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
-        columns = {name or "a column without a name" for name in self.unread}
-        unread = ", ".join(listed for listed in (_listed(columns), _files(self.files)) if listed)
-        said = [kinds, f"not read: {unread}" if unread else "", _listed(self.keys, "not read in messages: ")]
-        return printable("; ".join(filter(None, said)))
-
-    def left_out(self) -> str | None:
-        """What was left out, in a line; None: nothing."""
-        parts = []
-        if self.silent:
-            roles = ", ".join(sorted(self.roles)[:5])
-            what = "that are to be learned " if UNLEARNED in self.roles else ""
-            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
-        if self.empty:
-            parts.append(f"{self.empty:,} of its rows hold no text, no question or no answer")
-        return printable(", and ".join(parts)) or None
-
-
-def _listed(names: set[str], before: str = "") -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{before}{', '.join(sorted(names)[:NAMED])}{more}"
-
-
-def _files(names: set[str]) -> str:
-    if len(names) <= 3:
-        return ", ".join(sorted(names))
-    endings = Counter(PurePath(name).suffix or PurePath(name).name for name in names)
-    shown = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])
-    return f"{len(names):,} files ({shown}{', …' if len(endings) > NAMED else ''})"
 
 
 class RowReader:

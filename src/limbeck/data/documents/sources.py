@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.messages import without_nulls
-from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
+from limbeck.data.documents.messages.place import without_nulls
+from limbeck.data.documents.rows import RowReader
+from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.data.reading.containers import Container, Rows
-from limbeck.data.reading.folders import beside, files_of, refuse_splits, set_aside, splits_of
+from limbeck.data.reading.files.folders import beside, files_of, refuse_splits, set_aside, splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.files.splits import split_named
 from limbeck.data.reading.streams import Streams
 from limbeck.errors import InputError
 

@@ -22,7 +22,7 @@ from limbeck.data.reading.containers import (
     open_binary,
     recognise,
 )
-from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.files.splits import split_named
 from limbeck.data.reading.strict import DECODER, TwiceError
 from limbeck.data.reading.tables import arrow_rows, csv_rows
 from limbeck.errors import InputError

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from limbeck.data.documents.messages import without_nulls
+from limbeck.data.documents.messages.place import without_nulls
 from limbeck.data.reading.containers import CHUNK, File, Kind, Rows, not_text, open_binary
 
 _ROWS = 1000

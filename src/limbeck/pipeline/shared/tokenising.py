@@ -12,7 +12,7 @@ from typing import Any
 
 from limbeck.data.corpus import Corpus, Encoder, Enough, open_corpus, write_corpus
 from limbeck.data.documents.control import Control
-from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.seen import Seen
 from limbeck.data.documents.sources import documents
 from limbeck.data.documents.spool import Spool
 from limbeck.data.packing import Rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from limbeck.data.reading.containers import SUFFIXES, Container, File, recognise, suffix
-from limbeck.data.reading.splits import split_of
+from limbeck.data.reading.files.splits import split_of
 from limbeck.errors import InputError, RecipeError
 
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
