@@ -6,6 +6,7 @@ answer, as strings or lists of messages; plain text. What a row asks for and lim
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
@@ -36,6 +37,23 @@ WANTED = ("label", "kto_tag")
 ROW_ASKS = ("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt", "history_mask")
 """Keys by which a row asks to be learned in another way than limbeck does."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
+
+ABOVE = frozenset((
+    *SYSTEM, "system_message", "system_instruction", "instruction", "instructions", "preamble", "persona", "history",
+    "tools", "functions", "input", "inputs", "context", "contexts", "document", "documents", "passage", "passages",
+    "article", "body", "story", "background", "attachments", "files",
+))  # fmt: skip
+"""Keys beside a list of rows that say something to a model, and of which each row would have to say it."""
+ONE_CONVERSATION = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|session|chat)_?id")
+TURNS = frozenset((
+    "turns", "utterances", "exchanges", "rounds", "comments", "replies", "chat", "thread", "dialog_turns", "dialogs",
+    "dialogues", "posts",
+))  # fmt: skip
+"""Names of lists of what is said one after another."""
+PARTS = frozenset((
+    "paragraphs", "sections", "segments", "chunks", "lines", "pages", "steps", "sentences", "parts", "cells",
+))  # fmt: skip
+"""Names of lists of parts of one text, where something stands beside them."""
 
 Found = tuple[str, Document, set[str]]
 """What was recognised, the document, and the columns that were read."""
@@ -88,6 +106,33 @@ class RowReader:
             self.seen.roles.update(UNLEARNED if m["role"] == "assistant" else m["role"] for m in document.messages)
             return None
         return document
+
+    def beside(self, listed: str, keys: dict[str, Any], where: str) -> None:
+        """As ``Told``: what refuses a row refuses a list of rows beside it, and other keys are not read.
+
+        Raises:
+            InputError: the rows would be without something that is said to a model, or are parts of one document.
+        """
+        place = Place(self.key, where, self.seen.keys)
+        given = {name: value for name, value in keys.items() if value not in NOTHING and not _blank(value)}
+        if listed.lower() in TURNS or (given and listed.lower() in PARTS):
+            place.refuse(
+                f"holds one document in parts (`{listed}`), which would be read as rows that have nothing to do with "
+                "each other",
+                "Write each document as one row (`messages` or `text`), or independent rows as a list by itself",
+            )
+        self._check(given, place)
+        self._check_flags(given, set(), place)
+        named = self.columns
+        read = {*ABOVE, named.text, named.messages, named.prompt, named.response, named.tools, self.text}
+        for name, value in given.items():
+            said = not isinstance(value, int | float) and (name.lower() in read or name in read)
+            if said or ONE_CONVERSATION.fullmatch(name.lower()):
+                place.refuse(
+                    f"has `{name}` beside its list of rows (`{listed}`), which would be left out",
+                    "Write it into each row where it says something, or remove it",
+                )
+        self.seen.unread |= given.keys()
 
     def _check(self, row: dict[str, Any], place: Place) -> None:
         if {"chosen", "rejected"} <= set(row) and self.guesses:

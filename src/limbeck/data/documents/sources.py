@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
         case TextSource():
             return _counted(_text(source, key, seen), seen, "plain texts")
         case HubSource():
-            return _table(_hub(source, key), source, key, seen)
+            return _table(lambda _: _hub(source, key), source, key, seen)
         case StdlibSource():
             return _counted(_stdlib(source), seen, f"of the standard library's {source.stdlib}")
         case FilesSource():
@@ -129,17 +129,20 @@ def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Docum
         yield document
 
 
-def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
+def _table(rows: Callable[[RowReader], Rows], source: Any, key: str, seen: Seen) -> Iterator[Document]:
     reader = RowReader(key, source.columns, source.field, seen)
-    for row, where in rows:
+    for row, where in rows(reader):
         document = reader.document(row, where)
         if document is not None:
             yield document
 
 
-def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Rows:
-    for file in named_files(source, key.rpartition(".")[0], seen.files):
-        yield from read_rows(file, key, hint)
+def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Callable[[RowReader], Rows]:
+    def rows(reader: RowReader) -> Rows:
+        for file in named_files(source, key.rpartition(".")[0], seen.files):
+            yield from read_rows(file, key, hint, reader)
+
+    return rows
 
 
 def _text_files(source: TextSource, key: str, unread: set[str] | None = None) -> list[Path]:

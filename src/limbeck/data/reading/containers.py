@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, Protocol, cast
 
 from limbeck.data.reading.files.splits import split_named
 from limbeck.data.reading.streams import Streams
@@ -56,6 +56,17 @@ NAMES = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-32": "
 
 Rows = Iterator[tuple[Any, str]]
 """Rows with their place: what the file holds there, and "my.jsonl, line 3"."""
+
+
+class Told(Protocol):
+    """What a reader of rows tells of what stands beside them."""
+
+    def beside(self, listed: str, keys: dict[str, Any], where: str) -> None:
+        """``keys`` of an object stand beside its list of rows, ``listed``.
+
+        Raises:
+            InputError: they change what the rows say.
+        """
 
 
 @dataclass(frozen=True)
