@@ -68,7 +68,10 @@ def csv_rows(file: File, kind: Kind) -> Rows:
 
 
 def _kept(lines: Iterator[str], raw: list[str]) -> Iterator[str]:
+    """``raw``: filled with the lines of a row. A byte order mark before a row is where files were joined, and none of
+    its text."""
     for line in lines:
+        line = line if raw else line.lstrip("\ufeff")
         raw.append(line)
         yield line
 
@@ -92,7 +95,7 @@ def _is_header(fields: list[str], header: list[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().strip("\ufeff").strip().casefold()
+    return name.strip().strip("\ufeff").strip().strip('"').strip().casefold()
 
 
 def _fit(raw: list[str], delimiter: str, columns: int) -> bool:
