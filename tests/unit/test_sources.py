@@ -321,7 +321,7 @@ def test_what_lies_beside_data_is_not_read(tmp_path: Path) -> None:
     (hub / "notes.txt").write_text("notes")
     seen: dict[str, Seen] = {}
     assert len(list(documents((files(hub),), seen))) == len(TEXTS)
-    assert seen["data.corpus.0"].line() == "3 plain texts (`text`); not read: notes.txt"
+    assert seen["data.corpus.0"].line() == "3 plain texts (`text`); not read: .cache/a.jsonl, README.md, notes.txt"
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "README.md").write_text("how to")
     with pytest.raises(RecipeError, match="without files that limbeck reads"):
@@ -1063,7 +1063,7 @@ def test_files_beside_texts_are_named(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "a.txt", "b.md", "README.md")
     seen: dict[str, Seen] = {}
     assert len(list(documents((TextSource(text=str(folder)),), seen))) == 1
-    assert seen["data.corpus.0"].line() == "1 plain texts; not read: b.md"
+    assert seen["data.corpus.0"].line() == "1 plain texts; not read: README.md, b.md"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
         console.print(Text.assemble((key, "bold"), f", first documents: {here.line()}"))
         if left_out := here.left_out():
             console.print(Text(f"  left out: {left_out}", "yellow"))
+        for doubt in here.doubts():
+            console.print(Text(f"! {key}: {doubt}", "yellow"))
     duplicates = len(found) - len({document.key for _, document in found})
     if duplicates:
         console.print(Text(f"{duplicates:,} of them are duplicates: a run keeps one of equal documents", "yellow"))

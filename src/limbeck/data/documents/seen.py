@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from limbeck.data.documents.messages.place import printable
+from limbeck.data.reading.files.notices import Notices
 
 UNLEARNED = "assistant marked as not to be learned"
 NAMED = 8  # unread columns that are named
@@ -20,7 +21,7 @@ class Seen:
         kinds: how many rows of which shape.
         unread: columns that nothing was read from.
         keys: keys of messages that nothing was read from.
-        files: of a folder, files that are not read.
+        notices: files that are not read, and what may not be meant.
         empty: rows whose text, question or answer is empty; they are left out.
         silent: conversations in which there is nothing to learn; they are left out.
         roles: who speaks in those.
@@ -29,7 +30,7 @@ class Seen:
     kinds: Counter[str] = field(default_factory=Counter)
     unread: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
+    notices: Notices = field(default_factory=Notices)
     empty: int = 0
     silent: int = 0
     roles: set[str] = field(default_factory=set)
@@ -38,9 +39,13 @@ class Seen:
         """What was read, in a line."""
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
         columns = {name or "a column without a name" for name in self.unread}
-        unread = ", ".join(listed for listed in (_listed(columns), _files(self.files)) if listed)
+        unread = ", ".join(listed for listed in (_listed(columns), _files(self.notices.unread)) if listed)
         said = [kinds, f"not read: {unread}" if unread else "", _listed(self.keys, "not read in messages: ")]
         return printable("; ".join(filter(None, said)))
+
+    def doubts(self) -> list[str]:
+        """What was read, and may not be meant; a sentence each."""
+        return [printable(doubt) for doubt in self.notices.doubts]
 
     def left_out(self) -> str | None:
         """What was left out, in a line; None: nothing."""
@@ -64,6 +69,10 @@ def _listed(names: set[str], before: str = "") -> str:
 def _files(names: set[str]) -> str:
     if len(names) <= 3:
         return ", ".join(sorted(names))
-    endings = Counter(PurePath(name).suffix or PurePath(name).name for name in names)
-    shown = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])
-    return f"{len(names):,} files ({shown}{', …' if len(endings) > NAMED else ''})"
+    hidden = {name for name in names if any(part.startswith(".") for part in PurePath(name).parts)}
+    said = [f"{len(hidden):,} hidden files"] if hidden else []
+    if shown := names - hidden:
+        endings = Counter(PurePath(name).suffix or PurePath(name).name for name in shown)
+        named = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])
+        said.insert(0, f"{len(shown):,} files ({named}{', …' if len(endings) > NAMED else ''})")
+    return ", ".join(said)

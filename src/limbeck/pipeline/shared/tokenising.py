@@ -85,6 +85,8 @@ def read_into(folder: Path, data: Data, tokenizer: Any, context: Context) -> Spo
         context.note(f"{key}: {found.line()}")
         if left_out := found.left_out():
             context.warn(f"{key}: {left_out}, and were left out")
+        for doubt in found.doubts():
+            context.warn(f"{key}: {doubt}")
     if spool.duplicates:
         context.note(f"data.corpus: {spool.duplicates:,} duplicates were left out ({len(spool):,} documents remain)")
     for remark in control.remarks():

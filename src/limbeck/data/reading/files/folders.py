@@ -7,19 +7,23 @@ import json
 import mimetypes
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from limbeck.data.reading.containers import SUFFIXES, Container, File, recognise, suffix
-from limbeck.data.reading.files.splits import split_of
+from limbeck.data.reading.files.copies import left_out
+from limbeck.data.reading.files.notices import Notices
+from limbeck.data.reading.files.shards import missing_shard
+from limbeck.data.reading.files.splits import Splits, splits_of
 from limbeck.errors import InputError, RecipeError
 
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that lie beside data and are none."""
 _PROSE_ABOUT = ("README", "LICENSE", "CHANGELOG")
-_LEFT = re.compile(r"(\.(bak|old|orig|tmp|temp|swp|part|partial|incomplete|crdownload|lock)|~)$", re.IGNORECASE)
-"""Ends of names of copies and of what was not written to its end."""
+_LEFT = re.compile(r"(\.(bak|old|orig|tmp|temp|swp|part|partial|incomplete|crdownload|lock)|~)$|^#.*#$", re.IGNORECASE)
+"""Names of copies and of what was not written to its end, of files and of folders."""
+_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}")
+"""Files of Python's ``tempfile``: caches of `datasets` while they are written."""
 _OTHER = (
     ".rst", ".py", ".ipynb", ".js", ".css", ".sh", ".tex", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".cfg",
     ".ini",
@@ -27,28 +31,29 @@ _OTHER = (
 _TYPES = mimetypes.MimeTypes()  # without the system's, which differ
 
 
-def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = None) -> list[Path]:
+def files_of(named: str | tuple[str, ...], key: str, notices: Notices | None = None) -> list[Path]:
     """Files of a path, a pattern, a folder, or a list of these, sorted within each.
 
     Of a folder they are the tables in it, at any depth; or its texts, where it holds no table.
 
     Args:
-        unread: filled with the names of other files of a folder.
+        notices: filled with other files of a folder, and with what may not be meant.
 
     Raises:
-        RecipeError: there is nothing, or a folder whose files should not be mixed.
+        RecipeError: there is nothing, a link that leads nowhere, or a folder whose files should not be mixed.
     """
+    notices = notices if notices is not None else Notices()
     found: dict[Path, Path] = {}
     for one in (named,) if isinstance(named, str) else named:
         path = Path(one).expanduser()
         if path.is_dir():
-            inside = _inside(path, key, unread)
+            inside = _inside(path, key, notices)
         elif path.exists():
             inside = [path]
         elif "://" in one:
             raise RecipeError(f"{one} is a URL", key=key, fix="Download it; a data set of the hub is `dataset:`")
         else:
-            inside = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            inside = matching(one, sorted(map(Path, glob.glob(str(path), recursive=True))), key, notices)
             if not inside:
                 raise RecipeError(f"there is no {one}", key=key, fix="Relative paths start at the current directory")
         for file in inside:
@@ -56,29 +61,88 @@ def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = N
     return list(found.values())
 
 
-def beside(folder: Path) -> Iterator[Path]:
-    """All files of a folder but hidden ones, and those that are known to say something of the data and to hold none."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        about = path.name in _ABOUT or path.stem.upper() in _PROSE_ABOUT
-        if not hidden and not about and path.is_file():
-            yield path
+def matching(pattern: str, found: Sequence[Path], key: str, notices: Notices) -> list[Path]:
+    """The files among what a pattern matches."""
+    for path in found:
+        _refuse_dangling(path, key)
+    files = [path for path in found if path.is_file()]
+    root = Path(os.path.commonpath([path.parent for path in files])) if files else Path()
+    if copies := sorted(left_out(root, files)[0]):
+        notices.doubt(f"{pattern} reads {copies[0].name} beside what it is named as a copy of")
+    if (lacking := missing_shard(files)) is not None:
+        missing, there, total = lacking
+        notices.doubt(f"{pattern} reads {there:,} of {total:,} files of a set: there is no {missing}")
+    return files
+
+
+def _refuse_dangling(path: Path, key: str) -> None:
+    if path.is_symlink() and not path.exists():
+        raise RecipeError(
+            f"{path} is a link to {os.readlink(path)}, which is not there",
+            key=key,
+            fix="Copy or download it again, or remove the link",
+        )
+
+
+def files_below(folder: Path, key: str, notices: Notices) -> list[Path]:
+    """All files of a folder, sorted, but hidden ones and those that say something of the data and hold none.
+
+    Raises:
+        RecipeError: a link leads nowhere.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        about = path.stem.upper() in _PROSE_ABOUT and SUFFIXES.get(suffix(path), "text") == "text"
+        if not hidden and not set_aside(path, folder):
+            _refuse_dangling(path, key)
+        if path.is_dir():
+            if path.is_symlink() and not hidden:  # what is below it is not listed
+                notices.unread.add(f"{inside}{os.sep}")
+        elif hidden or about or not path.is_file():
+            notices.unread.add(str(inside))
+        elif path.name not in _ABOUT:
+            found.append(path)
+    return found
 
 
 def set_aside(path: Path, folder: Path) -> bool:
-    """Whether a name below a folder begins with a dot or an underscore: hidden, or unfinished (``_temporary/``)."""
-    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    """Whether a name below a folder says that it is no data: hidden, begun with an underscore (``_temporary/``), or
+    named as a copy or as unfinished."""
+    parts = path.relative_to(folder).parts
+    return bool(_TEMPORARY.fullmatch(path.name)) or any(p.startswith((".", "_")) or _LEFT.search(p) for p in parts)
 
 
-def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
-    if (folder / "dataset_dict.json").exists():
-        splits = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+def chosen(folder: Path, files: Sequence[Path], key: str, notices: Notices) -> list[Path]:
+    """Files of a folder without copies of others.
+
+    Raises:
+        RecipeError: a set of files lacks one.
+    """
+    copies, alone = left_out(folder, files)
+    if alone:
+        notices.doubt(f"{alone[0]} is named as a copy of what is not beside it, and is read")
+    files = [file for file in files if file not in copies]
+    if (lacking := missing_shard(files)) is not None:
+        missing, there, total = lacking
         raise RecipeError(
-            f"{folder} holds a data set of several splits ({splits})",
+            f"{folder} holds {there:,} of {total:,} files of a set: there is no {missing.relative_to(folder)}",
+            key=key,
+            fix="Copy or download it again; or name those that should be read, or a pattern",
+        )
+    return files
+
+
+def _inside(folder: Path, key: str, notices: Notices) -> list[Path]:
+    if (folder / "dataset_dict.json").exists():
+        names = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+        raise RecipeError(
+            f"{folder} holds a data set of several splits ({names})",
             key=key,
             fix=f"Name the folder of one: {folder}/...",
         )
-    found = sorted(beside(folder))
+    found = files_below(folder, key, notices)
     saved = {parent: _saved(parent, key) for parent in {p.parent for p in found}}
     kinds = {path: None if set_aside(path, folder) else _kind(path, key, saved[path.parent]) for path in found}
     tables = [path for path, kind in kinds.items() if kind not in (None, "text")]
@@ -87,14 +151,14 @@ def _inside(folder: Path, key: str, unread: set[str] | None) -> list[Path]:
         raise RecipeError(
             f"{folder} is a folder without files that limbeck reads", key=key, fix=f"It reads {', '.join(SUFFIXES)}"
         )
-    used = tables or texts
-    if mixed := splits_of(folder, used):
-        one = _pattern(folder, mixed.get("train") or next(iter(mixed.values())), used)
+    used = chosen(folder, tables or texts, key, notices)
+    if (splits := splits_of(folder, used, texts=not tables)) is not None:
+        one = _pattern(folder, splits.named.get("train") or splits.others or next(iter(splits.named.values())), used)
         ending = os.path.commonprefix([file.suffixes[::-1] for file in used])  # noqa: RUF071 - of lists
         every = f"{folder}/**/*{''.join(ending[::-1])}" if ending else f"[{used[0]}, ...]"
-        refuse_splits(folder, mixed, key, f"Name one, `files: {one}`; or what should be mixed, `files: {every}`")
-    if unread is not None:
-        unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})
+        fix = f"Name one, `files: {one}`; or what should be mixed, `files: {every}`"
+        check_splits(folder, splits, key, fix, notices)
+    notices.unread.update(str(path.relative_to(folder)) for path in {*found} - {*used})
     return used
 
 
@@ -103,8 +167,6 @@ def _kind(path: Path, key: str, saved: set[str] | None) -> Container | None:
     if saved is not None and suffix(path) == ".arrow":  # others are caches of the `datasets` library
         return "Arrow file" if path.name in saved else None
     if path.name.startswith("cache-") and suffix(path) == ".arrow":
-        return None
-    if _LEFT.search(path.name):
         return None
     if suffix(path) in SUFFIXES:
         return SUFFIXES[suffix(path)]
@@ -133,21 +195,20 @@ def _saved(folder: Path, key: str) -> set[str] | None:
     return names
 
 
-def splits_of(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by the split that they belong to, if there are several."""
-    splits: dict[str, list[Path]] = {}
-    for file in files:
-        split = split_of(file.relative_to(folder))
-        if split is not None:
-            splits.setdefault(split, []).append(file)
-    return splits if len(splits) > 1 else {}
+def check_splits(folder: Path, splits: Splits, key: str, fix: str, notices: Notices) -> None:
+    """What is held out elsewhere should not be trained on because a folder was named.
 
-
-def refuse_splits(folder: Path, splits: Mapping[str, object], key: str, fix: str) -> NoReturn:
-    """What is held out elsewhere should not be trained on because a folder was named."""
-    raise RecipeError(
-        f"{folder} holds several splits ({', '.join(sorted(splits))}), which should not be mixed", key=key, fix=fix
-    )
+    Raises:
+        RecipeError: the folder holds several splits, or one that is not to be learned beside other files.
+    """
+    names = ", ".join(sorted(splits.named))
+    beside = f"a split ({names}) beside other files ({splits.others[0].name}, ...)" if splits.others else ""
+    if not splits.mixed:
+        (held_out,) = splits.named.values()
+        notices.doubt(f"{folder} may hold {beside}: {held_out[0].relative_to(folder)} is read")
+        return
+    what = f"several splits ({names})" if len(splits.named) > 1 else beside
+    raise RecipeError(f"{folder} holds {what}, which should not be mixed", key=key, fix=fix)
 
 
 def _pattern(folder: Path, chosen: Sequence[Path], files: Sequence[Path]) -> str:
