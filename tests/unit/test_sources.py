@@ -434,7 +434,8 @@ def test_a_completion_goes_on_from_its_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("bare", [False, True])
 def test_tools(tmp_path: Path, column: str, *, as_text: bool, bare: bool) -> None:
-    tools: Any = [{**TOOL["function"], "description": None}] if bare else [TOOL]  # type: ignore[dict-item]
+    nulls = {} if as_text else {"description": None}
+    tools: Any = [{**TOOL["function"], **nulls}] if bare else [TOOL]  # type: ignore[dict-item]
     (document,) = rows(tmp_path, {"messages": [U, A], column: json.dumps(tools) if as_text else tools})
     assert document.tools == (TOOL,)
     for nothing in ([], "", None):
@@ -742,8 +743,8 @@ def test_a_parquet_table_of_conversations(tmp_path: Path) -> None:
         ({"messages": [{"role": "User", "content": "Hi"}, {"role": "model", "content": "Yo"}]}, (U, A)),
         ({"messages": [{"role": "human", "value": "Hi"}, {"role": "gpt", "value": "Yo"}]}, (U, A)),
         ({"query": "Hi", "response": "Yo", "history": [["Hi", "Yo"]]}, (U, A, U, A)),
-        ({"prompt": "Hi", "response": '[{"role": "assistant", "content": "x"}]'},
-         (U, {**A, "content": '[{"role": "assistant", "content": "x"}]'})),
+        ({"prompt": "Hi", "response": '[{"role": "director", "content": "x"}]'},
+         (U, {**A, "content": '[{"role": "director", "content": "x"}]'})),
         ({"messages": [U, {"role": "assistant", "content": [{"type": "thinking", "text": "hm", "thinking": None},
                                                              {"type": None, "text": "Yo"}]}]},
          (U, {**A, "reasoning_content": "hm"})),

@@ -6,13 +6,14 @@ answer, as strings or lists of messages; plain text. What a row asks for and lim
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages.calls import tools_of
-from limbeck.data.documents.messages.place import Place, is_list, kind_of
-from limbeck.data.documents.messages.turns import Message, messages_of, says_messages
+from limbeck.data.documents.messages.place import Place, is_list, kind_of, parsed
+from limbeck.data.documents.messages.turns import TEXTUAL, Message, messages_of, said_turns, says_messages, says_turns
 from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.recipe import Columns
 
@@ -194,6 +195,8 @@ class RowReader:
             self._unknown(row, asked, place)
         if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
+        if _is_half(row, lacks):
+            return None
         if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
             self._check_pair(row, place)
             return self._pair(row, FIRST_PAIR, place)
@@ -203,7 +206,8 @@ class RowReader:
             return self._conversation(row, conversation, place)
         if isinstance(row.get("instruction"), str) and any(isinstance(row.get(name), str) for name in OUTPUTS):
             return self._alpaca(row, place)
-        if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
+        if pair := _pair_in(row, lacks):
+            row = {pair[0]: "", **row}
             self._check_pair(row, place)
             return self._pair(row, pair, place)
         if {self.text, *CONVERSATIONS} & lacks or any(
@@ -296,7 +300,8 @@ class RowReader:
             )
 
     def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
-        output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
+        outputs = [name for name in OUTPUTS if isinstance(row.get(name), str)]
+        output = next((name for name in outputs if not _blank(row[name])), outputs[0])
         used = {"instruction", output} | ({*INPUTS} & set(row))
         asked = [row["instruction"]]
         for name in INPUTS:
@@ -307,7 +312,7 @@ class RowReader:
         question = "\n\n".join(part for part in asked if part.strip())
         if not row[output].strip() or not question:
             return None
-        said = [*self._history(row, used, place), *_says("user", question), *_says("assistant", row[output])]
+        said = [*self._history(row, used, place), *_says("user", question), *_answered(row[output], output, place)]
         messages = self._told(row, said, used, place)
         tools = self._tools(row, used, place)
         shown = ("instruction", *(name for name in INPUTS if name in row), output)
@@ -322,8 +327,7 @@ class RowReader:
             if not isinstance(value, str | list):
                 place.refuse(f"has a `{name}` that is {kind_of(value)}, not text and no list of messages")
         tools = self._tools(row, used, place)
-        # An answer may be JSON itself: it is taken for messages only after a prompt that is.
-        if isinstance(prompt, list) or isinstance(answer, list) or says_messages(prompt):
+        if not isinstance(prompt, str) or not isinstance(answer, str) or _says_turns(prompt) or says_turns(answer):
             self._refuse_history(row, place)
             messages = self._told(row, self._turns(prompt, answer, pair, place), used, place)
             kind = self._kind(f"{kind} of messages", row, used)
@@ -349,21 +353,57 @@ class RowReader:
         """Only the answer is learned: what an assistant says in the prompt is given."""
 
         def turns(value: Any, name: str, role: str) -> list[Message]:
+            if isinstance(value, str) and says_turns(value):
+                return said_turns(value, place.inside(f"`{name}`"))
+            # An answer may be JSON itself: with speakers that are not known only after a prompt that is messages.
             if isinstance(value, str) and not says_messages(value):
                 return _says(role, value)
             return messages_of(value, place.inside(f"`{name}`"))
 
         asked, said = turns(prompt, pair[0], "user"), turns(answer, pair[1], "assistant")
-        if said and said[0]["role"] in ("system", "user"):
-            place.refuse(
-                f"has a `{pair[1]}` that begins with a turn of `{said[0]['role']}`",
-                f"If it is the whole conversation, write `columns: {{messages: {pair[1]}}}`",
-            )
+        _check_answer(said, pair[1], place)
         return [*({**m, "learn": False} if m["role"] == "assistant" else m for m in asked), *said]
 
 
 def _blank(value: Any) -> bool:
     return isinstance(value, str) and (not value or value.isspace())
+
+
+def _is_half(row: dict[str, Any], lacks: set[str]) -> bool:
+    """Whether a row has a prompt or its response and lacks the other: no text beside it stands for both."""
+    there = [name for name in FIRST_PAIR if name in row]
+    return len(there) == 1 and isinstance(row[there[0]], str) and {*FIRST_PAIR} <= lacks | {*there}
+
+
+def _pair_in(row: dict[str, Any], lacks: set[str]) -> tuple[str, str] | None:
+    """The first pair that a row has; one without blanks before others. Null is blank, and the prompt of a completion
+    may be."""
+    there = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
+    if CONTINUED[0] in lacks and isinstance(row.get(CONTINUED[1]), str):
+        there.append(CONTINUED)
+    whole = [pair for pair in there if not any(_blank(row.get(name)) for name in pair)]
+    return next(iter(whole or there), None)
+
+
+def _says_turns(prompt: str) -> bool:
+    return says_messages(prompt) or says_turns(prompt)
+
+
+def _check_answer(said: list[Message], name: str, place: Place) -> None:
+    if said and said[0]["role"] in ("system", "user"):
+        place.refuse(
+            f"has a `{name}` that begins with a turn of `{said[0]['role']}`",
+            f"If it is the whole conversation, write `columns: {{messages: {name}}}`",
+        )
+
+
+def _answered(text: str, name: str, place: Place) -> list[Message]:
+    """An answer that is text, or messages in JSON."""
+    if not says_turns(text):
+        return _says("assistant", text)
+    said = said_turns(text, place.inside(f"`{name}`"))
+    _check_answer(said, name, place)
+    return said
 
 
 def _says(role: str, content: str) -> list[Message]:
@@ -372,6 +412,8 @@ def _says(role: str, content: str) -> list[Message]:
 
 def _system(value: Any, name: str, place: Place) -> str:
     """The text of a column that stands for a system message: a text, or messages or parts of one."""
+    if isinstance(value, str) and (says_turns(value) or _says_parts(value)):
+        value = parsed(value, place.inside(f"`{name}`"))
     if value in NOTHING or isinstance(value, str):
         return value if isinstance(value, str) and value.strip() else ""
     inside = place.inside(f"`{name}`")
@@ -384,6 +426,17 @@ def _system(value: Any, name: str, place: Place) -> str:
     if any(message["role"] != "system" for message in messages) or len(messages) != 1:
         place.refuse(f"has a `{name}` that is not one message of the `system`", "Write its text")
     return str(messages[0]["content"])
+
+
+def _says_parts(text: str) -> bool:
+    """Whether a text is JSON of parts of text."""
+    if not is_list(text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(part, dict) and part.get("type") in TEXTUAL for part in value)
 
 
 def _number(value: Any) -> float | None:

@@ -33,9 +33,12 @@ def _call(call: Any, place: Place) -> dict[str, Any]:
 def tools_of(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
     """Definitions of tools: a list of them, or JSON in a string; bare functions are wrapped.
 
+    Nulls of JSON in a string are meant (``"default": null``); others may be what a table fills in.
+
     Raises:
         InputError: no list of definitions, or one without a name.
     """
+    meant = isinstance(value, str)
     value = parsed(value, place) if isinstance(value, str) and value.strip() else value
     if not value:
         return ()
@@ -44,7 +47,7 @@ def tools_of(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
         place.refuse("is no list of tools")
     found = []
     for each in value:
-        tool: Any = without_nulls(parsed(each, place))
+        tool: Any = parsed(each, place) if meant or isinstance(each, str) else without_nulls(each)
         if not isinstance(tool, dict):
             place.refuse(f"holds {kind_of(tool)} where a tool is due")
         wrapped: dict[str, Any] = (

@@ -59,6 +59,33 @@ def says_messages(text: str) -> bool:
     return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
 
 
+def says_turns(text: str) -> bool:
+    """Whether a text is JSON of messages by speakers that are known, or of one: also an answer, which may be JSON."""
+    start = text.lstrip()[:1]
+    if start not in ("[", "{") or ('"role"' not in text and '"from"' not in text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    turns = [value] if isinstance(value, dict) else value
+    return bool(turns) and all(isinstance(turn, dict) and _is_turn(turn) for turn in turns)
+
+
+def _is_turn(turn: Message) -> bool:
+    said = {"content", "value", "tool_calls", "function_call"} & turn.keys()
+    return bool(said) and _speaker(turn.get("role", turn.get("from"))) is not None
+
+
+def said_turns(text: str, place: Place) -> list[Message]:
+    """Messages of a text that ``says_turns``.
+
+    Raises:
+        InputError: as ``messages_of``.
+    """
+    return messages_of(text if text.lstrip()[:1] == "[" else f"[{text}]", place)
+
+
 def messages_of(value: Any, place: Place) -> list[Message]:
     """Messages with ``role`` and ``content``, and with ``learn: False`` on an assistant's that is not to be learned.
 
@@ -112,7 +139,7 @@ def _message(message: Message, place: Place) -> Message:
         if name in kept and not isinstance(kept[name], str):
             place.refuse(f"has `{name}` that is {kind_of(kept[name])}, not text")
     kept.pop("tool_calls", None)
-    if calls := calls_of(message.get("tool_calls") or message.get("function_call"), place):
+    if calls := _calls(message, place):
         if message["role"] != "assistant":
             place.refuse(f"is a turn of `{message['role']}` that calls tools", "Only an `assistant` calls tools")
         kept["tool_calls"] = calls
@@ -121,6 +148,15 @@ def _message(message: Message, place: Place) -> Message:
         kept["learn"] = False
     _name_unread(given, MESSAGE_KEYS, place)
     return kept
+
+
+def _calls(message: Message, place: Place) -> list[dict[str, Any]]:
+    """Of `tool_calls`, and of OpenAI's older `function_call`. A message that has both must say the same twice."""
+    calls, older = calls_of(message.get("tool_calls"), place), calls_of(message.get("function_call"), place)
+    named = [call["function"] for call in calls]
+    if calls and any(call["function"] not in named for call in older):
+        place.refuse("has `tool_calls` and a `function_call` that differ", "Keep one of them")
+    return calls or older
 
 
 EMPTY: tuple[Any, ...] = ("", [], {}, ())
