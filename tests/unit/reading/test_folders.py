@@ -268,3 +268,12 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert read(tmp_path)[1].line() == "1 plain texts (`text`); not read: pipe.jsonl"
+
+
+def test_many_copies_are_counted_apart(tmp_path: Path) -> None:
+    names = [name for name in COPIES if "/" not in name][:9]
+    folder_of(tmp_path, "a.jsonl", "b.jsonl", *names)
+    write(tmp_path, "x.log", "started")
+    said = read(tmp_path)[1].line()
+    assert "not read: 9 files that are copies of others (a (1).jsonl, " in said
+    assert said.endswith(" and 1 more), x.log")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
@@ -15,6 +16,7 @@ from limbeck.data.documents.messages.calls import tools_of
 from limbeck.data.documents.messages.place import Place, is_list, kind_of, parsed
 from limbeck.data.documents.messages.turns import TEXTUAL, Message, messages_of, said_turns, says_messages, says_turns
 from limbeck.data.documents.seen import UNLEARNED, Seen
+from limbeck.errors import InputError
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -72,6 +74,8 @@ class RowReader:
 
     def __init__(self, key: str, columns: Columns, text: str, seen: Seen) -> None:
         self.key, self.columns, self.text, self.seen = key, columns, text, seen
+        self.headers: list[tuple[Path, list[str]]] = []
+        self.without_rows: list[tuple[Path, list[str]]] = []
         self.guesses = not (columns.messages or columns.prompt or columns.text)
 
     def document(self, row: Any, where: str) -> Document | None:
@@ -82,6 +86,8 @@ class RowReader:
         """
         place = Place(self.key, where, self.seen.keys)
         if isinstance(row, str):  # of a text file
+            if not self.guesses or self.columns.tools:
+                place.refuse("is plain text, without columns", "Leave `columns` out, or name files of rows")
             self.seen.kinds["plain texts"] += 1
             return Document(text=row)
         if not isinstance(row, dict):
@@ -107,6 +113,32 @@ class RowReader:
             self.seen.roles.update(UNLEARNED if m["role"] == "assistant" else m["role"] for m in document.messages)
             return None
         return document
+
+    def doubt(self, what: str) -> None:
+        """As ``Told``."""
+        self.seen.notices.doubt(what)
+
+    def null(self, column: str, cell: str) -> None:
+        """As ``Told``."""
+        self.seen.nulls[cell, column] += 1
+
+    def header(self, path: Path, names: list[str], *, rows: bool) -> None:
+        """As ``Told``."""
+        (self.headers if rows else self.without_rows).append((path, names))
+
+    def finish(self) -> None:
+        """All files were read.
+
+        Raises:
+            InputError: of several CSV files, one is a single line that is no header of the others.
+        """
+        for path, names in self.without_rows:
+            if self.headers and all({*names} != {*other} for _, other in self.headers):
+                raise InputError(
+                    f"{path} is a single line, read as names of columns that no other file has",
+                    key=self.key,
+                    fix=f"Write the header before it, as in {self.headers[0][0]}; or leave the file out",
+                )
 
     def beside(self, listed: str, keys: dict[str, Any], where: str) -> None:
         """As ``Told``: what refuses a row refuses a list of rows beside it, and other keys are not read.

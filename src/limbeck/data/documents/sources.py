@@ -143,6 +143,7 @@ def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) 
     def rows(reader: RowReader) -> Rows:
         for file in named_files(source, key.rpartition(".")[0], seen.notices):
             yield from read_rows(file, key, hint, reader)
+        reader.finish()
 
     return rows
 

@@ -11,18 +11,16 @@ from typing import Any, BinaryIO
 
 from limbeck.data.reading.containers import (
     CHUNK,
-    ROW_COLUMNS,
-    Container,
     File,
     Kind,
     Rows,
     Told,
     guarded,
-    is_row,
     not_text,
     open_binary,
     recognise,
 )
+from limbeck.data.reading.contents import ROW_COLUMNS, Container, is_row
 from limbeck.data.reading.files.splits import split_named
 from limbeck.data.reading.strict import DECODER, TwiceError
 from limbeck.data.reading.tables import arrow_rows, csv_rows
@@ -42,6 +40,8 @@ def read_rows(path: Path, key: str, hint: Container | None = None, told: Told | 
     """
     file = File(path, key)
     kind = recognise(file, hint)
+    if told is not None and kind.doubt is not None:
+        told.doubt(kind.doubt)
     match kind.container:
         case "empty":
             return iter(())
@@ -50,7 +50,7 @@ def read_rows(path: Path, key: str, hint: Container | None = None, told: Told | 
         case "JSON":
             found = _json(file, kind, told)
         case "CSV" | "TSV":
-            found = csv_rows(file, kind)
+            found = csv_rows(file, kind, told)
         case "text":
             found = _text(file, kind, None)
         case _:

@@ -124,6 +124,7 @@ def chosen(folder: Path, files: Sequence[Path], key: str, notices: Notices) -> l
     if alone:
         notices.doubt(f"{alone[0]} is named as a copy of what is not beside it, and is read")
     files = [file for file in files if file not in copies]
+    notices.copies.update(str(file.relative_to(folder)) for file in copies)
     if (lacking := missing_shard(files)) is not None:
         missing, there, total = lacking
         raise RecipeError(

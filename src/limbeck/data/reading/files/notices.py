@@ -11,10 +11,12 @@ class Notices:
 
     Attributes:
         unread: of folders, the files that are not read, as paths inside them.
+        copies: those of them that are named as copies of others.
         doubts: what is read, and may not be meant; a sentence each, in the order in which they were found.
     """
 
     unread: set[str] = field(default_factory=set)
+    copies: set[str] = field(default_factory=set)
     doubts: dict[str, None] = field(default_factory=dict)
 
     def doubt(self, what: str) -> None:
