@@ -264,6 +264,15 @@ def test_files_that_are_read_without_a_word(tmp_path: Path, names: tuple[str, ..
     assert (len(found), seen.doubts()) == (len(names), [])
 
 
+def test_folders_of_texts_may_say_what_is_in_them(tmp_path: Path) -> None:
+    found, seen = read(folder_of(tmp_path, "dev-guide/a.md", "test-plan/b.md", "c.md"))
+    assert len(found) == 3
+    assert [doubt for doubt in seen.doubts() if "dev-guide/a.md" in doubt]
+    folder_of(tmp_path / "tables", "dev-guide/a.jsonl", "test-plan/b.jsonl")
+    with pytest.raises(RecipeError, match="several splits"):
+        read(tmp_path / "tables")
+
+
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.jsonl")
     os.mkfifo(tmp_path / "pipe.jsonl")

@@ -204,11 +204,11 @@ def check_splits(folder: Path, splits: Splits, key: str, fix: str, notices: Noti
     """
     names = ", ".join(sorted(splits.named))
     beside = f"a split ({names}) beside other files ({splits.others[0].name}, ...)" if splits.others else ""
-    if not splits.mixed:
-        (held_out,) = splits.named.values()
-        notices.doubt(f"{folder} may hold {beside}: {held_out[0].relative_to(folder)} is read")
-        return
     what = f"several splits ({names})" if len(splits.named) > 1 else beside
+    if not splits.mixed:
+        held_out = next(iter(splits.named.values()))
+        notices.doubt(f"{folder} may hold {what}: {held_out[0].relative_to(folder)} is read")
+        return
     raise RecipeError(f"{folder} holds {what}, which should not be mixed", key=key, fix=fix)
 
 

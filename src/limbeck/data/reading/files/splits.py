@@ -102,7 +102,7 @@ class Splits:
     Attributes:
         named: files by the split that they name.
         others: files that name none.
-        mixed: they should not be read together. False: one may be a split, by a word of its name.
+        mixed: they should not be read together. False: they may be splits, by a word of a name.
     """
 
     named: dict[str, list[Path]]
@@ -123,7 +123,9 @@ def splits_of(folder: Path, files: Sequence[Path], *, texts: bool) -> Splits | N
         if split is not None:
             named.setdefault(split.split, []).append(file)
     if len(named) > 1:
-        return Splits(named, others, mixed=True)
+        # Folders of texts may say by two words what is in them: `dev-guide/`, `test-plan/`.
+        told = any(split.whole or split.file for split in found.values() if split is not None)
+        return Splits(named, others, mixed=told or not texts or "train" in named)
     if not named or not others or "train" in named:
         return None
 
