@@ -38,8 +38,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.text", "a.txt.gz"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("a.txt", "utf-8"), ("a.md", "utf-8-sig"), ("a.txt", "utf-16"), ("a.text.gz", "utf-8")]
+)
 @pytest.mark.parametrize("form", ROWS)
 @pytest.mark.parametrize("rows", [PAIRS, LONG, LONGER], ids=["short", "long", "longer"])
 def test_rows_in_a_file_of_text(tmp_path: Path, form: str, encoding: str, name: str, rows: list[Any]) -> None:
@@ -74,6 +75,14 @@ def test_rows_in_a_file_of_text(tmp_path: Path, form: str, encoding: str, name: 
 def test_texts_that_are_none(tmp_path: Path, text: str) -> None:
     found, seen = read(write(tmp_path, "a.txt", text))
     assert ([d.text for d in found], seen.doubts()) == ([text.strip("\n")], [])
+
+
+@pytest.mark.parametrize("before", ["# rows\n", "// rows\n", "var x = ", "null\n", '"abc"\n'])
+def test_what_looks_like_json_is_doubted(tmp_path: Path, before: str) -> None:
+    found, seen = read(write(tmp_path, "a.txt", before + "\n".join(map(json.dumps, PAIRS))))
+    assert len(found) == 1
+    (doubt,) = seen.doubts()
+    assert "a.txt is read as text, and looks like rows in JSON" in doubt
 
 
 def test_a_torn_list_is_not_taken_for_text(tmp_path: Path) -> None:

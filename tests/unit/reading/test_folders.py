@@ -90,7 +90,15 @@ def test_tables_are_none_of_them(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["abc0123.incomplete/a.arrow", "tmp0k2_ab3x", "x/tmpabcdefgh", "a.jsonl.tmp/part-0", "#a.jsonl#", "b.jsonl.lock"],
+    [
+        "abc0123.incomplete/a.arrow",
+        "tmp0k2_ab3x",
+        "x/tmpabcdefgh",
+        "a.jsonl.tmp/part-0",
+        "#a.jsonl#",
+        "b.jsonl.lock",
+        "~$a.csv",
+    ],
 )
 def test_what_was_not_written_to_its_end_is_named(tmp_path: Path, name: str) -> None:
     folder_of(tmp_path, "a.jsonl", name)
@@ -103,7 +111,7 @@ COPIES = [
     "a - Copy.jsonl", "a - Copy (2).jsonl", "a copy.jsonl", "a copy 2.jsonl", "a (1).jsonl", "a(2).jsonl",
     "a.orig.jsonl", "a.backup.jsonl", "a_backup.jsonl", "a-old.jsonl", "a.bak2.jsonl", "Copy of a.jsonl",
     "a (conflicted copy 2026-11-28).jsonl", "a (Ann's conflicted copy 2026-11-28).jsonl",
-    "a.sync-conflict-20261128-101010-ABCDEFG.jsonl", "backup/a.jsonl", "old/a.jsonl", "Backups/a.jsonl",
+    "a.sync-conflict-20261128-101010-ABCDEFG.jsonl", "backup/a.jsonl", "old/a.jsonl", "Backups/a.jsonl", "a.jsonl.1",
 ]  # fmt: skip
 
 
@@ -116,7 +124,9 @@ def test_copies_beside_their_originals_are_left_out(tmp_path: Path, copy: str) -
     assert len(read(tmp_path / copy)[0]) == 1
 
 
-@pytest.mark.parametrize("copy", [name for name in COPIES if "(1)" not in name and "(2)." not in name])
+@pytest.mark.parametrize(
+    "copy", [name for name in COPIES if "(1)" not in name and "(2)." not in name and "l.1" not in name]
+)
 def test_a_copy_of_what_is_not_there_is_doubted(tmp_path: Path, copy: str) -> None:
     folder_of(tmp_path, "b.jsonl", copy)
     found, seen = read(tmp_path)
@@ -182,7 +192,7 @@ def test_whole_sets(tmp_path: Path, names: tuple[str, ...]) -> None:
 # --------------------------------------------------------------------------------------------------------- splits
 
 HELD_OUT = ["held_out", "held-out", "hold_out", "HeldOut", "heldout", "tests", "evals", "devtest", "testdev",
-            "evaluations", "test-set", "validations", "HOLD-OUT"]  # fmt: skip
+            "evaluations", "test-set", "datatest", "validations", "HOLD-OUT"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HELD_OUT)

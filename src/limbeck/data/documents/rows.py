@@ -44,7 +44,7 @@ MEDIA = ("images", "image", "audio", "audios", "videos", "video")
 ABOVE = frozenset((
     *SYSTEM, "system_message", "system_instruction", "instruction", "instructions", "preamble", "persona", "history",
     "tools", "functions", "input", "inputs", "context", "contexts", "document", "documents", "passage", "passages",
-    "article", "body", "story", "background", "attachments", "files",
+    "article", "body", "definition", "story", "background", "attachments", "files",
 ))  # fmt: skip
 """Keys beside a list of rows that say something to a model, and of which each row would have to say it."""
 ONE_CONVERSATION = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|session|chat)_?id")
@@ -227,12 +227,13 @@ class RowReader:
             self._unknown(row, asked, place)
         if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
-        if _is_half(row, lacks):
+        half = _is_half(row, lacks)
+        if half and not _whole_pair(row, lacks):
             return None
-        if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
+        if not half and all(isinstance(row.get(name), str) for name in FIRST_PAIR):
             self._check_pair(row, place)
             return self._pair(row, FIRST_PAIR, place)
-        if isinstance(row.get(self.text), str):
+        if isinstance(row.get(self.text), str) and not half:
             return self._plain(row, self.text)
         if conversation := next((name for name in CONVERSATIONS if is_list(row.get(name))), None):
             return self._conversation(row, conversation, place)
@@ -402,19 +403,27 @@ def _blank(value: Any) -> bool:
 
 
 def _is_half(row: dict[str, Any], lacks: set[str]) -> bool:
-    """Whether a row has a prompt or its response and lacks the other: no text beside it stands for both."""
-    there = [name for name in FIRST_PAIR if name in row]
-    return len(there) == 1 and isinstance(row[there[0]], str) and {*FIRST_PAIR} <= lacks | {*there}
+    """Whether a row has a prompt or its response and lacks the other, or has a blank there. No text beside it stands
+    for both; another pair may."""
+    said = [name for name in FIRST_PAIR if isinstance(row.get(name), str) and not _blank(row[name])]
+    return len(said) == 1 and all(name in said or name in lacks or _blank(row.get(name)) for name in FIRST_PAIR)
+
+
+def _whole_pair(row: dict[str, Any], lacks: set[str]) -> tuple[str, str] | None:
+    """The first pair that a row has without blanks; null is blank, and the prompt of a completion may be."""
+    if CONTINUED[0] in lacks and isinstance(row.get(CONTINUED[1]), str):
+        row = {CONTINUED[0]: "", **row}
+
+    def is_whole(pair: tuple[str, str]) -> bool:
+        return not any(_blank(row[name]) for name in (pair[1:] if pair == CONTINUED else pair))
+
+    return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row and is_whole(pair)), None)
 
 
 def _pair_in(row: dict[str, Any], lacks: set[str]) -> tuple[str, str] | None:
-    """The first pair that a row has; one without blanks before others. Null is blank, and the prompt of a completion
-    may be."""
-    there = [pair for pair in PAIRS if pair[0] in row and pair[1] in row]
-    if CONTINUED[0] in lacks and isinstance(row.get(CONTINUED[1]), str):
-        there.append(CONTINUED)
-    whole = [pair for pair in there if not any(_blank(row.get(name)) for name in pair)]
-    return next(iter(whole or there), None)
+    """The first pair that a row has; one without blanks before others."""
+    there = (pair for pair in PAIRS if pair[0] in row and pair[1] in row)
+    return _whole_pair(row, lacks) or next(there, None)
 
 
 def _says_turns(prompt: str) -> bool:

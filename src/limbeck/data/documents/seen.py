@@ -87,7 +87,7 @@ def _files(notices: Notices) -> str:
         first = f"{counted(len(copies), 'file')} that {'is a copy' if len(copies) == 1 else 'are copies'} of others"
         return f"{first} ({_listed(copies)}){f', {others}' if others else ''}"
     hidden = {name for name in names if any(part.startswith(".") for part in PurePath(name).parts)}
-    said = [f"{len(hidden):,} hidden files"] if hidden else []
+    said = [counted(len(hidden), "hidden file")] if hidden else []
     if shown := names - hidden:
         endings = Counter(PurePath(name).suffix or PurePath(name).name for name in shown)
         named = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])

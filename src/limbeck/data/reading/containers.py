@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from limbeck.data.reading.contents import Container, json_in, table_in
+from limbeck.data.reading.contents import Container, json_in, looks_like_rows, table_in
 from limbeck.data.reading.streams import Streams
 from limbeck.errors import InputError
 
@@ -188,6 +188,9 @@ def recognise(file: File, hint: Container | None = None) -> Kind:
             return Kind("TSV" if table.delimiter == "\t" else "CSV", compression, encoding, table.delimiter)
         names = ", ".join(f"`{name}`" for name in table.names[:3])
         doubt = f"{file.path} is read as text, and looks like a table ({names}); name it .csv or .tsv if it is one"
+        return Kind(container, compression, encoding, doubt=doubt)
+    if container == "text" and hint is None and looks_like_rows(text):
+        doubt = f"{file.path} is read as text, and looks like rows in JSON; write one object a line, or one list"
         return Kind(container, compression, encoding, doubt=doubt)
     first = text.lstrip("\r\n").partition("\n")[0]
     return Kind(container, compression, encoding, _delimiter(container, first))

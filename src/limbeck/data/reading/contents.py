@@ -15,6 +15,7 @@ Container = Literal["json lines", "JSON", "CSV", "TSV", "Parquet", "Arrow file",
 _KEY = r'\{\s*"(?P<key>[^"\\]{1,64})"\s*:'
 _OPENS_ROW = re.compile(rf"(\[\s*)?{_KEY}")
 _OPENS_LIST = re.compile(rf'{_KEY}\s*\[\s*\{{\s*"')
+_LINE = re.compile(rf"[^\"{{]{{0,20}}{_KEY}")
 _DECODER = json.JSONDecoder()
 
 
@@ -95,6 +96,12 @@ ROW_COLUMNS = frozenset(
      "instruction", "question", "answer", "query", "chosen", "rejected", "tools", "functions")
 )  # fmt: skip
 """An object with one of these is a row."""
+
+
+def looks_like_rows(text: str) -> bool:
+    """Whether an object with a column that is known begins one of the first lines of a text."""
+    found = (_LINE.match(line) for line in text[:4096].splitlines()[:_LINES])
+    return any(line is not None and line["key"] in ROW_COLUMNS for line in found)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ _AFTER = re.compile(
     r"| ?\([^()]*conflicted copy[^()]*\)|\.sync-conflict-.+)",
     re.IGNORECASE,
 )
+_ROTATED = re.compile(r"(?P<name>.+\.[a-z]+)\.\d{1,3}", re.IGNORECASE)
+"""An older state of a file, as tools number them: ``a.jsonl.1``."""
 _NUMBERED = re.compile(r"(?P<name>.+?) ?\(\d+\)")
 """What a browser writes beside a file that is there. By itself, files may be numbered so."""
 
@@ -38,6 +40,8 @@ def _originals(path: PurePath, *, numbered: bool) -> Iterator[PurePath]:
     for at, part in enumerate(path.parts):
         last = at == len(path.parts) - 1
         stem, ending = _cut(part) if last else (part, "")
+        if last and numbered and (found := _ROTATED.fullmatch(part)):
+            yield PurePath(*path.parts[:at], found["name"])
         for name in _names(stem, numbered=numbered):
             yield PurePath(*path.parts[:at], f"{name}{ending}", *path.parts[at + 1 :])
         if not last and part.lower() in _FOLDERS:

@@ -20,7 +20,9 @@ from limbeck.errors import InputError, RecipeError
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that lie beside data and are none."""
 _PROSE_ABOUT = ("README", "LICENSE", "CHANGELOG")
-_LEFT = re.compile(r"(\.(bak|old|orig|tmp|temp|swp|part|partial|incomplete|crdownload|lock)|~)$|^#.*#$", re.IGNORECASE)
+_LEFT = re.compile(
+    r"(\.(bak|old|orig|tmp|temp|swp|part|partial|incomplete|crdownload|lock)|~)$|^#.*#$|^~\$", re.IGNORECASE
+)
 """Names of copies and of what was not written to its end, of files and of folders."""
 _TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}")
 """Files of Python's ``tempfile``: caches of `datasets` while they are written."""

@@ -42,7 +42,7 @@ def split_named(name: str) -> str | None:
 
 
 def _split(word: str) -> str | None:
-    stems = (word, *(word.removesuffix(end) for end in _BESIDE))
+    stems = (word, *(word.removesuffix(end) for end in _BESIDE), *(word.removeprefix(end) for end in _BESIDE))
     return next((_SPLITS[stem] for stem in stems if stem in _SPLITS), None)
 
 
