@@ -17,7 +17,15 @@ from limbeck.data.documents.messages.place import without_nulls
 from limbeck.data.documents.rows import RowReader
 from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.data.reading.containers import Container, Rows
-from limbeck.data.reading.files.folders import check_splits, chosen, files_below, files_of, matching, set_aside
+from limbeck.data.reading.files.folders import (
+    check_splits,
+    chosen,
+    files_below,
+    files_of,
+    library_files,
+    matching,
+    set_aside,
+)
 from limbeck.data.reading.files.notices import Notices
 from limbeck.data.reading.files.splits import splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
@@ -202,11 +210,7 @@ def _hub(source: HubSource, key: str) -> Rows:
 def _stdlib(source: StdlibSource) -> Iterator[Document]:
     """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if skip & set(inside.parts):
-            continue
+    for path in library_files(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
@@ -219,7 +223,7 @@ def _stdlib(source: StdlibSource) -> Iterator[Document]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
 
 
