@@ -385,7 +385,7 @@ def test_a_plan_fits_a_terminal(tmp_path: Path, raw: dict[str, Any], llama: dict
     }
     plan = planned(raw)
     lines = list(show_plan(plan))
-    assert all(len(line) <= WIDTH or str(tmp_path) in line for line in lines)  # a path stays whole
+    assert all(len(line) <= WIDTH or "/" in line for line in lines)  # a path stays whole
     text = "\n".join(lines)
     for said in ("teacher ", "a-rather-long-name ", "layers 0, 1", "training ", "memory ", "disk ", ": new"):
         assert said in text

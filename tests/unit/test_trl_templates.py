@@ -20,7 +20,8 @@ from limbeck.data.chat.answers import Rendered, find_answers
 from limbeck.data.chat.encode import encode, template_facts
 from limbeck.data.chat.templates import Template, in_parts
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.rows import RowReader, Seen
+from limbeck.data.documents.rows import RowReader
+from limbeck.data.documents.seen import Seen
 from limbeck.errors import InputError
 from limbeck.recipe import Columns
 from tests.unit.test_chat_turns import check_labels, in_any_order

@@ -10,7 +10,7 @@ from rich.text import Text
 from limbeck.data.chat.encode import MARK, WORDS, Encoded, encode_batch, template_facts
 from limbeck.data.documents.control import Control
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.seen import Seen
 from limbeck.data.documents.sources import first_documents
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import run_tokenizer
@@ -41,6 +41,8 @@ def show_data(recipe: Recipe, count: int, console: Console) -> None:
         console.print(Text.assemble((key, "bold"), f", first documents: {here.line()}"))
         if left_out := here.left_out():
             console.print(Text(f"  left out: {left_out}", "yellow"))
+        for doubt in here.doubts():
+            console.print(Text(f"! {key}: {doubt}", "yellow"))
     duplicates = len(found) - len({document.key for _, document in found})
     if duplicates:
         console.print(Text(f"{duplicates:,} of them are duplicates: a run keeps one of equal documents", "yellow"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import datetime
+import hashlib
 import json
 import os
 from collections import Counter, deque
@@ -84,7 +85,7 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.documents = self.tokens = self.labels = 0
+        self.documents = self.tokens = self.labels = self.left_out = 0
         self.remarks: Counter[str] = Counter()
         self._go_on()
         self.files = {name: self._path(name).open("ab") for name in _COLUMNS}
@@ -107,12 +108,13 @@ class _Writer:
         while marks:
             state = json.loads(marks[-1])
             self.documents, self.tokens, self.labels = (state[name] for name in ("documents", "tokens", "labels"))
+            self.left_out = state.get("left_out", 0)  # older versions left none out
             self.remarks = Counter(state["remarks"])
             if all(there[name] >= size for name, size in self._sizes().items()):
                 break
             marks.pop()
         else:
-            self.documents = self.tokens = self.labels = 0
+            self.documents = self.tokens = self.labels = self.left_out = 0
             self.remarks = Counter()
         write_whole(self.folder / "marks.jsonl", "".join(marks))
         for name, size in self._sizes().items():
@@ -133,7 +135,8 @@ class _Writer:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        state = {"documents": self.documents, "tokens": self.tokens, "labels": self.labels, "remarks": self.remarks}
+        counts = {name: getattr(self, name) for name in ("documents", "tokens", "labels", "left_out")}
+        state = {**counts, "remarks": self.remarks}
         with (self.folder / "marks.jsonl").open("a") as marks:
             marks.write(json.dumps(state) + "\n")
             marks.flush()
@@ -172,6 +175,11 @@ def open_corpus(folder: Path) -> Corpus:
     ids = np.zeros(0, np.uint32) if empty else np.memmap(folder / "ids.bin", np.uint32, "r")
     loss_mask = np.zeros(0, np.uint8) if empty else np.memmap(folder / "loss_mask.bin", np.uint8, "r")
     return Corpus(ids, loss_mask, starts, lengths, n_bytes, keys)
+
+
+def left_out_of(folder: Path) -> int:
+    """How many documents were left out of a finished corpus folder."""
+    return int(json.loads((folder / "manifest.json").read_text()).get("left_out", 0))
 
 
 def holdout_count(keys: np.ndarray, share: float) -> int:
@@ -260,11 +268,33 @@ class Encoder:
             yield numbers, documents
 
 
+class Twins:
+    """Documents of a corpus by their tokens.
+
+    Documents that differ can have the same tokens: a template strips the newline at the end of one, or writes no ids of
+    calls. Held out, such a document would be measured after it was learned.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        digests = (_digest(corpus.document(d)[0]) for d in range(len(corpus)))
+        self.digests = np.sort(np.fromiter(digests, np.uint64, len(corpus)))
+
+    def __contains__(self, encoded: Encoded) -> bool:
+        digest = _digest(np.asarray(encoded.ids, np.uint32))
+        at = int(np.searchsorted(self.digests, digest))
+        return at < len(self.digests) and bool(self.digests[at] == digest)
+
+
+def _digest(ids: np.ndarray) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
+
+
 def write_corpus(
     folder: Path,
     encoder: Encoder,
     documents: range,
     enough: Enough | None = None,
+    is_left_out: Callable[[int, Encoded], bool] = lambda number, encoded: False,
     progress: Callable[[int, int], None] = lambda n, n_bytes: None,
 ) -> Counter[str]:
     """Tokenise documents of a spool into ``folder``, by hash, and stop after the block that brings enough.
@@ -274,6 +304,7 @@ def write_corpus(
     Args:
         documents: which, as numbers by hash.
         enough: None: all of them.
+        is_left_out: whether a document is, of its number by hash and its tokens; it must always say the same.
         progress: is told of documents, and of the bytes that they take in the spool.
 
     Returns:
@@ -290,17 +321,21 @@ def write_corpus(
     def is_enough() -> bool:
         return enough is not None and writer.labels >= enough.labels and writer.documents >= enough.documents
 
-    first = documents.start + writer.documents
-    progress(writer.documents, int(sizes[documents.start : first].sum()))
+    first = documents.start + writer.documents + writer.left_out
+    progress(first - documents.start, int(sizes[documents.start : first].sum()))
     if not is_enough():
         for block in encoder.blocks(first, documents.stop):
             for number, encoded in block:
-                writer.add(encoded, int(encoder.spool.keys[number]))
+                if is_left_out(number, encoded):
+                    writer.left_out += 1
+                else:
+                    writer.add(encoded, int(encoder.spool.keys[number]))
                 progress(1, int(sizes[number]))
             writer.mark()
             if is_enough():
                 break
-    writer.close({"remarks": dict(sorted(writer.remarks.items()))})
+    left_out = {"left_out": writer.left_out} if writer.left_out else {}
+    writer.close({"remarks": dict(sorted(writer.remarks.items())), **left_out})
     return writer.remarks
 
 

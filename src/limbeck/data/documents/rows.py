@@ -6,22 +6,17 @@ answer, as strings or lists of messages; plain text. What a row asks for and lim
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import PurePath
+import json
+import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.messages import (
-    Message,
-    Place,
-    is_list,
-    kind_of,
-    messages_of,
-    printable,
-    says_messages,
-    tools_of,
-)
+from limbeck.data.documents.messages.calls import tools_of
+from limbeck.data.documents.messages.place import Place, is_list, kind_of, parsed
+from limbeck.data.documents.messages.turns import TEXTUAL, Message, messages_of, said_turns, says_messages, says_turns
+from limbeck.data.documents.seen import UNLEARNED, Seen
+from limbeck.errors import InputError
 from limbeck.recipe import Columns
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
@@ -45,68 +40,26 @@ WANTED = ("label", "kto_tag")
 ROW_ASKS = ("mask_history", "train_on_inputs", "train_on_input", "train_on_prompt", "history_mask")
 """Keys by which a row asks to be learned in another way than limbeck does."""
 MEDIA = ("images", "image", "audio", "audios", "videos", "video")
-UNLEARNED = "assistant marked as not to be learned"
-NAMED = 8  # unread columns that are named
+
+ABOVE = frozenset((
+    *SYSTEM, "system_message", "system_instruction", "instruction", "instructions", "preamble", "persona", "history",
+    "tools", "functions", "input", "inputs", "context", "contexts", "document", "documents", "passage", "passages",
+    "article", "body", "definition", "story", "background", "attachments", "files",
+))  # fmt: skip
+"""Keys beside a list of rows that say something to a model, and of which each row would have to say it."""
+ONE_CONVERSATION = re.compile(r"(dialog(ue)?|conv(ersation)?|thread|session|chat)_?id")
+TURNS = frozenset((
+    "turns", "utterances", "exchanges", "rounds", "comments", "replies", "chat", "thread", "dialog_turns", "dialogs",
+    "dialogues", "posts",
+))  # fmt: skip
+"""Names of lists of what is said one after another."""
+PARTS = frozenset((
+    "paragraphs", "sections", "segments", "chunks", "lines", "pages", "steps", "sentences", "parts", "cells",
+))  # fmt: skip
+"""Names of lists of parts of one text, where something stands beside them."""
 
 Found = tuple[str, Document, set[str]]
 """What was recognised, the document, and the columns that were read."""
-
-
-@dataclass
-class Seen:
-    """What was recognised in a source.
-
-    Attributes:
-        kinds: how many rows of which shape.
-        unread: columns that nothing was read from.
-        keys: keys of messages that nothing was read from.
-        files: of a folder, files that are not read.
-        empty: rows whose text, question or answer is empty; they are left out.
-        silent: conversations in which there is nothing to learn; they are left out.
-        roles: who speaks in those.
-    """
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    unread: set[str] = field(default_factory=set)
-    keys: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-    empty: int = 0
-    silent: int = 0
-    roles: set[str] = field(default_factory=set)
-
-    def line(self) -> str:
-        """What was read, in a line."""
-        kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common()) or "nothing"
-        columns = {name or "a column without a name" for name in self.unread}
-        unread = ", ".join(listed for listed in (_listed(columns), _files(self.files)) if listed)
-        said = [kinds, f"not read: {unread}" if unread else "", _listed(self.keys, "not read in messages: ")]
-        return printable("; ".join(filter(None, said)))
-
-    def left_out(self) -> str | None:
-        """What was left out, in a line; None: nothing."""
-        parts = []
-        if self.silent:
-            roles = ", ".join(sorted(self.roles)[:5])
-            what = "that are to be learned " if UNLEARNED in self.roles else ""
-            parts.append(f"{self.silent:,} of its conversations hold no words of an `assistant` {what}(roles: {roles})")
-        if self.empty:
-            parts.append(f"{self.empty:,} of its rows hold no text, no question or no answer")
-        return printable(", and ".join(parts)) or None
-
-
-def _listed(names: set[str], before: str = "") -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{before}{', '.join(sorted(names)[:NAMED])}{more}"
-
-
-def _files(names: set[str]) -> str:
-    if len(names) <= 3:
-        return ", ".join(sorted(names))
-    endings = Counter(PurePath(name).suffix or PurePath(name).name for name in names)
-    shown = ", ".join(sorted(endings, key=lambda ending: (-endings[ending], ending))[:NAMED])
-    return f"{len(names):,} files ({shown}{', …' if len(endings) > NAMED else ''})"
 
 
 class RowReader:
@@ -121,6 +74,8 @@ class RowReader:
 
     def __init__(self, key: str, columns: Columns, text: str, seen: Seen) -> None:
         self.key, self.columns, self.text, self.seen = key, columns, text, seen
+        self.headers: list[tuple[Path, list[str]]] = []
+        self.without_rows: list[tuple[Path, list[str]]] = []
         self.guesses = not (columns.messages or columns.prompt or columns.text)
 
     def document(self, row: Any, where: str) -> Document | None:
@@ -131,6 +86,8 @@ class RowReader:
         """
         place = Place(self.key, where, self.seen.keys)
         if isinstance(row, str):  # of a text file
+            if not self.guesses or self.columns.tools:
+                place.refuse("is plain text, without columns", "Leave `columns` out, or name files of rows")
             self.seen.kinds["plain texts"] += 1
             return Document(text=row)
         if not isinstance(row, dict):
@@ -156,6 +113,59 @@ class RowReader:
             self.seen.roles.update(UNLEARNED if m["role"] == "assistant" else m["role"] for m in document.messages)
             return None
         return document
+
+    def doubt(self, what: str) -> None:
+        """As ``Told``."""
+        self.seen.notices.doubt(what)
+
+    def null(self, column: str, cell: str) -> None:
+        """As ``Told``."""
+        self.seen.nulls[cell, column] += 1
+
+    def header(self, path: Path, names: list[str], *, rows: bool) -> None:
+        """As ``Told``."""
+        (self.headers if rows else self.without_rows).append((path, names))
+
+    def finish(self) -> None:
+        """All files were read.
+
+        Raises:
+            InputError: of several CSV files, one is a single line that is no header of the others.
+        """
+        for path, names in self.without_rows:
+            if self.headers and all({*names} != {*other} for _, other in self.headers):
+                raise InputError(
+                    f"{path} is a single line, read as names of columns that no other file has",
+                    key=self.key,
+                    fix=f"Write the header before it, as in {self.headers[0][0]}; or leave the file out",
+                )
+
+    def beside(self, listed: str, keys: dict[str, Any], where: str) -> None:
+        """As ``Told``: what refuses a row refuses a list of rows beside it, and other keys are not read.
+
+        Raises:
+            InputError: the rows would be without something that is said to a model, or are parts of one document.
+        """
+        place = Place(self.key, where, self.seen.keys)
+        given = {name: value for name, value in keys.items() if value not in NOTHING and not _blank(value)}
+        if listed.lower() in TURNS or (given and listed.lower() in PARTS):
+            place.refuse(
+                f"holds one document in parts (`{listed}`), which would be read as rows that have nothing to do with "
+                "each other",
+                "Write each document as one row (`messages` or `text`), or independent rows as a list by itself",
+            )
+        self._check(given, place)
+        self._check_flags(given, set(), place)
+        named = self.columns
+        read = {*ABOVE, named.text, named.messages, named.prompt, named.response, named.tools, self.text}
+        for name, value in given.items():
+            said = not isinstance(value, int | float) and (name.lower() in read or name in read)
+            if said or ONE_CONVERSATION.fullmatch(name.lower()):
+                place.refuse(
+                    f"has `{name}` beside its list of rows (`{listed}`), which would be left out",
+                    "Write it into each row where it says something, or remove it",
+                )
+        self.seen.unread |= given.keys()
 
     def _check(self, row: dict[str, Any], place: Place) -> None:
         if {"chosen", "rejected"} <= set(row) and self.guesses:
@@ -217,16 +227,20 @@ class RowReader:
             self._unknown(row, asked, place)
         if isinstance(row.get("messages"), list) and row["messages"]:
             return self._conversation(row, "messages", place)
-        if all(isinstance(row.get(name), str) for name in FIRST_PAIR):
+        half = _is_half(row, lacks)
+        if half and not _whole_pair(row, lacks):
+            return None
+        if not half and all(isinstance(row.get(name), str) for name in FIRST_PAIR):
             self._check_pair(row, place)
             return self._pair(row, FIRST_PAIR, place)
-        if isinstance(row.get(self.text), str):
+        if isinstance(row.get(self.text), str) and not half:
             return self._plain(row, self.text)
         if conversation := next((name for name in CONVERSATIONS if is_list(row.get(name))), None):
             return self._conversation(row, conversation, place)
         if isinstance(row.get("instruction"), str) and any(isinstance(row.get(name), str) for name in OUTPUTS):
             return self._alpaca(row, place)
-        if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
+        if pair := _pair_in(row, lacks):
+            row = {pair[0]: "", **row}
             self._check_pair(row, place)
             return self._pair(row, pair, place)
         if {self.text, *CONVERSATIONS} & lacks or any(
@@ -319,7 +333,8 @@ class RowReader:
             )
 
     def _alpaca(self, row: dict[str, Any], place: Place) -> Found | None:
-        output = next(name for name in OUTPUTS if isinstance(row.get(name), str))
+        outputs = [name for name in OUTPUTS if isinstance(row.get(name), str)]
+        output = next((name for name in outputs if not _blank(row[name])), outputs[0])
         used = {"instruction", output} | ({*INPUTS} & set(row))
         asked = [row["instruction"]]
         for name in INPUTS:
@@ -330,7 +345,7 @@ class RowReader:
         question = "\n\n".join(part for part in asked if part.strip())
         if not row[output].strip() or not question:
             return None
-        said = [*self._history(row, used, place), *_says("user", question), *_says("assistant", row[output])]
+        said = [*self._history(row, used, place), *_says("user", question), *_answered(row[output], output, place)]
         messages = self._told(row, said, used, place)
         tools = self._tools(row, used, place)
         shown = ("instruction", *(name for name in INPUTS if name in row), output)
@@ -345,8 +360,7 @@ class RowReader:
             if not isinstance(value, str | list):
                 place.refuse(f"has a `{name}` that is {kind_of(value)}, not text and no list of messages")
         tools = self._tools(row, used, place)
-        # An answer may be JSON itself: it is taken for messages only after a prompt that is.
-        if isinstance(prompt, list) or isinstance(answer, list) or says_messages(prompt):
+        if not isinstance(prompt, str) or not isinstance(answer, str) or _says_turns(prompt) or says_turns(answer):
             self._refuse_history(row, place)
             messages = self._told(row, self._turns(prompt, answer, pair, place), used, place)
             kind = self._kind(f"{kind} of messages", row, used)
@@ -372,21 +386,65 @@ class RowReader:
         """Only the answer is learned: what an assistant says in the prompt is given."""
 
         def turns(value: Any, name: str, role: str) -> list[Message]:
+            if isinstance(value, str) and says_turns(value):
+                return said_turns(value, place.inside(f"`{name}`"))
+            # An answer may be JSON itself: with speakers that are not known only after a prompt that is messages.
             if isinstance(value, str) and not says_messages(value):
                 return _says(role, value)
             return messages_of(value, place.inside(f"`{name}`"))
 
         asked, said = turns(prompt, pair[0], "user"), turns(answer, pair[1], "assistant")
-        if said and said[0]["role"] in ("system", "user"):
-            place.refuse(
-                f"has a `{pair[1]}` that begins with a turn of `{said[0]['role']}`",
-                f"If it is the whole conversation, write `columns: {{messages: {pair[1]}}}`",
-            )
+        _check_answer(said, pair[1], place)
         return [*({**m, "learn": False} if m["role"] == "assistant" else m for m in asked), *said]
 
 
 def _blank(value: Any) -> bool:
     return isinstance(value, str) and (not value or value.isspace())
+
+
+def _is_half(row: dict[str, Any], lacks: set[str]) -> bool:
+    """Whether a row has a prompt or its response and lacks the other, or has a blank there. No text beside it stands
+    for both; another pair may."""
+    said = [name for name in FIRST_PAIR if isinstance(row.get(name), str) and not _blank(row[name])]
+    return len(said) == 1 and all(name in said or name in lacks or _blank(row.get(name)) for name in FIRST_PAIR)
+
+
+def _whole_pair(row: dict[str, Any], lacks: set[str]) -> tuple[str, str] | None:
+    """The first pair that a row has without blanks; null is blank, and the prompt of a completion may be."""
+    if CONTINUED[0] in lacks and isinstance(row.get(CONTINUED[1]), str):
+        row = {CONTINUED[0]: "", **row}
+
+    def is_whole(pair: tuple[str, str]) -> bool:
+        return not any(_blank(row[name]) for name in (pair[1:] if pair == CONTINUED else pair))
+
+    return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row and is_whole(pair)), None)
+
+
+def _pair_in(row: dict[str, Any], lacks: set[str]) -> tuple[str, str] | None:
+    """The first pair that a row has; one without blanks before others."""
+    there = (pair for pair in PAIRS if pair[0] in row and pair[1] in row)
+    return _whole_pair(row, lacks) or next(there, None)
+
+
+def _says_turns(prompt: str) -> bool:
+    return says_messages(prompt) or says_turns(prompt)
+
+
+def _check_answer(said: list[Message], name: str, place: Place) -> None:
+    if said and said[0]["role"] in ("system", "user"):
+        place.refuse(
+            f"has a `{name}` that begins with a turn of `{said[0]['role']}`",
+            f"If it is the whole conversation, write `columns: {{messages: {name}}}`",
+        )
+
+
+def _answered(text: str, name: str, place: Place) -> list[Message]:
+    """An answer that is text, or messages in JSON."""
+    if not says_turns(text):
+        return _says("assistant", text)
+    said = said_turns(text, place.inside(f"`{name}`"))
+    _check_answer(said, name, place)
+    return said
 
 
 def _says(role: str, content: str) -> list[Message]:
@@ -395,6 +453,8 @@ def _says(role: str, content: str) -> list[Message]:
 
 def _system(value: Any, name: str, place: Place) -> str:
     """The text of a column that stands for a system message: a text, or messages or parts of one."""
+    if isinstance(value, str) and (says_turns(value) or _says_parts(value)):
+        value = parsed(value, place.inside(f"`{name}`"))
     if value in NOTHING or isinstance(value, str):
         return value if isinstance(value, str) and value.strip() else ""
     inside = place.inside(f"`{name}`")
@@ -407,6 +467,17 @@ def _system(value: Any, name: str, place: Place) -> str:
     if any(message["role"] != "system" for message in messages) or len(messages) != 1:
         place.refuse(f"has a `{name}` that is not one message of the `system`", "Write its text")
     return str(messages[0]["content"])
+
+
+def _says_parts(text: str) -> bool:
+    """Whether a text is JSON of parts of text."""
+    if not is_list(text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(part, dict) and part.get("type") in TEXTUAL for part in value)
 
 
 def _number(value: Any) -> float | None:

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import ast
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from limbeck.data.documents.document import Document
-from limbeck.data.documents.messages import without_nulls
-from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
+from limbeck.data.documents.messages.place import without_nulls
+from limbeck.data.documents.rows import RowReader
+from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.data.reading.containers import Container, Rows
-from limbeck.data.reading.folders import beside, files_of, library_files, refuse_splits, set_aside, splits_of
+from limbeck.data.reading.files.folders import (
+    check_splits,
+    chosen,
+    files_below,
+    files_of,
+    library_files,
+    matching,
+    set_aside,
+)
+from limbeck.data.reading.files.notices import Notices
+from limbeck.data.reading.files.splits import splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
@@ -78,17 +89,17 @@ def _nothing(seen: Seen) -> str:
     return f"holds no document: {left_out}" if left_out else "holds no document"
 
 
-def named_files(source: Source, key: str, unread: set[str] | None = None) -> list[Path]:
-    """The files that a source reads; none for one that is no file. ``unread``: filled as by ``files_of``."""
+def named_files(source: Source, key: str, notices: Notices | None = None) -> list[Path]:
+    """The files that a source reads; none for one that is no file. ``notices``: filled as by ``files_of``."""
     match source:
         case FilesSource(files=named):
-            return files_of(named, f"{key}.files", unread)
+            return files_of(named, f"{key}.files", notices)
         case JsonlSource(jsonl=named):
-            return files_of(named, f"{key}.jsonl", unread)
+            return files_of(named, f"{key}.jsonl", notices)
         case ParquetSource(parquet=named):
-            return files_of(named, f"{key}.parquet", unread)
+            return files_of(named, f"{key}.parquet", notices)
         case TextSource():
-            return _text_files(source, key, unread)
+            return _text_files(source, key, notices)
     return []
 
 
@@ -111,7 +122,7 @@ def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
         case TextSource():
             return _counted(_text(source, key, seen), seen, "plain texts")
         case HubSource():
-            return _table(_hub(source, key), source, key, seen)
+            return _table(lambda _: _hub(source, key), source, key, seen)
         case StdlibSource():
             return _counted(_stdlib(source), seen, f"of the standard library's {source.stdlib}")
         case FilesSource():
@@ -128,40 +139,51 @@ def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Docum
         yield document
 
 
-def _table(rows: Rows, source: Any, key: str, seen: Seen) -> Iterator[Document]:
+def _table(rows: Callable[[RowReader], Rows], source: Any, key: str, seen: Seen) -> Iterator[Document]:
     reader = RowReader(key, source.columns, source.field, seen)
-    for row, where in rows:
+    for row, where in rows(reader):
         document = reader.document(row, where)
         if document is not None:
             yield document
 
 
-def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Rows:
-    for file in named_files(source, key.rpartition(".")[0], seen.files):
-        yield from read_rows(file, key, hint)
+def _files(source: Source, key: str, seen: Seen, hint: Container | None = None) -> Callable[[RowReader], Rows]:
+    def rows(reader: RowReader) -> Rows:
+        for file in named_files(source, key.rpartition(".")[0], seen.notices):
+            yield from read_rows(file, key, hint, reader)
+        reader.finish()
+
+    return rows
 
 
-def _text_files(source: TextSource, key: str, unread: set[str] | None = None) -> list[Path]:
-    path = Path(source.text).expanduser()
+def _text_files(source: TextSource, key: str, notices: Notices | None = None) -> list[Path]:
+    notices = notices if notices is not None else Notices()
+    path, key = Path(source.text).expanduser(), f"{key}.text"
     if not path.exists():
-        return files_of(source.text, f"{key}.text")
+        return files_of(source.text, key, notices)
+    if not path.is_dir():
+        return [path]
+    everything = files_below(path, key, notices)
     try:
-        found = sorted(p for p in path.glob(source.glob) if p.is_file()) if path.is_dir() else [path]
+        listed = sorted(path.glob(source.glob))
     except (ValueError, NotImplementedError) as error:
         raise RecipeError(
-            f"{source.glob!r} is no pattern ({error})", key=f"{key}.glob", fix='Write "**/*.txt"'
+            f"{source.glob!r} is no pattern ({error})", key=key.replace(".text", ".glob"), fix='Write "**/*.txt"'
         ) from None
-    if source.glob == ALL_TEXTS and path.is_dir():
-        found = [p for p in found if not set_aside(p, path)]
-    if source.glob == ALL_TEXTS and path.is_dir() and (splits := splits_of(path, found)):
-        refuse_splits(path, splits, f"{key}.text", 'Say which with `glob:`, as in "train/**/*.txt"; "**/*.*" is all')
-    if unread is not None and path.is_dir():
-        unread.update(str(p.relative_to(path)) for p in {*beside(path)} - {*found})
+    if source.glob != ALL_TEXTS:
+        found = matching(source.glob, listed, key, notices)
+    else:
+        found = chosen(path, [p for p in listed if p.is_file() and not set_aside(p, path)], key, notices)
+        if (splits := splits_of(path, found, texts=True)) is not None:
+            fix = 'Say which with `glob:`, as in "train/**/*.txt"; "**/*.*" is all'
+            check_splits(path, splits, key, fix, notices)
+    notices.unread.update(str(p.relative_to(path)) for p in everything)
+    notices.unread -= {str(p.relative_to(path)) for p in found}
     return found
 
 
 def _text(source: TextSource, key: str, seen: Seen) -> Iterator[Document]:
-    found = _text_files(source, key, seen.files)
+    found = _text_files(source, key, seen.notices)
     if source.separator:
         require_separator(found, key, source.separator)
     for file in found:

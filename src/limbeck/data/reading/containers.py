@@ -9,20 +9,17 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import json
 import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Protocol, cast
 
-from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.contents import Container, json_in, looks_like_rows, table_in
 from limbeck.data.reading.streams import Streams
 from limbeck.errors import InputError
-
-Container = Literal["json lines", "JSON", "CSV", "TSV", "Parquet", "Arrow file", "Arrow stream", "text", "empty"]
 
 HEAD = 1 << 16
 CHUNK = 1 << 20
@@ -58,6 +55,26 @@ Rows = Iterator[tuple[Any, str]]
 """Rows with their place: what the file holds there, and "my.jsonl, line 3"."""
 
 
+class Told(Protocol):
+    """What a reader of rows tells of what stands beside them."""
+
+    def beside(self, listed: str, keys: dict[str, Any], where: str) -> None:
+        """``keys`` of an object stand beside its list of rows, ``listed``.
+
+        Raises:
+            InputError: they change what the rows say.
+        """
+
+    def doubt(self, what: str) -> None:
+        """Something is read that may not be meant."""
+
+    def null(self, column: str, cell: str) -> None:
+        """A cell of CSV says in a word of its own that nothing is there."""
+
+    def header(self, path: Path, names: list[str], *, rows: bool) -> None:
+        """A CSV file was read to its end. ``rows``: whether it has any."""
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a source. ``key``: where the recipe names it (``data.corpus.0.jsonl``)."""
@@ -78,12 +95,14 @@ class Kind:
         compression: around it; None for a plain file.
         encoding: of its text.
         delimiter: between the fields of a CSV file.
+        doubt: what it may be instead.
     """
 
     container: Container
     compression: str | None = None
     encoding: str = "utf-8"
     delimiter: str = ","
+    doubt: str | None = None
 
     def __str__(self) -> str:
         encoded = f", {NAMES[self.encoding]}" if self.encoding in ("utf-16", "utf-32") else ""
@@ -164,6 +183,15 @@ def recognise(file: File, hint: Container | None = None) -> Kind:
         )
     text = head.decode(encoding, "ignore")
     container = _textual(text, len(head) < HEAD, file, hint)
+    if container == "text" and hint is None and (table := table_in(text, whole=len(head) < HEAD)) is not None:
+        if table.known:
+            return Kind("TSV" if table.delimiter == "\t" else "CSV", compression, encoding, table.delimiter)
+        names = ", ".join(f"`{name}`" for name in table.names[:3])
+        doubt = f"{file.path} is read as text, and looks like a table ({names}); name it .csv or .tsv if it is one"
+        return Kind(container, compression, encoding, doubt=doubt)
+    if container == "text" and hint is None and looks_like_rows(text):
+        doubt = f"{file.path} is read as text, and looks like rows in JSON; write one object a line, or one list"
+        return Kind(container, compression, encoding, doubt=doubt)
     first = text.lstrip("\r\n").partition("\n")[0]
     return Kind(container, compression, encoding, _delimiter(container, first))
 
@@ -214,7 +242,7 @@ def _textual(text: str, whole: bool, file: File, hint: Container | None) -> Cont
         wanted = named or wanted
     if wanted in ("Parquet", "Arrow file"):
         raise file.error(f" is not a whole {wanted} file (it does not begin like one)", "Copy or download it again")
-    found = _json(text, whole, wanted)
+    found = json_in(text, whole=whole, wanted=wanted)
     if found is not None:
         return found
     if wanted is None:
@@ -222,56 +250,6 @@ def _textual(text: str, whole: bool, file: File, hint: Container | None) -> Cont
             " is no kind of file that is known", f"Name it {', '.join(list(SUFFIXES)[:5])} or .txt; or use `text:`"
         )
     return wanted
-
-
-def _json(text: str, whole: bool, wanted: Container | None) -> Container | None:
-    """JSON lines, one JSON value, or None: neither."""
-    start = text.lstrip()
-    if start[:1] not in ("{", "["):
-        return None
-    line, ended, rest = start.partition("\n")
-    sure = wanted in ("json lines", "JSON")
-    if not ended and not whole:  # a first line longer than the head
-        return ("JSON" if start[0] == "[" else wanted) if sure else None
-    value = _parsed(line)
-    if isinstance(value, dict) and not (wraps_rows(value) and not rest.strip()):
-        second = rest.lstrip().partition("\n")
-        another = not second[0] or (not second[1] and not whole) or isinstance(_parsed(second[0]), dict)
-        return "json lines" if sure or another else None
-    if sure:
-        return "json lines" if isinstance(value, list) and rest.strip() and not _opens_array(rest) else "JSON"
-    return None
-
-
-def _opens_array(rest: str) -> bool:
-    return rest.lstrip()[:1] in (",", "]")
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def wraps_rows(value: dict[str, Any]) -> bool:
-    """Whether an object is no row, but holds all rows in one list: ``{"version": 1, "data": [{...}, ...]}``; or splits,
-    each in a list."""
-    lists = [name for name, held in value.items() if isinstance(held, list) and held and is_row(held[0])]
-    splits = {split_named(name) for name in lists} - {None}
-    return (len(lists) == 1 or len(splits) > 1) and not ROW_COLUMNS & set(value)
-
-
-def is_row(item: Any) -> bool:
-    """Whether an item of a list may be a row: no message and no tool is."""
-    return isinstance(item, dict) and not {"role", "from", "function", "parameters"} & set(item)
-
-
-ROW_COLUMNS = frozenset(
-    ("text", "messages", "conversations", "conversation", "dialog", "dialogue", "prompt", "completion", "response",
-     "instruction", "question", "answer", "query", "chosen", "rejected", "tools", "functions")
-)  # fmt: skip
-"""An object with one of these is a row."""
 
 
 def _delimiter(container: Container, header: str) -> str:

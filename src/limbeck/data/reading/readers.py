@@ -11,44 +11,46 @@ from typing import Any, BinaryIO
 
 from limbeck.data.reading.containers import (
     CHUNK,
-    ROW_COLUMNS,
-    Container,
     File,
     Kind,
     Rows,
+    Told,
     guarded,
-    is_row,
     not_text,
     open_binary,
     recognise,
 )
-from limbeck.data.reading.splits import split_named
+from limbeck.data.reading.contents import ROW_COLUMNS, Container, is_row
+from limbeck.data.reading.files.splits import split_named
 from limbeck.data.reading.strict import DECODER, TwiceError
 from limbeck.data.reading.tables import arrow_rows, csv_rows
 from limbeck.errors import InputError
 
 
-def read_rows(path: Path, key: str, hint: Container | None = None) -> Rows:
+def read_rows(path: Path, key: str, hint: Container | None = None, told: Told | None = None) -> Rows:
     """Rows of a file; of plain text its documents, each a string.
 
     Args:
         key: where the recipe names it, for errors.
         hint: what the recipe says that it is, where neither its content nor its name says it.
+        told: is told of what stands beside the rows.
 
     Raises:
         InputError: it is torn, not what it seems, or nothing that limbeck reads; names file and line or row.
     """
     file = File(path, key)
     kind = recognise(file, hint)
+    if told is not None and kind.doubt is not None:
+        told.doubt(kind.doubt)
     match kind.container:
         case "empty":
             return iter(())
         case "json lines":
             found = _json_lines(file, kind)
         case "JSON":
-            found = _json(file, kind)
+            found = _json(file, kind, told)
         case "CSV" | "TSV":
-            found = csv_rows(file, kind)
+            found = csv_rows(file, kind, told)
         case "text":
             found = _text(file, kind, None)
         case _:
@@ -271,7 +273,7 @@ class _JsonText:
         return _no_json(self.file, f"line {line:,}", error)
 
 
-def _json(file: File, kind: Kind) -> Rows:
+def _json(file: File, kind: Kind, told: Told | None) -> Rows:
     """A list of objects, an object with such a list, or objects one after another."""
     with open_binary(file, kind.compression) as stream:
         text = _JsonText(decoded(stream, file, kind), file)
@@ -280,7 +282,7 @@ def _json(file: File, kind: Kind) -> Rows:
             if mark == "[":
                 values = _items(text)
             elif mark == "{":
-                values = _members(text)
+                values = _members(text, told)
             else:
                 values = iter([text.value()])
             for value in values:
@@ -299,8 +301,11 @@ def _items(text: _JsonText) -> Iterator[Any]:
             return
 
 
-def _members(text: _JsonText) -> Iterator[Any]:
-    """The rows in an object's one list of objects, or the object itself, if it is a row."""
+def _members(text: _JsonText, told: Told | None) -> Iterator[Any]:
+    """The rows in an object's one list of objects, or the object itself, if it is a row.
+
+    ``told`` is told of the keys before the list, before any row is read, and of all keys at the end.
+    """
     row: dict[str, Any] = {}
     listed = ""
     text.take("{")
@@ -322,6 +327,8 @@ def _members(text: _JsonText) -> Iterator[Any]:
                         f" holds several lists of rows (`{listed}`, `{name}`)", "Write each into a file of its own"
                     )
                 listed = name
+                if told is not None:
+                    told.beside(listed, row, f"{text.file.path}")
                 yield first
                 yield from rest
             else:
@@ -333,6 +340,8 @@ def _members(text: _JsonText) -> Iterator[Any]:
     text.take("}")
     if listed and (beside := ROW_COLUMNS & set(row)):
         raise text.file.error(f" is a row (`{min(beside)}`), and holds a list of rows (`{listed}`)", "Take one out")
+    if listed and told is not None:
+        told.beside(listed, row, f"{text.file.path}")
     if not listed:
         yield row
 

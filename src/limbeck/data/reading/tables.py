@@ -11,12 +11,15 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from limbeck.data.documents.messages import without_nulls
-from limbeck.data.reading.containers import CHUNK, File, Kind, Rows, not_text, open_binary
+from limbeck.data.documents.messages.place import without_nulls
+from limbeck.data.reading.containers import CHUNK, File, Kind, Rows, Told, not_text, open_binary
 
 _ROWS = 1000
 _SEPARATOR = re.compile(r'\ufeff?"?sep=.?"?\s*', re.IGNORECASE)
 """The first line by which Excel is told what stands between fields."""
+NULL = "\\N"
+"""A cell that MySQL and PostgreSQL write for null."""
+_NULLS = frozenset((NULL, "NULL", "null", "NaN", "nan", "<NA>"))
 _LONGER = 100
 """Characters by which a header may be longer where it comes again."""
 
@@ -24,8 +27,8 @@ _LONGER = 100
 # ----------------------------------------------------------------------------------------------------------- CSV
 
 
-def csv_rows(file: File, kind: Kind) -> Rows:
-    """Rows of a CSV file, under the names of its first row."""
+def csv_rows(file: File, kind: Kind, told: Told | None = None) -> Rows:
+    """Rows of a CSV file, under the names of its first row. What databases write for null is null."""
     csv.field_size_limit(sys.maxsize)  # a document may be long
     with open_binary(file, kind.compression) as stream:
         lines = io.TextIOWrapper(stream, kind.encoding, newline="")
@@ -37,6 +40,7 @@ def csv_rows(file: File, kind: Kind) -> Rows:
             quotes = any('"' in line for line in raw)
             start = table.line_num + 1
             raw.clear()
+            rows = False
             for fields in table:
                 if _is_header(fields, header):
                     raise file.error(f", line {start} is the header once more", "Remove it: files were joined there")
@@ -54,9 +58,15 @@ def csv_rows(file: File, kind: Kind) -> Rows:
                             f", lines {start} to {table.line_num} are one row in quotes, or {len(raw)} without",
                             'Write a quote that begins a field as """", or the file as JSON lines',
                         )
-                    yield dict(zip(header, fields, strict=True)), f"{file.path}, line {start}"
+                    rows = True
+                    row: dict[str, str | None] = dict(zip(header, fields, strict=True))
+                    if not _NULLS.isdisjoint(fields):
+                        _read_nulls(row, told)
+                    yield row, f"{file.path}, line {start}"
                 start = table.line_num + 1
                 raw.clear()
+            if told is not None and header:
+                told.header(file.path, header, rows=rows)
         except csv.Error as error:
             reason = "a quote is never closed" if "unexpected end" in str(error) else error
             where = f", line {table.line_num}"
@@ -68,9 +78,21 @@ def csv_rows(file: File, kind: Kind) -> Rows:
 
 
 def _kept(lines: Iterator[str], raw: list[str]) -> Iterator[str]:
+    """``raw``: filled with the lines of a row. A byte order mark before a row is where files were joined, and none of
+    its text."""
     for line in lines:
+        line = line if raw else line.lstrip("\ufeff")
         raw.append(line)
         yield line
+
+
+def _read_nulls(row: dict[str, str | None], told: Told | None) -> None:
+    """``told`` is told of cells that say it in a word, which may be meant."""
+    for name, cell in row.items():
+        if cell in _NULLS:
+            if told is not None:
+                told.null(name, cell)
+            row[name] = None if cell == NULL else cell
 
 
 def _check_header(header: list[str], raw: list[str], file: File) -> None:
@@ -92,7 +114,7 @@ def _is_header(fields: list[str], header: list[str]) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().strip("\ufeff").strip().casefold()
+    return name.strip().strip("\ufeff").strip().strip('"').strip().casefold()
 
 
 def _fit(raw: list[str], delimiter: str, columns: int) -> bool:

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from limbeck.data.corpus import Corpus, Encoder, Enough, open_corpus, write_corpus
+import numpy as np
+
+from limbeck.data.corpus import Corpus, Encoder, Enough, Twins, left_out_of, open_corpus, write_corpus
 from limbeck.data.documents.control import Control
-from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.seen import Seen
 from limbeck.data.documents.sources import documents
 from limbeck.data.documents.spool import Spool
 from limbeck.data.packing import Rows
-from limbeck.errors import InputError, RecipeError
+from limbeck.errors import InputError, RecipeError, counted
 from limbeck.models.tokenizer import OTHER, vocabulary_size
 from limbeck.pipeline.shared.base import HELDOUT_OWN
 from limbeck.recipe import Data
@@ -47,9 +49,10 @@ def check_ids(rows: Mapping[str, int], tokenizer: Any, corpora: Sequence[Corpus]
 
 
 def facts_of(folder: Path, part: range) -> dict[str, int]:
-    """Documents (and of how many), labels and bytes of a part of the corpus."""
+    """Documents (and of how many that are not left out), labels and bytes of a part of the corpus."""
     corpus = open_corpus(folder)
-    return {"documents": len(corpus), "of": len(part), "labels": corpus.labels(), "bytes": int(corpus.n_bytes.sum())}
+    of = len(part) - left_out_of(folder)
+    return {"documents": len(corpus), "of": of, "labels": corpus.labels(), "bytes": int(corpus.n_bytes.sum())}
 
 
 def cost_of_a_cut(home: Path) -> str:
@@ -85,6 +88,8 @@ def read_into(folder: Path, data: Data, tokenizer: Any, context: Context) -> Spo
         context.note(f"{key}: {found.line()}")
         if left_out := found.left_out():
             context.warn(f"{key}: {left_out}, and were left out")
+        for doubt in found.doubts():
+            context.warn(f"{key}: {doubt}")
     if spool.duplicates:
         context.note(f"data.corpus: {spool.duplicates:,} duplicates were left out ({len(spool):,} documents remain)")
     for remark in control.remarks():
@@ -114,12 +119,45 @@ def cuts_of(folder: Path, data: Data) -> tuple[str | None, bool]:
 def write_parts(
     folder: Path, encoder: Encoder, parts: dict[str, range], enough: dict[str, Enough], context: Context
 ) -> Counter[str]:
-    """Tokenise both parts. Returns what is to be said of them."""
+    """Tokenise both parts. Held-out documents that have the tokens of one to train on are left out.
+
+    Returns:
+        What is to be said of them.
+
+    Raises:
+        InputError: nothing is left to measure on.
+    """
     remarks: Counter[str] = Counter()
     with context.task("data", len(encoder.spool), "documents") as task, showing(task) as progress:
-        for name, part in parts.items():
-            remarks += write_corpus(folder / name, encoder, part, enough[name], progress)
+        remarks += write_corpus(folder / "train", encoder, parts["train"], enough["train"], progress=progress)
+        twins = Twins(open_corpus(folder / "train"))
+        remarks += write_corpus(
+            folder / "heldout",
+            encoder,
+            parts["heldout"],
+            enough["heldout"],
+            lambda _, encoded: encoded in twins,
+            progress,
+        )
+    if left_out := left_out_of(folder / "heldout"):
+        whose = "has the tokens of a document" if left_out == 1 else "have the tokens of documents"
+        were = "was" if left_out == 1 else "were"
+        context.note(f"data: {counted(left_out, 'held-out document')} {whose} to train on, and {were} left out")
+        if not len(open_corpus(folder / "heldout")):
+            raise InputError(
+                "every held-out document has the tokens of a document to train on: nothing is left to measure on",
+                key="data.corpus",
+                fix="Add other documents, or raise data.heldout",
+            )
     return remarks
+
+
+def write_heldout_own(folder: Path, encoder: Encoder, heldout: range, enough: Enough) -> None:
+    """The held-out documents in the tokens of another tokenizer: those that the corpus in ``folder`` holds out."""
+    kept = open_corpus(folder / "heldout").keys
+    read = range(heldout.start, heldout.start + len(kept) + left_out_of(folder / "heldout"))
+    left_out = set(read) - set(np.flatnonzero(np.isin(encoder.spool.keys[: read.stop], kept)).tolist())
+    write_corpus(folder / HELDOUT_OWN, encoder, heldout, enough, lambda number, _: number in left_out)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.chat.encode import template_facts
-from limbeck.data.corpus import FORMAT, Encoder, Enough, holdout_count, open_corpus, write_corpus
+from limbeck.data.corpus import FORMAT, Encoder, Enough, holdout_count, open_corpus
 from limbeck.data.documents.sources import documents, file_stamps
 from limbeck.data.documents.spool import Spool, fingerprint_of
 from limbeck.errors import InputError, RunFolderError, under
@@ -17,7 +17,6 @@ from limbeck.models.skeleton import rows_of, skeleton
 from limbeck.models.tokenizer import load_tokenizer, token_map_fingerprint, train_tokenizer
 from limbeck.pipeline.shared.base import (
     DATA,
-    HELDOUT_OWN,
     MACHINE,
     PipelineStage,
     given_tokenizer,
@@ -33,6 +32,7 @@ from limbeck.pipeline.shared.tokenising import (
     read_into,
     texts_of,
     token_counts,
+    write_heldout_own,
     write_parts,
 )
 from limbeck.pipeline.text.generate import require_room
@@ -163,6 +163,9 @@ class CorpusStage(PipelineStage):
             parts = {"train": range(held_out, len(spool)), "heldout": range(held_out)}
             tokenizer = self._tokenizer(scratch, spool, parts, context)
             remarks = write_parts(scratch, Encoder(spool, tokenizer, data.date), parts, enough, context)
+            if self.vocabulary is not None:
+                own = Encoder(spool, self._given(), data.date)
+                write_heldout_own(scratch, own, parts["heldout"], self.heldout)
             spool.remove()
         self._require_use(home)
         for remark, count in sorted(remarks.items()):
@@ -196,8 +199,7 @@ class CorpusStage(PipelineStage):
         return read_into(folder, self.data, self._given(), context)
 
     def _tokenizer(self, folder: Path, spool: Spool, parts: dict[str, range], context: Context) -> Any:
-        """The run's tokenizer, made now or by an earlier process; with a cut one, the held-out documents in the
-        teacher's own tokens."""
+        """The run's tokenizer, made now or by an earlier process."""
         home = folder / "tokenizer"
         if home.exists():
             with under("tokenizer"):
@@ -224,7 +226,6 @@ class CorpusStage(PipelineStage):
                     added="used",
                 )
             (folder / "vocabulary.json").write_text(kept.to_json())
-            write_corpus(folder / HELDOUT_OWN, encoder, parts["heldout"], self.heldout)
             tokenizer = cut_tokenizer(tokenizer, kept)
         with whole_folder(home) as scratch:
             tokenizer.save_pretrained(scratch)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from limbeck.data.documents.document import MESSAGE_FIELDS
-from limbeck.data.reading.strict import DECODER, TwiceError
-from limbeck.errors import InputError
+from limbeck.data.documents.messages.calls import calls_of
+from limbeck.data.documents.messages.place import Place, is_list, kind_of, parsed
 
 Message = dict[str, Any]
 
@@ -49,52 +48,6 @@ NATIVE = ("system", "developer", "user", "assistant", "tool", "function", "ipyth
 TEXTUAL = ("text", "input_text", "output_text")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where something stands: a source's key in the recipe, and a row of a file, for errors."""
-
-    key: str
-    where: str
-    unread: set[str] = field(default_factory=set, compare=False)
-    """Filled with keys of messages that nothing is read from."""
-
-    def inside(self, part: str) -> Place:
-        return Place(self.key, f"{self.where}, {part}", self.unread)
-
-    def refuse(self, what: str, fix: str | None = None) -> NoReturn:
-        raise InputError(f"{self.where} {printable(what)}", key=self.key, fix=fix)
-
-
-def printable(text: str) -> str:
-    """What a data file says, for a terminal: no control character of it is obeyed."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def is_list(value: Any) -> bool:
-    """A list, or a string that holds one of objects, as tables often do."""
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith(("[{", "[ {", "[\n")))
-
-
-def parsed(value: Any, place: Place) -> Any:
-    """What JSON in a string says; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return DECODER.decode(value)
-    except TwiceError as error:
-        place.refuse(f"is JSON in which {error.msg}", "Keep one of them")
-    except (ValueError, RecursionError) as error:
-        place.refuse(
-            f"is a string that is not JSON ({getattr(error, 'msg', 'nested too deep')})", "Write a list, or JSON"
-        )
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, for errors."""
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
 def says_messages(text: str) -> bool:
     """Whether a text is JSON of a list of messages."""
     if not is_list(text):
@@ -104,6 +57,33 @@ def says_messages(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
+
+
+def says_turns(text: str) -> bool:
+    """Whether a text is JSON of messages by speakers that are known, or of one: also an answer, which may be JSON."""
+    start = text.lstrip()[:1]
+    if start not in ("[", "{") or ('"role"' not in text and '"from"' not in text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    turns = [value] if isinstance(value, dict) else value
+    return bool(turns) and all(isinstance(turn, dict) and _is_turn(turn) for turn in turns)
+
+
+def _is_turn(turn: Message) -> bool:
+    said = {"content", "value", "tool_calls", "function_call"} & turn.keys()
+    return bool(said) and _speaker(turn.get("role", turn.get("from"))) is not None
+
+
+def said_turns(text: str, place: Place) -> list[Message]:
+    """Messages of a text that ``says_turns``.
+
+    Raises:
+        InputError: as ``messages_of``.
+    """
+    return messages_of(text if text.lstrip()[:1] == "[" else f"[{text}]", place)
 
 
 def messages_of(value: Any, place: Place) -> list[Message]:
@@ -159,7 +139,7 @@ def _message(message: Message, place: Place) -> Message:
         if name in kept and not isinstance(kept[name], str):
             place.refuse(f"has `{name}` that is {kind_of(kept[name])}, not text")
     kept.pop("tool_calls", None)
-    if calls := _calls(message.get("tool_calls") or message.get("function_call"), place):
+    if calls := _calls(message, place):
         if message["role"] != "assistant":
             place.refuse(f"is a turn of `{message['role']}` that calls tools", "Only an `assistant` calls tools")
         kept["tool_calls"] = calls
@@ -168,6 +148,15 @@ def _message(message: Message, place: Place) -> Message:
         kept["learn"] = False
     _name_unread(given, MESSAGE_KEYS, place)
     return kept
+
+
+def _calls(message: Message, place: Place) -> list[dict[str, Any]]:
+    """Of `tool_calls`, and of OpenAI's older `function_call`. A message that has both must say the same twice."""
+    calls, older = calls_of(message.get("tool_calls"), place), calls_of(message.get("function_call"), place)
+    named = [call["function"] for call in calls]
+    if calls and any(call["function"] not in named for call in older):
+        place.refuse("has `tool_calls` and a `function_call` that differ", "Keep one of them")
+    return calls or older
 
 
 EMPTY: tuple[Any, ...] = ("", [], {}, ())
@@ -225,14 +214,6 @@ def _in_known_words(message: Message, place: Place) -> Message:
 
 def _speaker(role: Any) -> str | None:
     return ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-
-
-def _calls(value: Any, place: Place) -> list[dict[str, Any]]:
-    calls = parsed(value, place.inside("`tool_calls`")) if value else []
-    calls = [calls] if isinstance(calls, dict) else calls
-    if not isinstance(calls, list):
-        place.refuse(f"has `tool_calls` that are {kind_of(calls)}, not a list")
-    return [_call(call, place.inside(f"call {n}")) for n, call in enumerate(calls, 1)]
 
 
 def _content(content: Any, kept: Message, place: Place) -> str:
@@ -313,53 +294,3 @@ def _asked(said: Message, role: str, place: Place) -> set[bool]:
             )
         asked.add(learn)
     return asked
-
-
-def _call(call: Any, place: Place) -> dict[str, Any]:
-    call = parsed(call, place)
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        place.refuse("names no function", 'Write {"function": {"name": ..., "arguments": {...}}}')
-    arguments = function.get("arguments", function.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = parsed(arguments, place.inside("`arguments`")) if arguments.strip() else {}
-    arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, dict):
-        place.refuse(f"has `arguments` that are {kind_of(arguments)}, not an object")
-    identity = {"id": call["id"]} if call.get("id") is not None and "function" in call else {}
-    return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def tools_of(value: Any, place: Place) -> tuple[dict[str, Any], ...]:
-    """Definitions of tools: a list of them, or JSON in a string; bare functions are wrapped.
-
-    Raises:
-        InputError: no list of definitions, or one without a name.
-    """
-    value = parsed(value, place) if isinstance(value, str) and value.strip() else value
-    if not value:
-        return ()
-    value = [value] if isinstance(value, dict) else value
-    if not isinstance(value, list) or not all(isinstance(tool, dict | str) for tool in value):
-        place.refuse("is no list of tools")
-    found = []
-    for each in value:
-        tool: Any = without_nulls(parsed(each, place))
-        if not isinstance(tool, dict):
-            place.refuse(f"holds {kind_of(tool)} where a tool is due")
-        wrapped: dict[str, Any] = (
-            tool if isinstance(tool.get("function"), dict) else {"type": "function", "function": tool}
-        )
-        if not isinstance(wrapped["function"].get("name"), str):
-            place.refuse("holds a tool without a `name`")
-        found.append(wrapped)
-    return tuple(found)
-
-
-def without_nulls(value: Any) -> Any:
-    """Without the nulls that a table with one schema for all rows fills in for what a nested value lacks."""
-    if isinstance(value, dict):
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [without_nulls(inner) for inner in value]
-    return value
