@@ -62,7 +62,8 @@ def test_every_position_is_read_as_it_was_written(tmp_path: Path, whose, tail: b
     spans = grid(40)
     write(tmp_path / "store", spans, whose, tail=tail)
     store = Store(tmp_path / "store", whose)
-    assert len(store) == len(spans) and len(store.shards) > 3
+    assert len(store) == len(spans)
+    assert len(store.shards) > 3
     assert store.missing(spans) == []
     asked = positions(spans, vocab_size=whose.vocab_size, tail=tail)
     random = np.random.default_rng(1)
@@ -73,7 +74,8 @@ def test_every_position_is_read_as_it_was_written(tmp_path: Path, whose, tail: b
         assert equal(store.encoded(keys, offsets), want)
         assert equal(store.encoded(keys, offsets, contexts), want)
         read, wanted = store.read(keys, offsets), decode(want, whose.vocab_size)
-        assert np.array_equal(read.ids, wanted.ids) and np.array_equal(read.logprobs, wanted.logprobs)
+        assert np.array_equal(read.ids, wanted.ids)
+        assert np.array_equal(read.logprobs, wanted.logprobs)
     assert store.positions == len(asked)
 
 
@@ -82,10 +84,12 @@ def test_nothing_is_read_of_nothing(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", IDENTITY):
         pass
     store = Store(tmp_path / "store")
-    assert len(store.read(*nothing).ids) == 0 and store.missing(grid(2)) == grid(2)
+    assert len(store.read(*nothing).ids) == 0
+    assert store.missing(grid(2)) == grid(2)
     write(tmp_path / "store", grid(3), tail=True)
     read = Store(tmp_path / "store").read(*nothing)
-    assert len(read.ids) == 0 and read.tail is not None
+    assert len(read.ids) == 0
+    assert read.tail is not None
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -120,7 +124,8 @@ def test_a_span_for_other_tokens_is_missing_and_replaced(tmp_path: Path) -> None
     assert Store(tmp_path / "store").missing([changed, spans[4], longer, elsewhere]) == [changed, longer, elsewhere]
     write(tmp_path / "store", [changed])
     store = Store(tmp_path / "store")
-    assert store.missing([changed]) == [] and store.missing(spans) == [spans[3]]
+    assert store.missing([changed]) == []
+    assert store.missing(spans) == [spans[3]]
     asked = positions([changed])
     assert equal(store.encoded(*ask(asked)), expected(asked))
 
@@ -132,7 +137,9 @@ def test_of_equal_spans_the_first_counts(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", IDENTITY) as writer:
         writer.add(dataclasses.replace(signal(span), encoded=encoded(dataclasses.replace(span, digest=1))))
     store = Store(tmp_path / "store")
-    assert len(store) == 1 and len(store.shards) == 2 and len(list(store.signals())) == 1
+    assert len(store) == 1
+    assert len(store.shards) == 2
+    assert len(list(store.signals())) == 1
     assert equal(store.encoded(np.full(20, 3, np.uint64), np.arange(20)), before)
 
 
@@ -212,8 +219,10 @@ def test_signals_of_another_identity_are_refused(tmp_path: Path, change: dict[st
     ):
         with pytest.raises(StoreError) as error:
             refused()
-        assert said in error.value.line() and str(tmp_path / "store" / FILE) in error.value.line()
-        assert error.value.fix and "\n" not in error.value.line()
+        assert said in error.value.line()
+        assert str(tmp_path / "store" / FILE) in error.value.line()
+        assert error.value.fix
+        assert "\n" not in error.value.line()
 
 
 def test_a_codec_that_this_limbeck_cannot_read_is_refused(tmp_path: Path) -> None:
@@ -267,9 +276,14 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_an_interrupted_block_keeps_what_was_added(tmp_path: Path) -> None:
     span = Span(1, 0, 8, 0, 7)
-    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "store", IDENTITY) as writer:
-        writer.add(signal(span))
-        raise KeyboardInterrupt
+
+    def capture() -> None:
+        with StoreWriter(tmp_path / "store", IDENTITY) as writer:
+            writer.add(signal(span))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture()
     assert Store(tmp_path / "store").missing([span]) == []
 
 

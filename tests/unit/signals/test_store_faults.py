@@ -108,7 +108,8 @@ def test_hashes_are_checked_once_and_again_after_a_change(store: Path, monkeypat
     assert len(hashed) == len(names)
     os.utime(store / names[0])
     Store(store)
-    assert len(hashed) == len(names) + 1 and hashed[-1] == names[0]
+    assert len(hashed) == len(names) + 1
+    assert hashed[-1] == names[0]
     # A byte that is flipped by a program that restores the times of the file is found by the inode's own time.
     found = (store / names[0]).stat()
     with (store / names[0]).open("rb+") as file:
@@ -138,7 +139,8 @@ def test_a_torn_last_line_costs_that_line_only(
     lost = torn.missing(SPANS)
     write(folder, lost)
     again = Store(folder, IDENTITY)
-    assert again.missing(SPANS) == [] and len(again) == len(SPANS)
+    assert again.missing(SPANS) == []
+    assert len(again) == len(SPANS)
 
 
 def test_a_damaged_line_costs_that_line_only(store: Path) -> None:
@@ -169,7 +171,8 @@ def test_what_the_manifest_does_not_name_is_left_alone(store: Path) -> None:
     (store / f"shard-9-01.arrow{WRITING}").write_bytes(b"torn")
     assert len(Store(store)) == len(SPANS)
     write(store, grid(2, seed=5))
-    assert (store / "shard-9-00.arrow").exists() and (store / f"shard-9-01.arrow{WRITING}").exists()
+    assert (store / "shard-9-00.arrow").exists()
+    assert (store / f"shard-9-01.arrow{WRITING}").exists()
 
 
 def _fill(folder: Path, limit: int, queue: object) -> None:
@@ -193,7 +196,9 @@ def test_a_full_disk_leaves_the_store_whole(tmp_path: Path, limit: int) -> None:
     child.start()
     line, code = queue.get()
     child.join()
-    assert str(folder) in line and "Free space" in line and code == 4
+    assert str(folder) in line
+    assert "Free space" in line
+    assert code == 4
     assert (folder / FILE).read_bytes() == before, "nothing is half named"
     assert not list(folder.glob(f"*{WRITING}"))
     assert Store(folder).missing(SPANS[:5]) == []
@@ -274,7 +279,8 @@ def killed_at(folder: Path, moments: list[float]) -> None:
     for worker in range(2):
         _capture(folder, worker, 0.0)
     store = Store(folder, IDENTITY)
-    assert store.missing(MANY) == [] and len(store) == len(MANY)
+    assert store.missing(MANY) == []
+    assert len(store) == len(MANY)
     assert sum(shard.rows for shard in store.shards) == len(MANY), "every span exactly once"
     check_whole(folder, named)
 

@@ -175,10 +175,10 @@ class Store:
                 shard.release()
 
     def _empty(self) -> Encoded:
-        if self._shards and self._shards[0].rows:
-            none = slice(0, 0)
+        if self._shards:
             first = self._shards[0].encoded(0)
-            return Encoded(*(None if array is None else array[none] for array in vars(first).values()))
+            tail = None if first.tail is None else first.tail[:0]
+            return Encoded(first.words[:0], first.counts[:0], first.entropy[:0], tail)
         words = np.zeros(0, np.uint32 if self.identity.vocab_size <= NARROW else np.uint64)
         return Encoded(words, np.zeros(0, np.uint16), np.zeros(0, np.uint16), None)
 

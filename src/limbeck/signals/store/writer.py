@@ -33,7 +33,7 @@ class StoreWriter:
     """Appends signals to a store, a shard at a time. Several processes may write the same store.
 
     A shard is written under another name, flushed and renamed, and only then named by the manifest: whatever ends
-    the process, what the manifest names is whole. Leaving the ``with`` block, also by an exception, writes what is left.
+    the process, what the manifest names is whole. Leaving the ``with`` block, also by an exception, writes the rest.
 
     Args:
         folder: made if it is not there.
