@@ -130,7 +130,7 @@ class Shard:
     """
 
     def __init__(self, path: Path, fix: str) -> None:
-        self.path, self._fix = path, fix
+        self.path, self._fix, self._touched = path, fix, False
         try:
             with pa.memory_map(str(path)) as source:
                 self._map = source.read_buffer()
@@ -146,9 +146,9 @@ class Shard:
             raise self.damaged("its schema does not say whose signals it holds")
         self.identity = Identity.from_plain(json.loads(metadata))
         self.rows = table.num_rows
-        self.index = {name: columns[name].to_numpy(zero_copy_only=True) for name in COLUMNS}
+        self.index = {name: _view(columns[name]) for name in COLUMNS}
         self._lists = {
-            name: Lists(column.offsets.to_numpy(), column.values.to_numpy())
+            name: Lists(_view(column.offsets), _view(column.values))
             for name, column in columns.items()
             if name not in COLUMNS
         }
@@ -159,11 +159,13 @@ class Shard:
         return StoreError(f"{self.path} is no whole shard of signals ({why})", fix=self._fix)
 
     def signal(self, r: int) -> SpanSignal:
-        """Row r; its arrays are views of the file."""
+        """Row r."""
         span = Span(**{name: int(column[r]) for name, column in self.index.items()})
         return SpanSignal(span, self.encoded(r))
 
     def encoded(self, r: int) -> Encoded:
+        """The arrays of row r: views of the file."""
+        self._touched = True
         tail = None if self.tail is None else self.tail.row(r)
         return Encoded(self.words.row(r), self.counts.row(r), self.entropy.row(r), tail)
 
@@ -194,12 +196,22 @@ class Shard:
 
     def release(self) -> None:
         """Let the system take back the memory of pages that were read; they are read again when they are needed."""
-        _dont_need(self._map.address, self._map.size)
+        if self._touched:
+            _dont_need(self._map.address, self._map.size)
+        self._touched = False
 
 
 def _one(column: pa.ChunkedArray) -> Any:
     """A column as one array: a view where the file has one record batch, as ours do."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _view(array: Any) -> np.ndarray:
+    """The numbers of an array without nulls; ``to_numpy`` would import pandas, which takes seconds."""
+    if not len(array):
+        return np.zeros(0, array.type.to_pandas_dtype())
+    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
 
 
 def data_fingerprint(index: dict[str, np.ndarray]) -> str:
@@ -218,3 +230,12 @@ def _libc() -> Any:
 def _dont_need(address: int, size: int) -> None:
     if size and hasattr(mmap, "MADV_DONTNEED"):
         _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def mapped_bytes() -> int:
+    """Of the process: resident pages of files. 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0
