@@ -56,8 +56,8 @@ def capture(
 ) -> Captured:
     """Have a teacher read, and write what it says of every label.
 
-    What is written depends on the documents and the scheme alone, up to rounding: the random numbers of a position are a
-    function of its document and its offset.
+    What is written depends on the documents and the scheme alone, up to rounding: the random number of a position is a
+    function of its document and offset.
 
     Args:
         lm: the teacher, frozen, in evaluation mode. It may be seen through a smaller vocabulary.
@@ -108,10 +108,10 @@ def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision
                 f"the teacher's logits are not finite after token {offsets_N[at]} of document {keys_N[at]:016x}",
                 key="teacher",
                 fix="Remove that document, or use another model"
-                + (", or `precision: fp32`" if precision == "bf16" else ""),
+                + (", or write `precision: fp32`" if precision == "bf16" else ""),
             ) from None
         parts.append(encode(drawn, lm.vocab_size))
-    yield from _cut(_joined(parts), group, offsets_N)
+    yield from _cut(_joined(parts), group, keys_N, offsets_N)
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
@@ -124,13 +124,14 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def _cut(encoded: Encoded, group: Sequence[Reading], offsets_N: np.ndarray) -> Iterator[SpanSignal]:
+def _cut(encoded: Encoded, group: Sequence[Reading], keys_N: np.ndarray, offsets_N: np.ndarray) -> Iterator[SpanSignal]:
     """A batch's signals, a span at a time."""
     ends_N = np.concatenate([[0], np.cumsum(encoded.counts, dtype=np.int64)])
     at = 0
     for span in (span for reading in group for span in reading.spans):
-        # Offsets rise within a document, and the labels of a span stand together.
-        last = at + int(np.searchsorted(offsets_N[at : at + span.length], span.start + span.length))
+        ahead = slice(at, at + span.length)  # the labels of a span stand together
+        inside = (keys_N[ahead] == span.key) & (offsets_N[ahead] < span.start + span.length)
+        last = at + (len(inside) if inside.all() else int(inside.argmin()))
         own, place = slice(at, last), offsets_N[at:last] - span.start
         yield SpanSignal(
             span,
