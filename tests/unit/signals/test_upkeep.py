@@ -95,7 +95,7 @@ def test_a_summary_fits_80_columns(store: Path, damaged: bool, capsys: pytest.Ca
     show_summary(found, Console(width=80))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    for said in ("weights-1", "threshold: ", "threshold 0.02", "a token", "30, in"):
+    for said in ("weights-1", "threshold: ", "threshold 0.02", "a token", " spans"):
         assert said in out
     assert ("repair" in out) == damaged
 
