@@ -18,7 +18,7 @@ from limbeck.signals.store.hashes import repair_fix, require_whole
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 from limbeck.signals.store.index import SpanIndex
 from limbeck.signals.store.manifest import FILE, read_manifest
-from limbeck.signals.store.shards import COLUMNS, Shard, mapped_bytes
+from limbeck.signals.store.shards import Shard, columns_of, mapped_bytes
 
 RELEASE_BYTES = 64 << 20
 """Pages of the shards that stay in memory: when there are more, the system takes them back. The kernel maps what lies
@@ -49,12 +49,7 @@ class Store:
     def __init__(self, folder: Path, identity: Identity | None = None) -> None:
         self.folder = folder
         manifest = read_manifest(folder)
-        if manifest.identity is None:
-            raise StoreError(
-                f"{folder / FILE} is damaged: it does not say whose signals it names",
-                fix=f"`limbeck signals repair {folder}` writes it again from the shards",
-            )
-        self.identity, self.shards = manifest.identity, manifest.shards
+        self.identity, self.shards = manifest.whose(), manifest.shards
         if identity is not None:
             self.identity.require(identity, str(folder / FILE))
         if self.identity.codec != CODEC:
@@ -64,8 +59,10 @@ class Store:
             )
         require_whole(folder, self.shards)
         self._shards = [self._open(line.name, line.rows) for line in self.shards]
-        columns, self._shard, self._row = self._index()
-        self._spans = SpanIndex(columns)
+        rows = [shard.rows for shard in self._shards]
+        self._shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
+        self._row = np.concatenate([np.arange(n, dtype=np.int32) for n in rows] or [np.zeros(0, np.int32)])
+        self._spans = SpanIndex.of(self._shards)
         self.bytes_read, self._mapped = 0, mapped_bytes()
 
     def _open(self, name: str, rows: int) -> Shard:
@@ -75,17 +72,6 @@ class Store:
         if shard.rows != rows:
             raise shard.damaged(f"it has {shard.rows:,} spans, and the manifest says {rows:,}")
         return shard
-
-    def _index(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Columns of all spans, and the shard and row of each."""
-        columns = {
-            name: np.concatenate([shard.index[name] for shard in self._shards] or [np.zeros(0, dtype)])
-            for name, dtype in COLUMNS.items()
-        }
-        rows = [shard.rows for shard in self._shards]
-        shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-        row = np.concatenate([np.arange(n, dtype=np.int32) for n in rows] or [np.zeros(0, np.int32)])
-        return columns, shard, row
 
     def __len__(self) -> int:
         """Spans. Those that were written twice count once."""
@@ -102,11 +88,7 @@ class Store:
 
     def missing(self, spans: Sequence[Span]) -> list[Span]:
         """The spans that are not there, or are there for other tokens (digest), in the order given."""
-        columns = {
-            name: np.array([getattr(span, name) for span in spans], np.uint64 if dtype == np.uint64 else np.int64)
-            for name, dtype in COLUMNS.items()
-        }
-        there = self._spans.has(columns)
+        there = self._spans.has(columns_of(spans))
         return [span for span, is_there in zip(spans, there.tolist(), strict=True) if not is_there]
 
     def read(self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None = None) -> Decoded:

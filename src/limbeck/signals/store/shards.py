@@ -27,7 +27,10 @@ from limbeck.signals.codec import Encoded
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
 SUFFIX = ".arrow"
-_KEY = b"limbeck"
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""What a stream ends with."""
+
+METADATA = b"limbeck"
 """In the metadata of a shard's schema: the identity of the signals, so that a lost manifest can be written again."""
 
 COLUMNS = {"key": np.uint64, "start": np.int32, "length": np.int32, "context": np.int32, "digest": np.uint64}
@@ -63,15 +66,18 @@ def _schema(identity: Identity, dtypes: Dtypes) -> pa.Schema:
         *((name, pa.from_numpy_dtype(dtype)) for name, dtype in COLUMNS.items()),
         *((name, pa.list_(pa.from_numpy_dtype(np.dtype(dtype)))) for name, dtype in lists.items()),
     ]
-    return pa.schema(fields, metadata={_KEY: json.dumps(identity.plain(), sort_keys=True).encode()})
+    return pa.schema(fields, metadata={METADATA: json.dumps(identity.plain(), sort_keys=True).encode()})
+
+
+def columns_of(spans: Sequence[Span]) -> dict[str, np.ndarray]:
+    """``COLUMNS`` of spans, [S] each."""
+    return {name: np.array([getattr(span, name) for span in spans], dtype) for name, dtype in COLUMNS.items()}
 
 
 def record_batch(signals: Sequence[SpanSignal], identity: Identity) -> pa.RecordBatch:
     """Signals as rows of a shard. At least one; all have the same dtypes."""
     schema = _schema(identity, Dtypes.of(signals[0].encoded))
-    columns: list[pa.Array] = [
-        pa.array(np.array([getattr(signal.span, name) for signal in signals], dtype)) for name, dtype in COLUMNS.items()
-    ]
+    columns: list[pa.Array] = [pa.array(column) for column in columns_of([signal.span for signal in signals]).values()]
     for name in schema.names[len(COLUMNS) :]:
         arrays = [getattr(signal.encoded, name) for signal in signals]
         offsets = np.zeros(len(arrays) + 1, np.int32)
@@ -134,14 +140,13 @@ class Shard:
         try:
             with pa.memory_map(str(path)) as source:
                 self._map = source.read_buffer()
-            reader = pa.ipc.open_stream(pa.BufferReader(self._map))
-            table = reader.read_all()
+            table = pa.ipc.open_stream(pa.BufferReader(self._map)).read_all()
             columns = {name: _one(table.column(name)) for name in (*COLUMNS, "words", "counts", "entropy")}
             if "tail" in table.column_names:
                 columns["tail"] = _one(table.column("tail"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise self.damaged(str(error)) from None
-        metadata = (table.schema.metadata or {}).get(_KEY)
+        metadata = (table.schema.metadata or {}).get(METADATA)
         if metadata is None:
             raise self.damaged("its schema does not say whose signals it holds")
         self.identity = Identity.from_plain(json.loads(metadata))
