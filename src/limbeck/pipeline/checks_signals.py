@@ -69,7 +69,7 @@ def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM
             " (more where rows are parts of documents: whole spans are kept)" if section.context == "document" else ""
         )
         line = (
-            f"{'if they are stored, ' if technique.signals == 'auto' else ''}{tokens:,} positions at most{more} of about "
+            f"{if_stored}{tokens:,} positions at most{more} of about "
             f"{each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
         )
         if takes > free:
