@@ -113,6 +113,34 @@ def run(
 
 
 @app.command()
+def capture(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that capture, each with the teacher loaded.")] = 1,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Keep what an older limbeck made and this one would make otherwise.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Have the teacher's signals captured that a recipe's trainings read, and train nothing.
+
+    What the store holds already is not captured again. May be killed at any moment: the same command goes on.
+    """
+    global _goes_on
+    from limbeck.recipe import load_recipe
+
+    _goes_on = True
+    loaded = load_recipe(recipe, overrides or [])
+    from limbeck.commands.capture import capture as do
+    from limbeck.display import Display
+
+    display = Display(quiet=quiet)
+    display.say(f"[bold]limbeck[/] {recipe} → {loaded.run}")
+    do(loaded, display, workers=workers, keep_stale=keep_stale)
+
+
+@app.command()
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)],
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -6,6 +6,7 @@ teacher, V vocabulary, R entries.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from limbeck.signals.store import SpanSignal, StoreWriter
 
 BATCH_TOKENS = 4096
 """Of a forward pass, with padding."""
+
+FLUSH_SECONDS = 120.0
+"""A shard is ended after so long, so that a slow teacher that is killed does not lose hours."""
 
 
 @dataclass
@@ -71,7 +75,7 @@ def capture(
         InputError: the teacher's logits are not finite.
         StoreWriteError: the store cannot be written.
     """
-    so_far = Captured()
+    so_far, flushed = Captured(), time.monotonic()
     for group in batches(found, BATCH_TOKENS):
         for signal in signals_of(lm, group, scheme, precision):
             encoded = signal.encoded
@@ -79,6 +83,9 @@ def capture(
             so_far.entries += len(encoded.words)
             so_far.n_bytes += _bytes_of(encoded)
             writer.add(signal)
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            writer.flush()
+            flushed = time.monotonic()
         progress(so_far)
     return so_far
 
