@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.data.corpus import open_corpus
+from limbeck.data.corpus import Corpus, open_corpus
 from limbeck.data.packing import Rows
 from limbeck.errors import StoreError, under
 from limbeck.pipeline.shared.base import (
@@ -133,12 +132,17 @@ class Capture(PipelineStage):
         now = captured.positions + sum(up[part].get("captured", 0) for part in self.parts)
         return self._facts(needed, now, context.folder)
 
+    def target(self, up: Facts, run: Path) -> tuple[Path, Identity, Corpus]:
+        """The store that the arms read, whose signals it holds, and of which documents."""
+        needed = self._needed(up, run, open_text(run))
+        return needed.folder, needed.identity, needed.rows.corpus
+
     def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
         name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
         with under(self.place):
             asked = Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
-        identity = asked.identity(up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
+        identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
         return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
@@ -174,7 +178,7 @@ class Capture(PipelineStage):
                 writer,
                 scheme_of(self.section, self.temperature),
                 precision="bf16" if rounded else "fp32",
-                progress=_progress(task, found.missing),
+                progress=_progress(task),
             )
             task.note = _bytes(captured)
         return captured
@@ -263,22 +267,10 @@ class _Needed:
         return Survey(positions, missing, longest)
 
 
-def _progress(task: Task, total: int) -> Callable[[Captured], None]:
-    """Shows speed, bytes a token, and the time that is left."""
-    begun = time.monotonic()
-
-    def show(captured: Captured) -> None:
-        left = (time.monotonic() - begun) / max(captured.positions, 1) * (total - captured.positions)
-        task.update(captured.positions, f"{_bytes(captured)}, {_duration(left)} left")
-
-    return show
+def _progress(task: Task) -> Callable[[Captured], None]:
+    """Shows the speed, the bytes a token, and the time that is left."""
+    return lambda captured: task.update(captured.positions, _bytes(captured))
 
 
 def _bytes(captured: Captured) -> str:
     return f"{captured.bytes_a_token:.1f} bytes/token"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
