@@ -1,4 +1,4 @@
-"""Sparse Logit Sampling (arXiv 2503.16870) in small: what students learn from a few entries a token, and how sure they are.
+"""Sparse Logit Sampling (arXiv 2503.16870) in small: what students learn from a few entries a token.
 
     python benchmarks/sparse_logits.py --save
 

@@ -51,7 +51,7 @@ def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM
     """Refuse what the teacher cannot read and folders that cannot be; returns lines on the room that signals take.
 
     Args:
-        tokens: that are learned by all seeds together: no more positions are captured, but for the rest of spans.
+        tokens: that are learned by all seeds together.
         teacher: without weights.
         run: the run folder.
     """
@@ -65,9 +65,11 @@ def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM
             raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
         each = bytes_a_token(section, teacher.vocab_size)
         takes, free = each * tokens, free_bytes(home)
+        if_stored = "if they are stored, " if technique.signals == "auto" else ""
+        more = " (more where parts of documents are read: spans are whole)" if section.context == "document" else ""
         line = (
-            f"{'if they are stored, ' if technique.signals == 'auto' else ''}at most {tokens:,} positions "
-            f"of about {each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
+            f"{if_stored}{tokens:,} positions at most{more} of about {each:.0f} bytes, {bytes_said(takes)} in {home}, "
+            f"where {bytes_said(free)} are free"
         )
         if takes > free:
             line += "; if that is not enough, the capture stops and goes on with more room"

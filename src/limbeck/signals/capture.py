@@ -36,12 +36,10 @@ class Captured:
 
     Attributes:
         positions: with a label.
-        entries: of all of them.
         n_bytes: of the encoded signals.
     """
 
     positions: int = 0
-    entries: int = 0
     n_bytes: int = 0
 
     @property
@@ -80,7 +78,6 @@ def capture(
         for signal in signals_of(lm, group, scheme, precision):
             encoded = signal.encoded
             so_far.positions += int(np.count_nonzero(encoded.counts))
-            so_far.entries += len(encoded.words)
             so_far.n_bytes += _bytes_of(encoded)
             writer.add(signal)
         if time.monotonic() - flushed > FLUSH_SECONDS:
