@@ -142,7 +142,7 @@ class Capture(PipelineStage):
         name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
         with under(self.place):
             asked = Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
-        identity = asked.identity(up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
+        identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
         return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
