@@ -57,7 +57,7 @@ class ScoringServer(FaultyServer):
     def _positions(
         self, prompt: list[int] | str, k: int, heat: float, wrong: str
     ) -> tuple[list[tuple[int, Any]], dict[int, float]]:
-        """Each token of the prompt with the entries on it, best first and its own at last; those on what comes after."""
+        """Each token of the prompt with the entries on it, best first and its own last; those on what comes after."""
         ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False) if isinstance(prompt, str) else prompt
         self.scored += len(ids)
         read = [self.tokenizer.eos_token_id, *ids] if wrong == "bos" else ids

@@ -1,7 +1,7 @@
 """How servers are asked what they think of a text, and how they say it.
 
-A position's entries are ``{token id: log-probability}``. Element ``i`` of an answer belongs to token ``i`` of the prompt,
-given the tokens before it; nothing is said of token 0.
+A position's entries are ``{token id: log-probability}``. Element ``i`` of an answer belongs to token ``i`` of the
+prompt, given the tokens before it; nothing is said of token 0.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ScoringForm(ABC):
 class VLLM(ScoringForm):
     """``prompt_logprobs`` of vLLM's ``POST /v1/completions``, which others have taken over.
 
-    ``choices[0].prompt_logprobs`` is a list, None first, of ``{"id": {"logprob": ..., "rank": ..., ...}}``. The prompt's
-    own token is among them whatever its rank. A probability of 0 is written as -9999.
+    ``choices[0].prompt_logprobs`` is a list, None first, of ``{"id": {"logprob": ..., "rank": ..., ...}}``. The
+    prompt's own token is among them whatever its rank. A probability of 0 is written as -9999.
     """
 
     name: ClassVar[str] = "prompt_logprobs"
@@ -144,7 +144,7 @@ class SGLang(ScoringForm):
     def written(self, plain: Any) -> Entries | None:
         tops = mapping(plain.get("meta_info"), "meta_info").get("output_top_logprobs")
         try:
-            return _triples(tops[0]) or None
+            return (_triples(tops[0]) or None) if isinstance(tops, list) else None
         except (IndexError, TypeError, ValueError):
             return None
 

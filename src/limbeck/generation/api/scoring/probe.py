@@ -22,7 +22,8 @@ from limbeck.recipe.served import Endpoint
 
 TEXT = (
     "In the year 1859 a farmer counted 27 sheep, sold nine of them (at 3.50 each), and wrote to his sister: "
-    "\u201cThe river is high, but the bridge stands.\u201d She answered in June.\n\ndef total(prices):\n    return sum(prices)\n"
+    "\u201cThe river is high, but the bridge stands.\u201d She answered in June.\n\n"
+    "def total(prices):\n    return sum(prices)\n"
 )
 """Words, numbers, marks, code, and characters of several bytes: tokenizers differ on it."""
 FEWER = (20, 5, 1)
@@ -85,7 +86,8 @@ def probe_scoring(endpoint: Endpoint, tokenizer: Any, k: int, temperature: float
         temperature: at which probabilities are wanted.
 
     Raises:
-        RecipeError: it reveals too little, or what it reveals cannot be used; the key, the model or the address is wrong.
+        RecipeError: it reveals too little, or what it reveals cannot be used; or the key, the model or the address is
+            wrong.
         BudgetError: the account has no credit.
         TeacherGoneError: the server cannot be reached, or does not serve.
     """
@@ -222,7 +224,7 @@ class _Probe:
             f"{self._name} has another tokenizer: it makes {len(positions)} tokens of a text that has "
             f"{len(self.ids)} here" + ("" if len(positions) != len(self.ids) else ", and they are others"),
             key=".model",
-            fix="Name the teacher's own tokenizer in `tokenizer.path`; a student with other tokens learns its text (`hard`)",
+            fix="Name the teacher's own tokenizer in `tokenizer.path`; students with others learn its text (`hard`)",
         )
 
     async def _tempered(self, form: ScoringForm, scores: Scores) -> bool:
