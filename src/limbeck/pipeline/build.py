@@ -7,7 +7,7 @@ soon as it is trained, so that a long run shows what it has.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
+from limbeck.pipeline.checks_signals import biased, check_stored, check_stores, stored_signals
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
@@ -26,6 +27,7 @@ from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
 from limbeck.pipeline.shared.base import given_tokenizer, located
+from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
 from limbeck.pipeline.stages.machine import Machine
@@ -48,6 +50,8 @@ from limbeck.recipe import (
     PathStudent,
     Recipe,
     ServedTeacher,
+    Signals,
+    Soft,
     Technique,
     TrainedTokenizer,
     Verify,
@@ -69,8 +73,12 @@ FIRST_DOCUMENTS = 20
 """Of every source, how many documents are read and tokenised before anything is spent."""
 
 
-def build(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe, in order. Nothing is read but the recipe."""
+def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
+    """The stages of a recipe, in order. Nothing is read but the recipe.
+
+    Args:
+        workers: processes that capture a teacher's signals side by side, one stage each.
+    """
     threads = recipe.threads if isinstance(recipe.threads, int) else None
     common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
     data, evaluation, teacher = recipe.data, recipe.evaluation, _given(recipe)
@@ -105,10 +113,15 @@ def build(recipe: Recipe) -> list[Stage]:
     measure = MeasureServed if served is not None else MeasureTeacher
     stages.append(measure(data=data, evaluation=evaluation, **common))
     compared, texts = _compared(recipe), _Texts(recipe, common)
+    captures: dict[str, Capture] = {}
     for arm in compared.arms():
         text = texts.of(arm.index)
         stages += texts.new()
-        stages.append(_train(recipe, arm, text, common))
+        found = _capture(recipe, arm.index, text.name if text is not None else None, common)
+        if found is not None and found.name not in captures:
+            captures[found.name] = found
+            stages += side_by_side(found, workers)
+        stages.append(_train(recipe, arm, text, common, found.name if found is not None else None))
         stages += [
             MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, served=bool(served), **common)
             for member in compared.members(arm.technique)
@@ -307,7 +320,53 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
     ]
 
 
-def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dict[str, Any]) -> Train:
+def _capture(recipe: Recipe, index: int, text: str | None, common: dict[str, Any]) -> Capture | None:
+    """The stage that has signals captured for a technique, and for all that ask for the same; None: its teacher
+    answers every batch, if there is one.
+
+    Args:
+        text: the stage that writes what is learned; None: the corpus.
+    """
+    asked = _asked(recipe.techniques[index])
+    if asked is None:
+        return None
+    section, temperature, decides, _ = asked
+    alike = [i for i, technique in enumerate(recipe.techniques) if _asked(technique) == asked]
+    return Capture(
+        section=section,
+        temperature=temperature,
+        data=recipe.data,
+        training=recipe.training,
+        seeds=recipe.seeds,
+        arms=len(alike) * len(recipe.seeds),
+        text=text,
+        decides=decides,
+        place=f"techniques.{alike[0]}.signals",
+        **{**common, "keys": {"rows": "training.tokens", **common["keys"]}},
+    )
+
+
+def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | None] | None:
+    """What is asked of the teacher and kept on disk, or may be: settings, temperature, whether it is to be decided
+    (`auto`), and of which text."""
+    section = stored_signals(technique)
+    if section is None:
+        return None
+    assert isinstance(technique, Soft)
+    return section, technique.temperature, technique.signals == "auto", technique.generation
+
+
+def side_by_side(capture: Capture, workers: int) -> list[Stage]:
+    """A capture, and the parts of it that several processes do before."""
+    if workers == 1:
+        return [capture]
+    parts = [replace(capture, part=(i, workers)) for i in range(workers)]
+    return [*parts, replace(capture, parts=tuple(part.name for part in parts))]
+
+
+def _train(
+    recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dict[str, Any], capture: str | None
+) -> Train:
     students = recipe.named_students
     teacher = recipe.teacher
     stored = None
@@ -322,6 +381,7 @@ def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dic
         data=recipe.data,
         text=text.name if text is not None else None,
         stored=stored,
+        capture=capture,
         **{**common, "keys": keys},
     )
 
@@ -391,6 +451,7 @@ def check(recipe: Recipe) -> Checked:
     run_path(recipe.run)
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
+    check_stored(recipe.techniques)
     notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
     first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
     absent = _unreachable(recipe)
@@ -402,6 +463,9 @@ def check(recipe: Recipe) -> Checked:
         _check_served(recipe, recipe.teacher, found, absent)
         return found
     teacher = _check_teacher(recipe, found)
+    found.warnings += biased(recipe.techniques)
+    tokens = recipe.training.tokens * len(recipe.seeds)
+    found.notes += check_stores(recipe.techniques, tokens, teacher.lm, run_path(recipe.run))
     for name, student in students.items():
         key = student_key(recipe, name)
         if isinstance(student, CutStudent):

@@ -52,7 +52,19 @@ from limbeck.recipe.models import (
     Vocabulary,
 )
 from limbeck.recipe.served import Budget, Endpoint, Prices, Terms
-from limbeck.recipe.techniques import KINDS, Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
+from limbeck.recipe.techniques import (
+    KINDS,
+    Alone,
+    Co,
+    Divergence,
+    Generation,
+    Hard,
+    Ramp,
+    Signals,
+    Soft,
+    Technique,
+    Weight,
+)
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.verify import Verify
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
@@ -93,6 +105,7 @@ __all__ = [
     "Recipe",
     "Section",
     "ServedTeacher",
+    "Signals",
     "Soft",
     "Source",
     "StdlibSource",

@@ -1,0 +1,165 @@
+"""Stores of signals as stages use them: where they are, whose they are, and how large they become."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limbeck.data.corpus import FORMAT, Corpus
+from limbeck.errors import RecipeError
+from limbeck.models.causal_lm import Traits
+from limbeck.models.folders.configuration import configuration
+from limbeck.models.tokenizer import vocabulary_size
+from limbeck.recipe import PathModel, Signals, fingerprint
+from limbeck.recipe.techniques.signals import GEMMA_SAMPLES, MULTINOMIAL_SAMPLES
+from limbeck.signals.codec import CODEC, NARROW
+from limbeck.signals.scheme import Scheme
+from limbeck.signals.spans import WINDOW
+from limbeck.signals.store import Identity
+from limbeck.signals.store.manifest import FILE
+from limbeck.signals.source import SignalSource
+from limbeck.signals.stored import StoredTeacher
+from limbeck.workflow.stage import Plain
+
+BESIDE = 6.5
+"""Bytes of a token beside its entries: their count, entropy, and its part of the span's own columns."""
+
+
+def scheme_of(section: Signals, temperature: float) -> Scheme:
+    samples = section.samples or (GEMMA_SAMPLES if section.scheme == "gemma" else MULTINOMIAL_SAMPLES)
+    return Scheme(section.scheme, section.threshold, section.k, samples, temperature, section.seed)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a teacher, and by which settings it is kept.
+
+    Attributes:
+        section: of the recipe; ``temperature``: of its technique.
+        teacher: fingerprint of what answers, its precision in it.
+        window: the most tokens that it reads at a time; 0 where it reads rows, which say it themselves.
+        vocab_size: tokens of its distributions.
+    """
+
+    section: Signals
+    temperature: float
+    teacher: str
+    window: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, section: Signals, temperature: float, teacher: str, spec: PathModel, tokenizer: Any) -> Asked:
+        """By the teacher's configuration, so that its weights are not read.
+
+        Args:
+            spec: where the teacher is.
+            tokenizer: the run's, which may be a part of the teacher's.
+
+        Raises:
+            RecipeError: a window that the teacher cannot read; the key is relative to the section.
+        """
+        config = configuration(spec).get_text_config()
+        vocab_size = min(vocabulary_size(tokenizer), int(config.vocab_size))
+        return cls(section, temperature, teacher, window_of(section, Traits.of(config).max_positions), vocab_size)
+
+    @property
+    def scheme(self) -> Scheme:
+        return scheme_of(self.section, self.temperature)
+
+    def identity(self, data: Mapping[str, Plain], text: str | None) -> Identity:
+        """Whose signals these are.
+
+        Args:
+            data: facts of the data stage: tokenizer and chat template.
+            text: fingerprint of text that a teacher wrote, whose documents are known by their numbers; None: the
+                corpus, whose documents are known by their hashes.
+        """
+        encoding = fingerprint(FORMAT, data["chat_template"], data["date"])
+        return Identity(
+            teacher=self.teacher,
+            tokenizer=data["tokenizer"],
+            vocab_size=self.vocab_size,
+            scheme=self.scheme.plain(),
+            context=self.section.context,
+            encoding=encoding if text is None else f"{encoding}-{text}",
+            codec=CODEC,
+            window=self.window,
+        )
+
+
+def window_of(section: Signals, longest: int | None) -> int:
+    """The most tokens that the teacher reads at a time; 0 where it reads rows.
+
+    Args:
+        longest: that it can read; None: any.
+
+    Raises:
+        RecipeError: it cannot read as many as the recipe says; the key is relative to the section.
+    """
+    if section.context == "row":
+        return 0
+    if section.window is not None and longest is not None and section.window > longest:
+        raise RecipeError(
+            f"got {section.window}, but the teacher reads {longest} positions", key=".window", fix="Lower it"
+        )
+    return section.window or min(longest or WINDOW, WINDOW)
+
+
+def home_of(section: Signals, run: Path) -> Path:
+    """The folder of stores: the recipe's, else beside the run folder."""
+    return Path(section.folder).expanduser() if section.folder else run.absolute().parent / "signals"
+
+
+def store_of(section: Signals, run: Path, identity: Identity) -> Path:
+    """The folder of a store: what the recipe names, if that is a store itself, else one in the folder of stores."""
+    home = home_of(section, run)
+    return home if (home / FILE).exists() else home / f"{section.scheme}-{section.context}-{identity.fingerprint}"
+
+
+def fingerprint_of_text(corpus: Corpus) -> str:
+    """Of documents that are known by their number alone."""
+    digest = hashlib.sha256()
+    for array in (corpus.ids, corpus.loss_mask, corpus.lengths):
+        digest.update(memoryview(array).cast("B") if len(array) else b"")
+    return digest.hexdigest()[:16]
+
+
+def bytes_a_token(section: Signals, vocab_size: int) -> float:
+    """About so many bytes of a store a token, before anything is captured.
+
+    Entries of ``threshold`` and of the drawn schemes are what language models of 0.1 to 8B parameters give on text
+    (`make bench-signals`); those of ``top_k`` are known.
+    """
+    scheme = scheme_of(section, 1.0)
+    entries = {
+        "threshold": 0.22 / scheme.threshold,
+        "top_k": float(min(scheme.k, vocab_size)),
+        "top_k_renormalised": float(min(scheme.k, vocab_size)),
+        "multinomial": 0.45 * scheme.samples,
+        "gemma": 0.25 * scheme.samples,
+    }[scheme.kind]
+    return entries * (4 if vocab_size <= NARROW else 8) + BESIDE + (2 if scheme.kind == "top_k" else 0)
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk that a folder is on, or would be."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def read_of(teacher: SignalSource | None, result: Mapping[str, Plain]) -> dict[str, float]:
+    """Bytes of a store that a training reads, a step and a token; empty where it read none in this process."""
+    if not isinstance(teacher, StoredTeacher) or not teacher.positions:
+        return {}
+    token = teacher.store.bytes_read / teacher.positions
+    return {"bytes_a_token": round(token, 2), "bytes_a_step": round(token * result["tokens"] / result["steps"])}
+
+
+def bytes_said(n: float) -> str:
+    """``52 MB``."""
+    size, unit = next(((n / size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB")) if n >= size), (n / 1e3, "kB"))
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:.0f} {unit}"

@@ -1,0 +1,279 @@
+"""A teacher's signals on disk: captured once for all arms, seeds and epochs that read them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbeck.data.corpus import Corpus, open_corpus
+from limbeck.data.packing import Rows
+from limbeck.errors import StoreError, under
+from limbeck.pipeline.shared.base import (
+    DATA,
+    MACHINE,
+    TEACHER,
+    PipelineStage,
+    Text,
+    data_key,
+    lease_teacher,
+    open_text,
+    precision,
+)
+from limbeck.pipeline.shared.fit import batches_of
+from limbeck.pipeline.shared.storing import (
+    Asked,
+    bytes_a_token,
+    bytes_said,
+    fingerprint_of_text,
+    free_bytes,
+    scheme_of,
+    store_of,
+)
+from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.recipe import Data, Signals, Training, fingerprint
+from limbeck.signals.capture import Captured, capture
+from limbeck.signals.spans import Reading, lacking, readings, shared
+from limbeck.signals.store import Identity, Store, StoreWriter
+from limbeck.signals.store.manifest import FILE
+from limbeck.workflow.stage import Context, Facts, Plain, Task
+
+PAYS = 1.5
+"""`auto` stores signals where the teacher would otherwise be asked so many times as often."""
+
+ROOM = 0.8
+"""Part of the free disk that `auto` takes at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture(PipelineStage):
+    """Has the teacher's signals captured that the arms of all seeds read, as far as the store lacks them.
+
+    What was captured is a shard of the store, which other runs share; a process that is killed loses what was in no
+    shard yet.
+
+    Attributes:
+        section: what is kept, and where.
+        temperature: of the technique: signals are taken at it.
+        data, training: sections of the recipe, which say what is read.
+        seeds: of the arms; ``arms``: techniques times seeds.
+        text: the stage that writes what is learned; None: the corpus.
+        decides: `auto`: whether it pays is decided here, and kept.
+        place: of the settings in the recipe.
+        part: number of a worker, from 0, and of how many; None: it captures what all of them left.
+        parts: names of the stages of workers.
+    """
+
+    section: Signals
+    temperature: float
+    data: Data
+    training: Training
+    seeds: tuple[int, ...]
+    arms: int
+    text: str | None
+    decides: bool
+    place: str
+    part: tuple[int, int] | None = None
+    parts: tuple[str, ...] = ()
+    recomputable = True
+    urgency = 2  # others wait for it
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (MACHINE, DATA, TEACHER, *([self.text] if self.text is not None else []), *self.parts)
+
+    @property
+    def name(self) -> str:
+        settings = self.section.model_dump(mode="json"), self.temperature, self.text, self.decides
+        worker = "" if self.part is None else f"-{self.part[0] + 1}of{self.part[1]}"
+        return f"capture-{fingerprint(*settings)[:8]}{worker}"
+
+    @property
+    def title(self) -> str:
+        worker = "" if self.part is None else f", {self.part[0] + 1} of {self.part[1]}"
+        return f"capture signals{worker}"
+
+    def key(self, up: Facts) -> dict[str, Plain]:
+        section = self.training
+        return {
+            "scheme": scheme_of(self.section, self.temperature).plain(),
+            "context": self.section.context,
+            "window": self.section.window,
+            "precision": precision(section.precision, up[MACHINE]),
+            "teacher": up[TEACHER]["fingerprint"],
+            "data": data_key(self.data, up[DATA]),
+            "rows": [section.tokens, section.micro_batch_size, section.gradient_accumulation_steps, sorted(self.seeds)],
+        }
+
+    def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
+        """A shard that is gone or has another size."""
+        for path, size in result.get("shards", {}).items():
+            file = folder.absolute() / path
+            if not file.is_file() or file.stat().st_size != size:
+                return file.name
+        return None
+
+    def work(self, up: Facts, context: Context) -> dict[str, Plain]:
+        text = open_text(context.folder)
+        needed = self._needed(up, context.folder, text)
+        found = needed.survey(self.part)
+        if self.decides and (live := self._live(found.positions, needed, context)) is not None:
+            return {"signals": None, "notes": [f"{self.place}: auto: live, {live}"]}
+        captured = Captured()
+        if found.missing:
+            with under(self.place, StoreError):
+                captured = self._capture(needed, found, up, context, text)
+        if self.part is not None:
+            return {"captured": captured.positions}
+        return self._facts(needed, captured, context.folder)
+
+    def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
+        corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
+        name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
+        with under(self.place):
+            asked = Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
+        identity = asked.identity(up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
+        rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
+        chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
+        return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+
+    def _is_rounded(self, up: Facts) -> bool:
+        return precision(self.training.precision, up[MACHINE]) == "bf16"
+
+    def _live(self, positions: int, needed: _Needed, context: Context) -> str | None:
+        """Why the teacher is to answer every batch; None: to store what it says pays. A run keeps what was decided."""
+        if context.previous is not None and "signals" in context.previous:
+            return "as was decided before" if context.previous["signals"] is None else None
+        asked = self.arms * self.training.tokens
+        if asked < PAYS * positions:
+            return f"of {asked:,} positions that are learned, {positions:,} are different ones"
+        takes, free = positions * bytes_a_token(self.section, needed.identity.vocab_size), free_bytes(needed.folder)
+        if takes > ROOM * free:
+            return f"signals would take about {bytes_said(takes)}, and the disk has {bytes_said(free)}"
+        return None
+
+    def _capture(self, needed: _Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
+        """Have the teacher read what the store lacks."""
+        rounded, spec = self._is_rounded(up), teacher_spec(up, context.folder)
+        worker = "0" if self.part is None else str(self.part[0])
+        with (
+            context.task(self.title, found.missing, "tokens") as task,
+            StoreWriter(needed.folder, needed.identity, worker) as writer,
+            lease_teacher(spec, text, rounded=rounded, seq_len=found.longest) as lm,
+        ):
+            assert lm.vocab_size == needed.identity.vocab_size
+            captured = capture(
+                lm,
+                needed.missing(self.part),
+                writer,
+                scheme_of(self.section, self.temperature),
+                precision="bf16" if rounded else "fp32",
+                progress=_progress(task, found.missing),
+            )
+            task.note = _bytes(captured)
+        return captured
+
+    def _facts(self, needed: _Needed, captured: Captured, run: Path) -> dict[str, Plain]:
+        found, store = needed.survey(), needed.store()
+        if found.missing or store is None:
+            raise StoreError(
+                f"{needed.folder} lacks {found.missing:,} positions that were captured",
+                fix="Run it again: something removed them",
+            )
+        n_bytes = sum(shard.bytes for shard in store.shards)
+        a_token = n_bytes / max(store.positions, 1)
+        reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
+        new = "all were there" if not captured.positions else f"{captured.positions:,} captured"
+        return {
+            "signals": needed.identity.fingerprint,
+            "identity": needed.identity.plain(),
+            "positions": found.positions,
+            "captured": captured.positions,
+            "bytes_a_token": round(a_token, 2),
+            "shards": {
+                os.path.relpath(needed.folder / shard.name, run.absolute()): shard.bytes for shard in store.shards
+            },
+            "notes": [
+                f"{self.place}: {'auto: ' if self.decides else ''}stored, {reads} {found.positions:,} positions ({new}); "
+                f"{needed.folder.name} takes {bytes_said(n_bytes)}, {a_token:.1f} bytes a token"
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is needed of a store.
+
+    Attributes:
+        positions: with a label.
+        missing: of them, those that it lacks.
+        longest: tokens that the teacher reads at a time for these.
+    """
+
+    positions: int
+    missing: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """What the arms of a run read, and the store that is to hold it.
+
+    Attributes:
+        rows: of the corpus; ``chosen``: numbers of those that are read.
+        identity: whose signals.
+        folder: of the store, which need not be there; ``key``: where the recipe names it.
+    """
+
+    rows: Rows
+    chosen: list[int]
+    identity: Identity
+    folder: Path
+    key: str
+
+    def store(self) -> Store | None:
+        """The store as it is now.
+
+        Raises:
+            StoreError: it holds other signals, or is damaged.
+        """
+        with under(self.key, StoreError):
+            return Store(self.folder, self.identity) if (self.folder / FILE).exists() else None
+
+    def all(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
+        found = readings(self.rows, self.chosen, self.identity.context, self.identity.window)
+        return found if part is None else shared(found, *part)
+
+    def missing(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
+        return lacking(self.all(part), self.store())
+
+    def survey(self, part: tuple[int, int] | None = None) -> Survey:
+        positions = sum(reading.count() for reading in self.all(part))
+        missing = longest = 0
+        for reading in self.missing(part):
+            missing += reading.count()
+            longest = max(longest, len(reading.row))
+        return Survey(positions, missing, longest)
+
+
+def _progress(task: Task, total: int) -> Callable[[Captured], None]:
+    """Shows speed, bytes a token, and the time that is left."""
+    begun = time.monotonic()
+
+    def show(captured: Captured) -> None:
+        left = (time.monotonic() - begun) / max(captured.positions, 1) * (total - captured.positions)
+        task.update(captured.positions, f"{_bytes(captured)}, {_duration(left)} left")
+
+    return show
+
+
+def _bytes(captured: Captured) -> str:
+    return f"{captured.bytes_a_token:.1f} bytes/token"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

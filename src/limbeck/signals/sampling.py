@@ -1,0 +1,286 @@
+"""A few weighted tokens of a teacher's distributions, drawn from its logits a chunk at a time.
+
+No sort and no sum over the whole vocabulary but one: exponentials are added up in blocks of tokens, and only the
+blocks that hold something likely, or that a point of the sample falls into, are looked at again.
+
+Shape suffixes: n positions; V vocabulary; B blocks of it; W tokens of a block; K points of a position; r entries,
+or whatever there are a few of a position.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.errors import InputError
+from limbeck.signals.scheme import Decoded, Draw, Kind, Scheme, to_sparse
+
+__all__ = ["Decoded", "Draw", "Kind", "LogitsError", "Scheme", "draw", "to_sparse", "uniforms"]
+
+BLOCK = 64
+"""W: tokens whose exponentials are added up together."""
+
+PART = {"cpu": 2**20, "cuda": 2**26}
+"""Elements of the logits that are worked on at a time: two copies of them are made, and stay in a CPU's cache."""
+
+
+class LogitsError(InputError):
+    """The teacher's logits at a position are no distribution.
+
+    Attributes:
+        position: row of the logits.
+    """
+
+    def __init__(self, what: str, position: int) -> None:
+        super().__init__(f"the teacher's logits at position {position} {what}")
+        self.position = position
+
+
+def draw(logits_nV: Tensor, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
+    """Entries of n positions.
+
+    Each position's depend on its own logits, label and uniform number alone: chunks and their order change nothing.
+    A token with a logit of -inf is never drawn; as a label it is an entry with the log-probability -inf.
+
+    Args:
+        logits_nV: floating, of any dtype; final (soft cap, scale) and without padding. They are read, never written.
+            Half precision is computed in float32, float64 in float64.
+        scheme: what to keep.
+        labels_n: int64, the token that follows in the text: always an entry of ``threshold``.
+        uniform_n: float64 in [0, 1), see :func:`uniforms`.
+
+    Raises:
+        LogitsError: logits of a position are NaN or +inf, or all of them are -inf.
+        ValueError: shapes do not fit, or a label is no token.
+    """
+    count, vocab_size = logits_nV.shape
+    if labels_n.shape != (count,) or uniform_n.shape != (count,):
+        raise ValueError(
+            f"labels and uniforms must be [n={count}], got {list(labels_n.shape)} and {list(uniform_n.shape)}"
+        )
+    if count and not bool(((labels_n >= 0) & (labels_n < vocab_size)).all()):
+        raise ValueError(
+            f"labels must be in [0, {vocab_size}), they run from {int(labels_n.min())} to {int(labels_n.max())}"
+        )
+    labels_n = labels_n.to(logits_nV.device, torch.int64)
+    step = max(1, PART.get(logits_nV.device.type, PART["cpu"]) // vocab_size)
+    scratch = _Scratch(logits_nV[: min(step, count)])
+    parts = []
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        rows = _rows(logits_nV[part], scheme.temperature, scratch, start)
+        parts.append(_KINDS[scheme.kind](rows, scheme, labels_n[part], uniform_n[part]))
+    if not parts:
+        none, nothing = labels_n.new_zeros(0), logits_nV.new_zeros(0, dtype=torch.float32)
+        return Draw(none, none, nothing, nothing if scheme.kind == "top_k" else None, nothing)
+    return Draw(
+        counts_n=torch.cat([part.counts_n for part in parts]),
+        ids=torch.cat([part.ids for part in parts]),
+        logprobs=torch.cat([part.logprobs for part in parts]),
+        tail_n=torch.cat([part.tail_n for part in parts if part.tail_n is not None])
+        if parts[0].tail_n is not None
+        else None,
+        entropy_n=torch.cat([part.entropy_n for part in parts]),
+    )
+
+
+def uniforms(seed: int, keys_n: np.ndarray, offsets_n: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each position, float64 [n]: a function of seed, document and offset alone.
+
+    So a capture is the same whatever its batches, their order and the number of workers. Hashed by the finaliser of
+    splitmix64 (Steele et al. 2014), once for each of the three.
+
+    Args:
+        seed: of the scheme.
+        keys_n: uint64, of the documents.
+        offsets_n: int64, of the tokens in them.
+    """
+    hashed_n = _mixed(np.full(1, seed & 0xFFFFFFFFFFFFFFFF, np.uint64))
+    for part_n in (np.asarray(keys_n).astype(np.uint64), np.asarray(offsets_n).astype(np.uint64)):
+        hashed_n = _mixed(hashed_n ^ part_n)
+    return _fractions(hashed_n)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _fractions(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class _Scratch:
+    """Memory that all parts of a chunk use in turn: asking for it anew would cost more than the arithmetic."""
+
+    def __init__(self, logits_nV: Tensor) -> None:
+        count, vocab_size = logits_nV.shape
+        dtype = torch.promote_types(logits_nV.dtype, torch.float32)
+        self.shifted_nV = logits_nV.new_empty(count, vocab_size, dtype=dtype)
+        self.exp_nBW = logits_nV.new_zeros(count, -(-vocab_size // BLOCK), BLOCK, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Positions of a part, as numbers proportional to their probabilities.
+
+    ``exp_nBW`` is exp(logit - the position's largest), at the temperature, 0 beyond the vocabulary; ``sums_nB`` are
+    its sums over blocks and ``z_n`` over everything, float64. A function of a kind may overwrite the first two.
+    """
+
+    logits_nV: Tensor
+    temperature: float
+    exp_nBW: Tensor
+    sums_nB: Tensor
+    z_n: Tensor
+    lse_n: Tensor
+    entropy_n: Tensor
+
+    @property
+    def width(self) -> int:
+        """Of a row of ``exp_nBW``: entries are numbered row * width + id."""
+        return self.exp_nBW.shape[1] * BLOCK
+
+    def logprobs(self, at_r: Tensor) -> Tensor:
+        """Of entries, float64: by their logits, for their exponentials may be 0."""
+        row_r = at_r // self.width
+        return self.logits_nV[row_r, at_r % self.width].double() / self.temperature - self.lse_n[row_r]
+
+    def take_out(self, at_r: Tensor) -> None:
+        """Set entries to 0 and add up their blocks again: a difference would lose what is small beside them."""
+        self.exp_nBW.view(-1)[at_r] = 0.0
+        block_r = at_r // BLOCK
+        self.sums_nB.view(-1)[block_r] = self.exp_nBW.view(-1, BLOCK)[block_r].sum(1, dtype=torch.float64)
+
+    def locate(self, cumulative_nB: Tensor, points_nK: Tensor, valid_nK: Tensor) -> Tensor:
+        """The entries that points fall on, in the order of the points; those within [0, sum of the row).
+
+        float32 sums of a block differ from float64 ones by some 1e-7 of it. The place within a block is the same
+        part of either, so that this makes each of its tokens that much more or less likely and none twice as much.
+        """
+        blocks = cumulative_nB.shape[1]
+        row_r = valid_nK.nonzero()[:, 0]
+        block_r = torch.searchsorted(cumulative_nB, points_nK, right=True)[valid_nK].clamp_max_(blocks - 1)
+        at_r = row_r * blocks + block_r
+        end_r = cumulative_nB.view(-1)[at_r]
+        begin_r = torch.where(block_r > 0, cumulative_nB.view(-1)[(at_r - 1).clamp_min_(0)], 0.0)
+        inner_rW = self.exp_nBW.view(-1, BLOCK)[at_r].double().cumsum_(1)
+        whole_r = inner_rW[:, -1]
+        target_r = (points_nK[valid_nK] - begin_r) / (end_r - begin_r) * whole_r
+        target_r = torch.minimum(target_r, torch.nextafter(whole_r, torch.zeros_like(whole_r)))
+        within_r = torch.searchsorted(inner_rW, target_r.unsqueeze(1), right=True).squeeze(1)
+        return at_r * BLOCK + within_r
+
+    def made(self, at_r: Tensor, logprobs_r: Tensor, tail_n: Tensor | None = None) -> Draw:
+        row_r = at_r // self.width
+        return Draw(
+            counts_n=torch.bincount(row_r, minlength=len(self.z_n)),
+            ids=at_r % self.width,
+            logprobs=logprobs_r.float(),
+            tail_n=tail_n,
+            entropy_n=self.entropy_n.float(),
+        )
+
+
+def _rows(logits_nV: Tensor, temperature: float, scratch: _Scratch, start: int) -> _Rows:
+    count, vocab_size = logits_nV.shape
+    shifted_nV, exp_nBW = scratch.shifted_nV[:count], scratch.exp_nBW[:count]
+    max_n1 = logits_nV.amax(1, keepdim=True)
+    if not bool(max_n1.isfinite().all()):
+        position = int((~max_n1.isfinite()).nonzero()[0, 0])
+        value = float(max_n1[position])
+        what = "are NaN" if math.isnan(value) else "hold +inf" if value > 0 else "are -inf for every token"
+        raise LogitsError(what, start + position)
+    if logits_nV.dtype == shifted_nV.dtype:
+        torch.sub(logits_nV, max_n1, out=shifted_nV)
+    else:
+        shifted_nV.copy_(logits_nV).sub_(max_n1)
+    if temperature != 1.0:
+        shifted_nV.div_(temperature)
+    torch.exp(shifted_nV, out=exp_nBW.view(count, -1)[:, :vocab_size])
+    sums_nB = exp_nBW.sum(2).double()
+    z_n = sums_nB.sum(1)
+    moment_n = shifted_nV.mul_(exp_nBW.view(count, -1)[:, :vocab_size]).sum(1)
+    if bool(moment_n.isnan().any()):
+        # 0 times the -inf of a masked token.
+        moment_n = shifted_nV.nan_to_num_(nan=0.0).sum(1)
+    log_z_n = z_n.log()
+    return _Rows(
+        logits_nV=logits_nV,
+        temperature=temperature,
+        exp_nBW=exp_nBW,
+        sums_nB=sums_nB,
+        z_n=z_n,
+        lse_n=max_n1.squeeze(1).double() / temperature + log_z_n,
+        entropy_n=(log_z_n - moment_n.double() / z_n).clamp_min_(0.0),
+    )
+
+
+def _threshold(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
+    cut_n = rows.z_n * scheme.threshold
+    blocks = rows.sums_nB.shape[1]
+    # A block with an entry above the cut adds up to more than the cut, so there are few; the margin is for rounding.
+    block_r = (rows.sums_nB >= (cut_n * (1 - 1e-4)).unsqueeze(1)).view(-1).nonzero().squeeze(1)
+    above_rW = rows.exp_nBW.view(-1, BLOCK)[block_r] >= cut_n[block_r // blocks].unsqueeze(1)
+    of_r, within_r = above_rW.nonzero(as_tuple=True)
+    label_at_n = labels_n + torch.arange(len(labels_n), device=labels_n.device) * rows.width
+    unlikely_n = rows.exp_nBW.view(-1)[label_at_n] < cut_n
+    exact_r = torch.cat([block_r[of_r] * BLOCK + within_r, label_at_n[unlikely_n]])
+    rows.take_out(exact_r)
+
+    cumulative_nB = rows.sums_nB.cumsum(1)
+    rest_n1 = cumulative_nB[:, -1:]
+    most = int((rest_n1.squeeze(1) / cut_n).max()) + 1
+    steps_K = torch.arange(most, device=cut_n.device)
+    points_nK = (uniform_n.to(cut_n).unsqueeze(1) + steps_K) * cut_n.unsqueeze(1)
+    # Two points fall on one token only by rounding; it has twice the weight then.
+    drawn_r, times_r = rows.locate(cumulative_nB, points_nK, points_nK < rest_n1).unique_consecutive(return_counts=True)
+
+    at_r, order_r = torch.cat([exact_r, drawn_r]).sort()
+    logprobs_r = torch.cat([rows.logprobs(exact_r), (times_r * scheme.threshold).double().log()])
+    return rows.made(at_r, logprobs_r[order_r])
+
+
+def _top_k(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
+    count, vocab_size = rows.logits_nV.shape
+    top = rows.logits_nV.topk(min(scheme.k, vocab_size), 1)
+    at_nk = top.indices + torch.arange(count, device=labels_n.device).unsqueeze(1) * rows.width
+    at_r = at_nk[top.values > -torch.inf]
+    logprobs_r = rows.logprobs(at_r).clamp_max_(0.0)
+    if scheme.kind == "top_k_renormalised":
+        return rows.made(at_r, _renormalised(logprobs_r, at_r // rows.width, count))
+    rows.take_out(at_r)
+    return rows.made(at_r, logprobs_r, (rows.sums_nB.sum(1) / rows.z_n).float())
+
+
+def _sampled(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
+    # A stream of numbers a position: the hash of its one number and a counter.
+    bits_n1 = np.ascontiguousarray(uniform_n.double().cpu().numpy()).view(np.uint64)[:, None]
+    fractions_nK = _fractions(_mixed(_mixed(bits_n1) ^ np.arange(scheme.samples, dtype=np.uint64)))
+    cumulative_nB = rows.sums_nB.cumsum(1)
+    points_nK = torch.from_numpy(fractions_nK).to(cumulative_nB) * cumulative_nB[:, -1:]
+    drawn_r = rows.locate(cumulative_nB, points_nK, torch.ones_like(points_nK, dtype=torch.bool))
+    at_r, times_r = drawn_r.unique(return_counts=True)
+    if scheme.kind == "multinomial":
+        return rows.made(at_r, (times_r / scheme.samples).double().log())
+    return rows.made(at_r, _renormalised(rows.logprobs(at_r), at_r // rows.width, len(rows.z_n)))
+
+
+def _renormalised(logprobs_r: Tensor, row_r: Tensor, count: int) -> Tensor:
+    mass_n = logprobs_r.new_zeros(count).index_add_(0, row_r, logprobs_r.exp())
+    return (logprobs_r - mass_n.log()[row_r]).clamp_max_(0.0)
+
+
+_KINDS = {
+    "threshold": _threshold,
+    "top_k": _top_k,
+    "top_k_renormalised": _top_k,
+    "multinomial": _sampled,
+    "gemma": _sampled,
+}
