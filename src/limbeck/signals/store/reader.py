@@ -1,0 +1,218 @@
+"""Reads signals from a store: memory-mapped, by document and offset, in any order.
+
+Shape letters: N positions that are asked for; S spans; R entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from limbeck.errors import MissingSignalError, StoreError
+from limbeck.signals.codec import CODEC, NARROW, Encoded, decode
+from limbeck.signals.scheme import Decoded
+from limbeck.signals.store.hashes import repair_fix, require_whole
+from limbeck.signals.store.identity import Identity, Span, SpanSignal
+from limbeck.signals.store.index import SpanIndex
+from limbeck.signals.store.manifest import FILE, read_manifest
+from limbeck.signals.store.shards import COLUMNS, Shard
+
+RELEASE_BYTES = 64 << 20
+"""Pages of the shards that stay in memory: when more was read, the system takes them back."""
+
+
+class Store:
+    """The signals in a folder, as its manifest names them now. What is added later is seen by opening it again.
+
+    On opening, these are always checked: identity, layout, codec, and of each shard its size, schema and number of
+    spans. The sha256 of a shard is checked when this user opens it for the first time, and again whenever its inode,
+    size or times have changed.
+
+    Args:
+        folder: the store.
+        identity: whose signals they must be; None: anyone's.
+
+    Attributes:
+        identity: whose signals they are.
+        shards: what the manifest says of each shard.
+        bytes_read: of entries, counts, entropies and tails that were read since it was opened.
+
+    Raises:
+        StoreError: there is no store, its signals are another identity's, or a shard is damaged. It names the file
+            and the fix.
+    """
+
+    def __init__(self, folder: Path, identity: Identity | None = None) -> None:
+        self.folder = folder
+        manifest = read_manifest(folder)
+        if manifest.identity is None:
+            raise StoreError(
+                f"{folder / FILE} is damaged: it does not say whose signals it names",
+                fix=f"`limbeck signals repair {folder}` writes it again from the shards",
+            )
+        self.identity, self.shards = manifest.identity, manifest.shards
+        if identity is not None:
+            self.identity.require(identity, str(folder / FILE))
+        if self.identity.codec != CODEC:
+            raise StoreError(
+                f"{folder / FILE} is of codec version {self.identity.codec}, and this limbeck reads {CODEC}",
+                fix="Read it with the limbeck that wrote it, or capture again into another folder",
+            )
+        require_whole(folder, self.shards)
+        self._shards = [self._open(line.name, line.rows) for line in self.shards]
+        columns, self._shard, self._row = self._index()
+        self._spans = SpanIndex(columns)
+        self.bytes_read = self._resident = 0
+
+    def _open(self, name: str, rows: int) -> Shard:
+        shard = Shard(self.folder / name, fix=repair_fix(self.folder))
+        if shard.identity != self.identity:
+            shard.identity.require(self.identity, str(shard.path))
+        if shard.rows != rows:
+            raise shard.damaged(f"it has {shard.rows:,} spans, and the manifest says {rows:,}")
+        return shard
+
+    def _index(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Columns of all spans, and the shard and row of each."""
+        columns = {
+            name: np.concatenate([shard.index[name] for shard in self._shards] or [np.zeros(0, dtype)])
+            for name, dtype in COLUMNS.items()
+        }
+        rows = [shard.rows for shard in self._shards]
+        shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
+        row = np.concatenate([np.arange(n, dtype=np.int32) for n in rows] or [np.zeros(0, np.int32)])
+        return columns, shard, row
+
+    def __len__(self) -> int:
+        """Spans. Those that were written twice count once."""
+        return len(self._spans)
+
+    @property
+    def positions(self) -> int:
+        """Positions with a signal, in all shards."""
+        return sum(shard.positions for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        return len(self._spans.keys)
+
+    def missing(self, spans: Sequence[Span]) -> list[Span]:
+        """The spans that are not there, or are there for other tokens (digest), in the order given."""
+        columns = {
+            name: np.array([getattr(span, name) for span in spans], np.uint64 if dtype == np.uint64 else np.int64)
+            for name, dtype in COLUMNS.items()
+        }
+        there = self._spans.has(columns)
+        return [span for span, is_there in zip(spans, there.tolist(), strict=True) if not is_there]
+
+    def read(self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None = None) -> Decoded:
+        """The signals of positions, in the order given.
+
+        Args:
+            keys_N: uint64, the documents.
+            offsets_N: int64, the positions in them.
+            contexts_N: int64, where the teacher's context must have begun; None: anywhere.
+
+        Raises:
+            MissingSignalError: a position has no signal. It names the document and the offset.
+        """
+        return decode(self.encoded(keys_N, offsets_N, contexts_N), self.identity.vocab_size)
+
+    def encoded(self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None = None) -> Encoded:
+        """As :meth:`read`, before decoding."""
+        span_N = self._spans.locate(keys_N, offsets_N, contexts_N)
+        if (span_N < 0).any():
+            raise self._missing(keys_N, offsets_N, contexts_N, int(np.argmax(span_N < 0)))
+        if not len(span_N):
+            return self._empty()
+        pieces = self._pieces(span_N)
+        counts = np.concatenate([piece.counts for piece in pieces.list])
+        place_N = pieces.place(span_N, offsets_N - self._spans.start[span_N])
+        counts_N = counts[place_N]
+        if not counts_N.all():
+            raise self._missing(keys_N, offsets_N, contexts_N, int(np.argmin(counts_N)))
+        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        words = self._words(pieces, place_N, ends)
+        entropy = np.concatenate([piece.entropy for piece in pieces.list])[place_N]
+        tails = [piece.tail for piece in pieces.list if piece.tail is not None]
+        tail = np.concatenate(tails)[place_N] if tails else None
+        self._count(words, counts_N, entropy, *([] if tail is None else [tail]))
+        return Encoded(words, counts_N, entropy, tail)
+
+    def _pieces(self, span_N: np.ndarray) -> _Pieces:
+        """What the spans of some positions hold: a view of the files for each span."""
+        heads = np.flatnonzero(np.concatenate([[True], span_N[1:] != span_N[:-1]]))
+        spans = np.unique(span_N[heads])
+        views = [self._view(int(arrival)) for arrival in self._spans.arrival[spans]]
+        return _Pieces(views, spans, np.cumsum(self._spans.length[spans]) - self._spans.length[spans])
+
+    def _view(self, arrival: int) -> Encoded:
+        return self._shards[self._shard[arrival]].encoded(int(self._row[arrival]))
+
+    @staticmethod
+    def _words(pieces: _Pieces, place_N: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """The entries of positions, run by run where positions follow each other, as those of a batch do."""
+        words = np.concatenate([piece.words for piece in pieces.list])
+        heads = np.flatnonzero(np.concatenate([[True], np.diff(place_N) != 1]))
+        lasts = np.append(heads[1:], len(place_N)) - 1
+        lows, highs = ends[place_N[heads]], ends[place_N[lasts] + 1]
+        if len(heads) * 8 < len(place_N):
+            return np.concatenate([words[low:high] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)])
+        sizes = highs - lows
+        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return words[np.repeat(lows, sizes) + within]
+
+    def _count(self, *arrays: np.ndarray) -> None:
+        n_bytes = sum(array.nbytes for array in arrays)
+        self.bytes_read += n_bytes
+        self._resident += n_bytes
+        if self._resident > RELEASE_BYTES:
+            self._resident = 0
+            for shard in self._shards:
+                shard.release()
+
+    def _empty(self) -> Encoded:
+        if self._shards:
+            first = self._shards[0].encoded(0)
+            tail = None if first.tail is None else first.tail[:0]
+            return Encoded(first.words[:0], first.counts[:0], first.entropy[:0], tail)
+        words = np.zeros(0, np.uint32 if self.identity.vocab_size <= NARROW else np.uint64)
+        return Encoded(words, np.zeros(0, np.uint16), np.zeros(0, np.uint16), None)
+
+    def _missing(
+        self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None, n: int
+    ) -> MissingSignalError:
+        context = "" if contexts_N is None else f" with a context from {int(contexts_N[n])}"
+        return MissingSignalError(
+            f"{self.folder} has no signal for document {int(keys_N[n]):016x} at offset {int(offsets_N[n])}{context}",
+            fix="`limbeck capture RECIPE` captures what is missing",
+        )
+
+    def signals(self) -> Iterator[SpanSignal]:
+        """All spans, each once, in the order in which they were written. Arrays are views of the files."""
+        for arrival in np.sort(self._spans.arrival):
+            signal = self._shards[self._shard[arrival]].signal(int(self._row[arrival]))
+            yield signal
+            self._count(*(array for array in vars(signal.encoded).values() if array is not None))
+
+
+class _Pieces(NamedTuple):
+    """The arrays of some spans, one after another.
+
+    Attributes:
+        list: one a span.
+        spans: their numbers in the index, ascending.
+        base: int64, where the positions of each span begin.
+    """
+
+    list: list[Encoded]
+    spans: np.ndarray
+    base: np.ndarray
+
+    def place(self, span_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
+        """Where each position stands among those of all spans."""
+        place: np.ndarray = self.base[np.searchsorted(self.spans, span_N)] + position_N
+        return place
