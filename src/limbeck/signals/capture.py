@@ -40,6 +40,12 @@ class Captured:
     entries: int = 0
     n_bytes: int = 0
 
+    def count(self, signal: SpanSignal) -> None:
+        encoded = signal.encoded
+        self.positions += int(np.count_nonzero(encoded.counts))
+        self.entries += len(encoded.words)
+        self.n_bytes += _bytes_of(encoded)
+
     @property
     def bytes_a_token(self) -> float:
         return self.n_bytes / max(self.positions, 1)
@@ -74,11 +80,8 @@ def capture(
     so_far = Captured()
     for group in batches(found, BATCH_TOKENS):
         for signal in signals_of(lm, group, scheme, precision):
-            encoded = signal.encoded
-            so_far.positions += int(np.count_nonzero(encoded.counts))
-            so_far.entries += len(encoded.words)
-            so_far.n_bytes += _bytes_of(encoded)
             writer.add(signal)
+            so_far.count(signal)
         progress(so_far)
     return so_far
 
@@ -110,7 +113,7 @@ def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision
                 fix="Remove that document, or use another model" + (", or `precision: fp32`" if precision == "bf16" else ""),
             ) from None
         parts.append(encode(drawn, lm.vocab_size))
-    yield from _cut(_joined(parts), group, offsets_N)
+    yield from cut_spans(_joined(parts), group, keys_N, offsets_N)
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
@@ -123,13 +126,24 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def _cut(encoded: Encoded, group: Sequence[Reading], offsets_N: np.ndarray) -> Iterator[SpanSignal]:
-    """A batch's signals, a span at a time."""
+def cut_spans(
+    encoded: Encoded, group: Sequence[Reading], keys_N: np.ndarray, offsets_N: np.ndarray
+) -> Iterator[SpanSignal]:
+    """A batch's signals, a span at a time.
+
+    Args:
+        encoded: of the N positions with a label.
+        group: what was read; its spans lie one after another.
+        keys_N, offsets_N: uint64 and int64, the positions' documents, and where they are in them.
+    """
     ends_N = np.concatenate([[0], np.cumsum(encoded.counts, dtype=np.int64)])
     at = 0
     for span in (span for reading in group for span in reading.spans):
-        # Offsets rise within a document, and the labels of a span stand together.
-        last = at + int(np.searchsorted(offsets_N[at : at + span.length], span.start + span.length))
+        # The labels of a span stand together; there may be fewer than it has positions.
+        near = slice(at, at + span.length)
+        inside = (keys_N[near] == np.uint64(span.key)) & (offsets_N[near] >= span.start)
+        inside &= offsets_N[near] < span.start + span.length
+        last = at + (len(inside) if inside.all() else int(np.argmin(inside)))
         own, place = slice(at, last), offsets_N[at:last] - span.start
         yield SpanSignal(
             span,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from limbeck.errors import RecipeError, TeacherGoneError
+from limbeck.errors import LimbeckError, RecipeError, TeacherGoneError
 from limbeck.generation.api.protocols import MalformedError, encode
 from limbeck.generation.api.scoring.forms import form_of
 from limbeck.generation.api.scoring.probe import Reveals
@@ -115,18 +115,17 @@ class Scorer:
         tries = unusable = 0
         while True:
             if not await asked.pacer.acquire():
-                raise self._gone(asked.gone or "stopped")
+                raise self._left(asked)
             try:
                 fault = await self._send(client, asked, body, prompt)
             finally:
                 asked.pacer.release()
             if isinstance(fault, Scores):
                 return fault
-            if asked.gone is not None:
-                raise self._gone(asked.gone)
             if fault.stops:
                 asked.leave(WHY[fault.kind], fault)
-                raise as_error(self.endpoint, fault)
+            if asked.gone is not None:
+                raise self._left(asked)
             if not fault.passing:
                 raise RecipeError(
                     f"{asked.name} does not take a text of {len(prompt):,} tokens: {fault.message}",
@@ -180,6 +179,12 @@ class Scorer:
         except MalformedError as error:
             return Fault(FaultKind.MALFORMED, one_line(f"an answer that cannot be used: {error}"), maybe_served=True)
         return scores, usage_of("completions", self.form.usage(plain))
+
+    def _left(self, asked: Asked) -> LimbeckError:
+        """Why a server is not asked any more: texts that wait for their turn may be told before the one that met it."""
+        if asked.fault is not None and asked.fault.stops:
+            return as_error(self.endpoint, asked.fault)
+        return self._gone(asked.gone or "stopped")
 
     def _gone(self, why: str) -> TeacherGoneError:
         return TeacherGoneError(
