@@ -19,8 +19,8 @@ from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_signals import biased, check_stored, check_stores, stored_signals
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
+from limbeck.pipeline.checks_signals import biased, check_stored, check_stores, stored_signals
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed

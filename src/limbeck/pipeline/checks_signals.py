@@ -38,9 +38,9 @@ def biased(techniques: Iterable[Technique]) -> list[str]:
     for place, technique, section in _stored(techniques):
         if section.scheme == "threshold" and not _is_linear(technique):
             warnings.append(
-                f"{place}: {_divergence(technique)} is not linear in the teacher's probabilities, so that of `threshold` "
-                f"only tokens of at least {section.threshold:g} serve, and all others as one; `scheme: top_k` keeps "
-                "more of them"
+                f"{place}: {_divergence(technique)} is not linear in the teacher's probabilities, so that of "
+                f"`threshold` only tokens of at least {section.threshold:g} serve, and all others as one; "
+                "`scheme: top_k` keeps more of them"
             )
         if section.scheme in ("top_k_renormalised", "gemma"):
             warnings.append(f"{place}: `scheme: {section.scheme}` is biased, and is there for comparison")
@@ -66,7 +66,7 @@ def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM
         each = bytes_a_token(section, teacher.vocab_size)
         takes, free = each * tokens, free_bytes(home)
         line = (
-            f"{'signals' if technique.signals != 'auto' else 'signals, if they are stored'}: at most {tokens:,} positions "
+            f"{'if they are stored, ' if technique.signals == 'auto' else ''}at most {tokens:,} positions "
             f"of about {each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
         )
         if takes > free:

@@ -110,7 +110,8 @@ def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision
             raise InputError(
                 f"the teacher's logits are not finite after token {offsets_N[at]} of document {keys_N[at]:016x}",
                 key="teacher",
-                fix="Remove that document, or use another model" + (", or `precision: fp32`" if precision == "bf16" else ""),
+                fix="Remove that document, or use another model"
+                + (", or `precision: fp32`" if precision == "bf16" else ""),
             ) from None
         parts.append(encode(drawn, lm.vocab_size))
     yield from cut_spans(_joined(parts), group, keys_N, offsets_N)
@@ -167,4 +168,3 @@ def _spread(values: np.ndarray, place: np.ndarray, length: int) -> np.ndarray:
 def _bytes_of(encoded: Encoded) -> int:
     arrays = (encoded.words, encoded.counts, encoded.entropy, encoded.tail)
     return sum(array.nbytes for array in arrays if array is not None)
-

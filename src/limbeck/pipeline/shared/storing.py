@@ -18,10 +18,10 @@ from limbeck.recipe import PathModel, Signals, fingerprint
 from limbeck.recipe.techniques.signals import GEMMA_SAMPLES, MULTINOMIAL_SAMPLES
 from limbeck.signals.codec import CODEC, NARROW
 from limbeck.signals.scheme import Scheme
+from limbeck.signals.source import SignalSource
 from limbeck.signals.spans import WINDOW
 from limbeck.signals.store import Identity
 from limbeck.signals.store.manifest import FILE
-from limbeck.signals.source import SignalSource
 from limbeck.signals.stored import StoredTeacher
 from limbeck.workflow.stage import Plain
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.data.corpus import Corpus, open_corpus
+from limbeck.data.corpus import open_corpus
 from limbeck.data.packing import Rows
 from limbeck.errors import StoreError, under
 from limbeck.pipeline.shared.base import (
@@ -185,6 +185,7 @@ class Capture(PipelineStage):
         n_bytes = sum(shard.bytes for shard in store.shards)
         a_token = n_bytes / max(store.positions, 1)
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
+        decided = "auto: stored" if self.decides else "stored"
         new = "all were there" if not captured.positions else f"{captured.positions:,} captured"
         return {
             "signals": needed.identity.fingerprint,
@@ -196,7 +197,7 @@ class Capture(PipelineStage):
                 os.path.relpath(needed.folder / shard.name, run.absolute()): shard.bytes for shard in store.shards
             },
             "notes": [
-                f"{self.place}: {'auto: ' if self.decides else ''}stored, {reads} {found.positions:,} positions ({new}); "
+                f"{self.place}: {decided}, {reads} {found.positions:,} positions ({new}); "
                 f"{needed.folder.name} takes {bytes_said(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }

@@ -103,8 +103,8 @@ class Soft(_SoftTerms):
     kind: Literal["soft"] = "soft"
     signals: Literal["live", "stored", "auto"] | Signals = Field(
         "live",
-        description="live: the teacher answers every batch. stored: it is asked once, and what it says is kept on disk; "
-        "or a section of settings. auto: stored where the teacher would be asked the same several times.",
+        description="live: the teacher answers every batch. stored: it is asked once, and what it says is kept on "
+        "disk; or a section of settings. auto: stored where it would be asked the same several times.",
     )
     hidden: Hidden | None = Field(None, description="Learn the teacher's hidden states too.")
     generation: Generation | None = Field(
