@@ -18,6 +18,7 @@ from limbeck.generation.api.teacher import api_key
 from limbeck.generation.api.transport.asking import as_error, ask_json
 from limbeck.generation.api.transport.client import Client
 from limbeck.generation.api.transport.faults import Fault, FaultKind, one_line
+from limbeck.models.tokenizer import vocabulary_size
 from limbeck.recipe.served import Endpoint
 
 TEXT = (
@@ -98,7 +99,7 @@ class _Probe:
     def __init__(self, endpoint: Endpoint, tokenizer: Any, k: int, temperature: float) -> None:
         self.endpoint, self.tokenizer, self.k, self.temperature = endpoint, tokenizer, k, temperature
         self.ids: list[int] = tokenizer.encode(TEXT, add_special_tokens=False)
-        self.vocab_size = len(tokenizer)
+        self.vocab_size = vocabulary_size(tokenizer)
         self._key = api_key(endpoint)
         self._headers = wire_format("completions").headers(self._key)
         self.tokens = 0
@@ -167,7 +168,7 @@ class _Probe:
         """How many entries a server gives that refuses as many as are asked for; 0: none."""
         for k in FEWER:
             if k < self.k:
-                answer = await self._ask(form, self.ids[:4], k, 1.0)
+                answer = await self._ask(form, self.ids, k, 1.0)
                 if not isinstance(answer, Fault):
                     try:
                         return k if any(form.positions(answer)) else 0
