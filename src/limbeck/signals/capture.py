@@ -6,6 +6,7 @@ teacher, V vocabulary, R entries.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from limbeck.signals.store import SpanSignal, StoreWriter
 
 BATCH_TOKENS = 4096
 """Of a forward pass, with padding."""
+
+FLUSH_SECONDS = 120.0
+"""A shard is ended after so long, so that a slow teacher that is killed does not lose hours."""
 
 
 @dataclass
@@ -62,8 +66,8 @@ def capture(
 ) -> Captured:
     """Have a teacher read, and write what it says of every label.
 
-    What is written depends on the documents and the scheme alone, up to rounding: the random numbers of a position are a
-    function of its document and its offset.
+    What is written depends on the documents and the scheme alone, up to rounding: the random number of a position is a
+    function of its document and offset.
 
     Args:
         lm: the teacher, frozen, in evaluation mode. It may be seen through a smaller vocabulary.
@@ -77,11 +81,14 @@ def capture(
         InputError: the teacher's logits are not finite.
         StoreWriteError: the store cannot be written.
     """
-    so_far = Captured()
+    so_far, flushed = Captured(), time.monotonic()
     for group in batches(found, BATCH_TOKENS):
         for signal in signals_of(lm, group, scheme, precision):
             writer.add(signal)
             so_far.count(signal)
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            writer.flush()
+            flushed = time.monotonic()
         progress(so_far)
     return so_far
 
@@ -111,7 +118,7 @@ def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision
                 f"the teacher's logits are not finite after token {offsets_N[at]} of document {keys_N[at]:016x}",
                 key="teacher",
                 fix="Remove that document, or use another model"
-                + (", or `precision: fp32`" if precision == "bf16" else ""),
+                + (", or write `precision: fp32`" if precision == "bf16" else ""),
             ) from None
         parts.append(encode(drawn, lm.vocab_size))
     yield from cut_spans(_joined(parts), group, keys_N, offsets_N)
@@ -140,11 +147,9 @@ def cut_spans(
     ends_N = np.concatenate([[0], np.cumsum(encoded.counts, dtype=np.int64)])
     at = 0
     for span in (span for reading in group for span in reading.spans):
-        # The labels of a span stand together; there may be fewer than it has positions.
-        near = slice(at, at + span.length)
-        inside = (keys_N[near] == np.uint64(span.key)) & (offsets_N[near] >= span.start)
-        inside &= offsets_N[near] < span.start + span.length
-        last = at + (len(inside) if inside.all() else int(np.argmin(inside)))
+        ahead = slice(at, at + span.length)  # the labels of a span stand together
+        inside = (keys_N[ahead] == span.key) & (offsets_N[ahead] < span.start + span.length)
+        last = at + (len(inside) if inside.all() else int(inside.argmin()))
         own, place = slice(at, last), offsets_N[at:last] - span.start
         yield SpanSignal(
             span,

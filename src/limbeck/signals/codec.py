@@ -1,4 +1,4 @@
-"""Entries in four bytes each, and what a position has beside them in two.
+"""Entries in four bytes or less each, and what a position has beside them in two.
 
 A number x >= 0 (a negative logarithm, an entropy) is stored as code = round(scale * sqrt(x)) and read as
 (code / scale)**2, so that the steps are finest where probabilities are large:
@@ -7,17 +7,27 @@ A number x >= 0 (a negative logarithm, an entropy) is stored as code = round(sca
 
 | what | bits | scale | largest x | error |
 |---|---|---|---|---|
-| -log p of an entry | 14 | 2,048 | 63.98 | 2.2e-4 of 1 in p at most (at p = .61), .1% of p at p = 1/50 |
+| -log p of an entry | 13 | 1,024 | 63.97 | 4.3e-4 of 1 in p at most (at p = .61), .2% of p at p = 1/50 |
 | -log of the tail | 16 | 8,192 | 63.99 | 5.4e-5 in the tail at most |
 | entropy | 16 | 16,384 | 15.99 | 6.2e-5 nats at 1 nat, 2.2e-4 at 12.5 |
 
-Larger x are read as the largest: a label with p = 1e-20 (x = 46.05) keeps its logarithm to .0034, one with
-p = 1e-40 is read as 1.6e-28. The highest code stands for p = 0 exactly and is read as -inf. Nothing changes in a
+Larger x are read as the largest: a label with p = 1e-20 (x = 46.05) keeps its logarithm to .0067, one with
+p = 1e-40 is read as 1.7e-28. The highest code stands for p = 0 exactly and is read as -inf. Nothing changes in a
 second round: what was decoded, encoded again, is decoded to the same numbers. The highest code of an entropy is NaN: it
 is not known, as of a served teacher.
 
-An entry is a uint32, id + code * 2**18, for vocabularies of up to 262,144 tokens. The wide layout above that is a
-uint64: id in the lower half, the float32 log-probability itself in the upper one, without error.
+An entry is a uint32, for vocabularies of up to 262,144 tokens:
+
+| bits | of one entry | of a pair |
+|---|---|---|
+| 0 to 17 | id | id of the first |
+| 18 to 30 | code of -log p | id of the second, less the first |
+| 31 | 0 | 1 |
+
+A pair has the code of the last word before it that is none. Entries of a position lie in the order of falling p, and
+of rising ids where it is the same, so that drawn tokens, which share one weight, stand together: they take two bytes
+or little more each. The wide layout above 262,144 tokens is a uint64: id in the lower half, the float32
+log-probability itself in the upper one, without error.
 """
 
 from __future__ import annotations
@@ -32,12 +42,15 @@ from limbeck.signals.scheme import Decoded, Draw
 CODEC = 1
 """Version, part of what a store is: to be raised when the same words would be read otherwise."""
 
-ID_BITS = 18
-LOGPROB_BITS = 32 - ID_BITS
+ID_BITS, LOGPROB_BITS = 18, 13
 NARROW = 1 << ID_BITS
-"""Tokens of the largest vocabulary with entries of four bytes."""
+"""Tokens of the largest vocabulary with words of four bytes."""
 
-LOGPROB_SCALE, TAIL_SCALE, ENTROPY_SCALE = 2048, 8192, 16384
+PAIR = np.uint32(1 << 31)
+FARTHEST = 1 << LOGPROB_BITS
+"""Ids of a pair are less than this apart."""
+
+LOGPROB_SCALE, TAIL_SCALE, ENTROPY_SCALE = 1024, 8192, 16384
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,8 @@ class Encoded:
     """Entries of n positions as they lie on disk.
 
     Attributes:
-        words: uint32 [R]; uint64 where the vocabulary has more than 262,144 tokens.
-        counts: uint16 [n], entries of each position; 0: nothing is known of it.
+        words: uint32, of all positions together; uint64 where the vocabulary has more than 262,144 tokens.
+        counts: uint16 [n], words of each position; 0: nothing is known of it.
         entropy: uint16 [n].
         tail: uint16 [n]; None where the scheme has none.
     """
@@ -81,8 +94,7 @@ def encode(draw: Draw | Decoded, vocab_size: int) -> Encoded:
     if len(counts) and counts.max() > 0xFFFF:
         raise ValueError(f"a position has {counts.max():,} entries, more than 65,535")
     if vocab_size <= NARROW:
-        codes = _codes(-logprobs.astype(np.float64), LOGPROB_SCALE, LOGPROB_BITS)
-        words = ids.astype(np.uint32) | (codes << np.uint32(ID_BITS))
+        words, counts = _narrow(counts, ids, logprobs)
     else:
         bits = np.minimum(logprobs, 0.0, dtype=np.float32).view(np.uint32).astype(np.uint64)
         words = ids.astype(np.uint64) | (bits << np.uint64(32))
@@ -96,20 +108,59 @@ def encode(draw: Draw | Decoded, vocab_size: int) -> Encoded:
 
 def decode(encoded: Encoded, vocab_size: int) -> Decoded:
     """Entries out of their words; ``vocab_size`` says in which layout they are."""
-    words = encoded.words
+    words, counts = encoded.words, encoded.counts.astype(np.int64)
     if vocab_size <= NARROW:
-        ids = (words & np.uint32(NARROW - 1)).astype(np.int64)
-        logprobs = _LOGPROBS[words >> np.uint32(ID_BITS)]
+        ids, logprobs, counts = _from_narrow(words, counts)
     else:
         ids = (words & np.uint64(0xFFFFFFFF)).astype(np.int64)
         logprobs = (words >> np.uint64(32)).astype(np.uint32).view(np.float32)
     return Decoded(
-        counts=encoded.counts.astype(np.int64),
+        counts=counts,
         ids=ids,
         logprobs=logprobs,
         entropy=_ENTROPIES[encoded.entropy],
         tail=None if encoded.tail is None else _TAILS[encoded.tail],
     )
+
+
+def _narrow(counts: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Words of entries, and how many each position has."""
+    codes = _codes(-logprobs.astype(np.float64), LOGPROB_SCALE, LOGPROB_BITS).astype(np.int64)
+    # Position, code, id: sorted, entries of one position and one code stand together.
+    keys = np.repeat(np.arange(len(counts), dtype=np.int64) << 31, counts) | (codes << ID_BITS) | ids
+    keys.sort()
+    groups = keys >> ID_BITS
+    first = np.ones(len(keys), bool)
+    first[1:] = groups[1:] != groups[:-1]
+    # A chain of entries each near enough to the one before. The first of a group stands alone, to say their code.
+    chain = first.copy()
+    chain[1:] |= first[:-1] | (np.diff(keys) >= FARTHEST)
+    places = np.arange(len(keys))
+    second = ((places - np.maximum.accumulate(np.where(chain, places, 0))) & 1).astype(bool)
+    words = (keys & 0x7FFFFFFF).astype(np.uint32)
+    begin = np.flatnonzero(second) - 1
+    words[begin] = PAIR | ((keys[begin + 1] - keys[begin]) << ID_BITS | keys[begin] & (NARROW - 1)).astype(np.uint32)
+    return words[~second], np.bincount((keys >> 31)[~second], minlength=len(counts))
+
+
+def _from_narrow(words: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, log-probabilities, and how many each position has. A batch is read in a few milliseconds: mind the time."""
+    pair = words >= PAIR
+    fields = (words >> np.uint32(ID_BITS)) & np.uint32(FARTHEST - 1)
+    # Two places a word, of which the second is only taken of a pair.
+    ids, taken = np.empty((len(words), 2), np.int64), np.ones((len(words), 2), bool)
+    ids[:, 0] = words & np.uint32(NARROW - 1)
+    np.add(ids[:, 0], fields, out=ids[:, 1])
+    taken[:, 1] = pair
+    places = np.flatnonzero(taken.ravel())
+    says = np.arange(len(words), dtype=np.int32)
+    says[pair] = 0
+    logs = _LOGPROBS.take(fields.take(np.maximum.accumulate(says, out=says)))
+    pairs_before = np.zeros(len(words) + 1, np.int32)
+    np.cumsum(pair, out=pairs_before[1:])
+    ends = np.cumsum(counts)
+    counts = counts + pairs_before[ends] - pairs_before[ends - counts]
+    return ids.ravel().take(places), logs.take(places >> 1), counts
 
 
 def bound(x: np.ndarray, scale: int) -> np.ndarray:

@@ -9,7 +9,6 @@ or whatever there are a few of a position.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import InputError
+from limbeck.objectives.kernels.blocks import block_sums
 from limbeck.signals.scheme import Decoded, Draw, Kind, Scheme, to_sparse
 
 __all__ = ["Decoded", "Draw", "Kind", "LogitsError", "Scheme", "draw", "to_sparse", "uniforms"]
@@ -24,8 +24,8 @@ __all__ = ["Decoded", "Draw", "Kind", "LogitsError", "Scheme", "draw", "to_spars
 BLOCK = 64
 """W: tokens whose exponentials are added up together."""
 
-PART = {"cpu": 2**20, "cuda": 2**26}
-"""Elements of the logits that are worked on at a time: two copies of them are made, and stay in a CPU's cache."""
+PART = 2**23
+"""Elements of the logits whose positions are worked on together."""
 
 
 class LogitsError(InputError):
@@ -67,12 +67,11 @@ def draw(logits_nV: Tensor, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor)
             f"labels must be in [0, {vocab_size}), they run from {int(labels_n.min())} to {int(labels_n.max())}"
         )
     labels_n = labels_n.to(logits_nV.device, torch.int64)
-    step = max(1, PART.get(logits_nV.device.type, PART["cpu"]) // vocab_size)
-    scratch = _Scratch(logits_nV[: min(step, count)])
+    step = max(1, PART // vocab_size)
     parts = []
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        rows = _rows(logits_nV[part], scheme.temperature, scratch, start)
+        rows = _rows(logits_nV[part], scheme.temperature, start)
         parts.append(_KINDS[scheme.kind](rows, scheme, labels_n[part], uniform_n[part]))
     if not parts:
         none, nothing = labels_n.new_zeros(0), logits_nV.new_zeros(0, dtype=torch.float32)
@@ -116,71 +115,46 @@ def _fractions(bits: np.ndarray) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class _Scratch:
-    """Memory that all parts of a chunk use in turn: asking for it anew would cost more than the arithmetic."""
-
-    def __init__(self, logits_nV: Tensor) -> None:
-        count, vocab_size = logits_nV.shape
-        dtype = torch.promote_types(logits_nV.dtype, torch.float32)
-        self.shifted_nV = logits_nV.new_empty(count, vocab_size, dtype=dtype)
-        self.exp_nBW = logits_nV.new_zeros(count, -(-vocab_size // BLOCK), BLOCK, dtype=dtype)
-
-
 @dataclass(frozen=True)
 class _Rows:
-    """Positions of a part, as numbers proportional to their probabilities.
+    """Positions of a part, by sums of numbers that are proportional to their probabilities.
 
-    ``exp_nBW`` is exp(logit - the position's largest), at the temperature, 0 beyond the vocabulary; ``sums_nB`` are
-    its sums over blocks and ``z_n`` over everything, float64. A function of a kind may overwrite the first two.
+    ``sums_nB`` are of exp((logit - the position's largest) / temperature) over blocks, ``z_n`` over everything.
     """
 
     logits_nV: Tensor
     temperature: float
-    exp_nBW: Tensor
+    max_n: Tensor
     sums_nB: Tensor
     z_n: Tensor
     lse_n: Tensor
     entropy_n: Tensor
 
     @property
+    def blocks(self) -> int:
+        return self.sums_nB.shape[1]
+
+    @property
     def width(self) -> int:
-        """Of a row of ``exp_nBW``: entries are numbered row * width + id."""
-        return self.exp_nBW.shape[1] * BLOCK
+        """Entries are numbered row * width + id, and so block row * blocks + b begins with entry BLOCK times that."""
+        return self.blocks * BLOCK
+
+    def exps(self, block_r: Tensor) -> Tensor:
+        """The numbers themselves of some blocks, float64 [r, W]; 0 beyond the vocabulary."""
+        row_r, last = block_r // self.blocks, self.logits_nV.shape[1] - 1
+        id_rW = (block_r % self.blocks * BLOCK).unsqueeze(1) + torch.arange(BLOCK, device=block_r.device)
+        x_rW = self.logits_nV[row_r.unsqueeze(1), id_rW.clamp_max(last)].double()
+        x_rW = x_rW.sub_(self.max_n[row_r].unsqueeze(1)).div_(self.temperature)
+        return x_rW.exp_().masked_fill_(id_rW > last, 0.0)
 
     def logprobs(self, at_r: Tensor) -> Tensor:
         """Of entries, float64: by their logits, for their exponentials may be 0."""
         row_r = at_r // self.width
         return self.logits_nV[row_r, at_r % self.width].double() / self.temperature - self.lse_n[row_r]
 
-    def take_out(self, at_r: Tensor) -> None:
-        """Set entries to 0 and add up their blocks again: a difference would lose what is small beside them."""
-        self.exp_nBW.view(-1)[at_r] = 0.0
-        block_r = at_r // BLOCK
-        self.sums_nB.view(-1)[block_r] = self.exp_nBW.view(-1, BLOCK)[block_r].sum(1, dtype=torch.float64)
-
-    def locate(self, cumulative_nB: Tensor, points_nK: Tensor, valid_nK: Tensor) -> Tensor:
-        """The entries that points fall on, in the order of the points; those within [0, sum of the row).
-
-        float32 sums of a block differ from float64 ones by some 1e-7 of it. The place within a block is the same
-        part of either, so that this makes each of its tokens that much more or less likely and none twice as much.
-        """
-        blocks = cumulative_nB.shape[1]
-        row_r = valid_nK.nonzero()[:, 0]
-        block_r = torch.searchsorted(cumulative_nB, points_nK, right=True)[valid_nK].clamp_max_(blocks - 1)
-        at_r = row_r * blocks + block_r
-        end_r = cumulative_nB.view(-1)[at_r]
-        begin_r = torch.where(block_r > 0, cumulative_nB.view(-1)[(at_r - 1).clamp_min_(0)], 0.0)
-        inner_rW = self.exp_nBW.view(-1, BLOCK)[at_r].double().cumsum_(1)
-        whole_r = inner_rW[:, -1]
-        target_r = (points_nK[valid_nK] - begin_r) / (end_r - begin_r) * whole_r
-        target_r = torch.minimum(target_r, torch.nextafter(whole_r, torch.zeros_like(whole_r)))
-        within_r = torch.searchsorted(inner_rW, target_r.unsqueeze(1), right=True).squeeze(1)
-        return at_r * BLOCK + within_r
-
     def made(self, at_r: Tensor, logprobs_r: Tensor, tail_n: Tensor | None = None) -> Draw:
-        row_r = at_r // self.width
         return Draw(
-            counts_n=torch.bincount(row_r, minlength=len(self.z_n)),
+            counts_n=torch.bincount(at_r // self.width, minlength=len(self.z_n)),
             ids=at_r % self.width,
             logprobs=logprobs_r.float(),
             tail_n=tail_n,
@@ -188,59 +162,84 @@ class _Rows:
         )
 
 
-def _rows(logits_nV: Tensor, temperature: float, scratch: _Scratch, start: int) -> _Rows:
-    count, vocab_size = logits_nV.shape
-    shifted_nV, exp_nBW = scratch.shifted_nV[:count], scratch.exp_nBW[:count]
-    max_n1 = logits_nV.amax(1, keepdim=True)
-    if not bool(max_n1.isfinite().all()):
-        position = int((~max_n1.isfinite()).nonzero()[0, 0])
-        value = float(max_n1[position])
-        what = "are NaN" if math.isnan(value) else "hold +inf" if value > 0 else "are -inf for every token"
-        raise LogitsError(what, start + position)
-    if logits_nV.dtype == shifted_nV.dtype:
-        torch.sub(logits_nV, max_n1, out=shifted_nV)
-    else:
-        shifted_nV.copy_(logits_nV).sub_(max_n1)
-    if temperature != 1.0:
-        shifted_nV.div_(temperature)
-    torch.exp(shifted_nV, out=exp_nBW.view(count, -1)[:, :vocab_size])
-    sums_nB = exp_nBW.sum(2).double()
-    z_n = sums_nB.sum(1)
-    moment_n = shifted_nV.mul_(exp_nBW.view(count, -1)[:, :vocab_size]).sum(1)
-    if bool(moment_n.isnan().any()):
-        # 0 times the -inf of a masked token.
-        moment_n = shifted_nV.nan_to_num_(nan=0.0).sum(1)
+def _rows(logits_nV: Tensor, temperature: float, start: int) -> _Rows:
+    found = block_sums(logits_nV, temperature, BLOCK)
+    max_n, z_n = found.max_n.double(), found.sums_nB.sum(1)
     log_z_n = z_n.log()
+    broken_n = ~(max_n + z_n).isfinite()
+    if bool(broken_n.any()):
+        position = int(broken_n.nonzero()[0])
+        of_V = logits_nV[position]
+        what = "are NaN" if bool(of_V.isnan().any()) else "hold +inf" if float(of_V.max()) > 0 else "are all -inf"
+        raise LogitsError(what, start + position)
     return _Rows(
         logits_nV=logits_nV,
         temperature=temperature,
-        exp_nBW=exp_nBW,
-        sums_nB=sums_nB,
+        max_n=max_n,
+        sums_nB=found.sums_nB,
         z_n=z_n,
-        lse_n=max_n1.squeeze(1).double() / temperature + log_z_n,
-        entropy_n=(log_z_n - moment_n.double() / z_n).clamp_min_(0.0),
+        lse_n=max_n / temperature + log_z_n,
+        entropy_n=(log_z_n - found.moment_n / z_n).clamp_min_(0.0),
     )
+
+
+class _Rest:
+    """What is left of positions without some entries, as intervals that points fall on.
+
+    Args:
+        rows: the positions.
+        without_r: entries that are taken out. The sums of their blocks are made again: a difference would lose what
+            is small beside them.
+    """
+
+    def __init__(self, rows: _Rows, without_r: Tensor) -> None:
+        self.rows = rows
+        self.changed_r, inverse_r = (without_r // BLOCK).unique(return_inverse=True)
+        self.exps_rW = rows.exps(self.changed_r)
+        self.exps_rW[inverse_r, without_r % BLOCK] = 0.0
+        self.sums_nB = rows.sums_nB.clone()
+        self.sums_nB.view(-1)[self.changed_r] = self.exps_rW.sum(1)
+        self.cumulative_nB = self.sums_nB.cumsum(1)
+        self.mass_n1 = self.cumulative_nB[:, -1:]
+
+    def locate(self, points_nK: Tensor) -> Tensor:
+        """The entries that points within [0, mass) fall on, in the order of the points; others are left out.
+
+        float32 sums of a block differ from float64 ones by some 1e-7 of it. The place within a block is the same
+        part of either, so that this makes each of its tokens that much more or less likely and none twice as much.
+        """
+        valid_nK = points_nK < self.mass_n1
+        point_r = points_nK[valid_nK]
+        inside_r = torch.searchsorted(self.cumulative_nB, points_nK, right=True)[valid_nK]
+        block_r = valid_nK.nonzero()[:, 0] * self.rows.blocks + inside_r
+        end_r, sum_r = self.cumulative_nB.view(-1)[block_r], self.sums_nB.view(-1)[block_r]
+        exps_rW = self.rows.exps(block_r)
+        if len(self.changed_r):
+            changed_r = torch.searchsorted(self.changed_r, block_r).clamp_max_(len(self.changed_r) - 1)
+            same_r = self.changed_r[changed_r] == block_r
+            exps_rW[same_r] = self.exps_rW[changed_r[same_r]]
+        inner_rW = exps_rW.cumsum_(1)
+        whole_r = inner_rW[:, -1]
+        target_r = ((point_r - (end_r - sum_r)) / sum_r).clamp_min_(0.0) * whole_r
+        target_r = torch.minimum(target_r, torch.nextafter(whole_r, torch.zeros_like(whole_r)))
+        within_r = torch.searchsorted(inner_rW, target_r.unsqueeze(1), right=True).squeeze(1)
+        return block_r * BLOCK + within_r
 
 
 def _threshold(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
     cut_n = rows.z_n * scheme.threshold
-    blocks = rows.sums_nB.shape[1]
     # A block with an entry above the cut adds up to more than the cut, so there are few; the margin is for rounding.
     block_r = (rows.sums_nB >= (cut_n * (1 - 1e-4)).unsqueeze(1)).view(-1).nonzero().squeeze(1)
-    above_rW = rows.exp_nBW.view(-1, BLOCK)[block_r] >= cut_n[block_r // blocks].unsqueeze(1)
-    of_r, within_r = above_rW.nonzero(as_tuple=True)
+    of_r, within_r = (rows.exps(block_r) >= cut_n[block_r // rows.blocks].unsqueeze(1)).nonzero(as_tuple=True)
     label_at_n = labels_n + torch.arange(len(labels_n), device=labels_n.device) * rows.width
-    unlikely_n = rows.exp_nBW.view(-1)[label_at_n] < cut_n
-    exact_r = torch.cat([block_r[of_r] * BLOCK + within_r, label_at_n[unlikely_n]])
-    rows.take_out(exact_r)
+    exact_r = torch.cat([block_r[of_r] * BLOCK + within_r, label_at_n]).unique()
 
-    cumulative_nB = rows.sums_nB.cumsum(1)
-    rest_n1 = cumulative_nB[:, -1:]
-    most = int((rest_n1.squeeze(1) / cut_n).max()) + 1
+    rest = _Rest(rows, exact_r)
+    most = int((rest.mass_n1.squeeze(1) / cut_n).max()) + 1
     steps_K = torch.arange(most, device=cut_n.device)
-    points_nK = (uniform_n.to(cut_n).unsqueeze(1) + steps_K) * cut_n.unsqueeze(1)
+    drawn_r = rest.locate((uniform_n.to(cut_n).unsqueeze(1) + steps_K) * cut_n.unsqueeze(1))
     # Two points fall on one token only by rounding; it has twice the weight then.
-    drawn_r, times_r = rows.locate(cumulative_nB, points_nK, points_nK < rest_n1).unique_consecutive(return_counts=True)
+    drawn_r, times_r = drawn_r.unique_consecutive(return_counts=True)
 
     at_r, order_r = torch.cat([exact_r, drawn_r]).sort()
     logprobs_r = torch.cat([rows.logprobs(exact_r), (times_r * scheme.threshold).double().log()])
@@ -255,17 +254,15 @@ def _top_k(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> 
     logprobs_r = rows.logprobs(at_r).clamp_max_(0.0)
     if scheme.kind == "top_k_renormalised":
         return rows.made(at_r, _renormalised(logprobs_r, at_r // rows.width, count))
-    rows.take_out(at_r)
-    return rows.made(at_r, logprobs_r, (rows.sums_nB.sum(1) / rows.z_n).float())
+    return rows.made(at_r, logprobs_r, (_Rest(rows, at_r).mass_n1.squeeze(1) / rows.z_n).float())
 
 
 def _sampled(rows: _Rows, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
     # A stream of numbers a position: the hash of its one number and a counter.
     bits_n1 = np.ascontiguousarray(uniform_n.double().cpu().numpy()).view(np.uint64)[:, None]
     fractions_nK = _fractions(_mixed(_mixed(bits_n1) ^ np.arange(scheme.samples, dtype=np.uint64)))
-    cumulative_nB = rows.sums_nB.cumsum(1)
-    points_nK = torch.from_numpy(fractions_nK).to(cumulative_nB) * cumulative_nB[:, -1:]
-    drawn_r = rows.locate(cumulative_nB, points_nK, torch.ones_like(points_nK, dtype=torch.bool))
+    rest = _Rest(rows, labels_n[:0])
+    drawn_r = rest.locate(torch.from_numpy(fractions_nK).to(rest.mass_n1) * rest.mass_n1)
     at_r, times_r = drawn_r.unique(return_counts=True)
     if scheme.kind == "multinomial":
         return rows.made(at_r, (times_r / scheme.samples).double().log())

@@ -18,7 +18,7 @@ from limbeck.objectives.targets import Sparse
 
 Kind = Literal["threshold", "top_k", "top_k_renormalised", "multinomial", "gemma"]
 
-SNAP = 2e-3
+SNAP = 4e-3
 """Entries of a threshold draw whose log-probability is so near to the threshold's, in nats, stand for the
 threshold itself: rounding on disk (``codec.py``) must not shift the weight that all drawn tokens share."""
 

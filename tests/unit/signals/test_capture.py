@@ -18,7 +18,7 @@ from limbeck.data.packing import IGNORED, Batch, Rows, collate
 from limbeck.errors import InputError, MissingSignalError
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.restricted import KeptTokens, RestrictedModel
-from limbeck.objectives import Dense, Term, logits_of
+from limbeck.objectives import Dense, Sparse, Term, logits_of
 from limbeck.signals.capture import capture
 from limbeck.signals.codec import CODEC
 from limbeck.signals.live import LiveTeacher
@@ -50,15 +50,10 @@ def identity_of(lm: CausalLM, scheme: Scheme, context: str, window: int = 0) -> 
 
 
 def stored(
-    lm: CausalLM,
-    rows: Rows,
-    folder: Path,
-    scheme: Scheme,
-    context: str = "row",
-    window: int = 0,
-    precision: str = "fp32",
+    lm: CausalLM, rows: Rows, folder: Path, scheme: Scheme, window: int = 0, precision: str = "fp32"
 ) -> StoredTeacher:
-    identity = identity_of(lm, scheme, context, window)
+    """A store of all labels. ``window``: of whole documents; 0: of rows."""
+    identity = identity_of(lm, scheme, "document" if window else "row", window)
     with StoreWriter(folder, identity) as writer:
         capture(lm, readings(rows, range(len(rows)), identity.context, window), writer, scheme, precision=precision)
     return StoredTeacher(Store(folder, identity))
@@ -68,9 +63,25 @@ def all_of(rows: Rows) -> Batch:
     return collate([rows[r] for r in range(len(rows))])
 
 
+def places(batch: Batch) -> list[tuple[int, int]]:
+    """Document and offset of every label."""
+    learned = batch.labels_BT != IGNORED
+    return list(zip(batch.keys_BT[learned].tolist(), batch.offsets_BT[learned].tolist(), strict=True))
+
+
+def probabilities(lm: CausalLM, rows: Rows) -> torch.Tensor:
+    target = LiveTeacher(lm).signal(all_of(rows)).target
+    assert isinstance(target, Dense)
+    return torch.cat([x.softmax(-1) for _, x in logits_of(target, vocab_size=lm.vocab_size)])
+
+
 def frozen(lm: CausalLM) -> CausalLM:
+    """As a teacher, whose distributions are far from uniform."""
     lm.model.eval()
     lm.model.requires_grad_(False)
+    lm.head().weight_VD.mul_(15)
+    for layer in lm.linear_layers():
+        layer.weight.mul_(5)
     return lm
 
 
@@ -82,7 +93,7 @@ def loss(
     hidden = student.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED]
     outcome = student.compare(hidden, [Term(signal.target, divergence, weight=1 / len(hidden))])
     head = student.head().weight_VD
-    return float(outcome.loss_sum), torch.autograd.grad(outcome.loss_sum, head)[0]
+    return float(outcome.loss_sum.detach()), torch.autograd.grad(outcome.loss_sum, head)[0]
 
 
 # ------------------------------------------------------------------------------------------- spans
@@ -96,7 +107,7 @@ def loss(
     context=st.sampled_from(["document", "row"]),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_label_is_read_once_and_by_a_teacher_that_sees_no_more_than_its_window(
     lengths: list[int], window: int, seq_len: int, pack: bool, context: str, seed: int
 ) -> None:
@@ -104,23 +115,14 @@ def test_every_label_is_read_once_and_by_a_teacher_that_sees_no_more_than_its_wi
     corpus = corpus_of([(rng.integers(0, 99, n).tolist(), (rng.random(n) > 0.4).tolist()) for n in lengths])
     rows = Rows(corpus, seq_len, pack=pack)
     chosen = [r for r in range(len(rows)) if rng.random() > 0.3]
-    asked = {
-        (int(key), int(offset))
-        for r in chosen
-        for batch in [collate([rows[r]])]
-        for key, offset in zip(
-            batch.keys_BT[batch.labels_BT != IGNORED].tolist(),
-            batch.offsets_BT[batch.labels_BT != IGNORED].tolist(),
-            strict=True,
-        )
-    }
+    asked = {place for r in chosen for place in places(collate([rows[r]]))}
     found: list[tuple[int, int]] = []
     for reading in readings(rows, chosen, context, window):  # type: ignore[arg-type]
         assert context == "row" or len(reading.row) <= window
         batch = collate([reading.row])
         learned = batch.labels_BT != IGNORED
         assert int(learned.sum()) == reading.count() > 0
-        at = list(zip(batch.keys_BT[learned].tolist(), batch.offsets_BT[learned].tolist(), strict=True))
+        at = places(batch)
         begun = (batch.offsets_BT - batch.positions_BT)[learned].tolist()
         for span in reading.spans:
             inside = [
@@ -271,11 +273,11 @@ def test_a_student_with_more_tokens_than_its_teacher_shares_the_teachers(make_lm
     logits = lm.head().logits(hidden)[:, : lm.vocab_size]
     mine = student.head().logits(student.hidden(batch.ids_BT, batch.positions_BT)[batch.labels_BT != IGNORED])
     theirs, ours = logits.log_softmax(-1), mine[:, : lm.vocab_size].log_softmax(-1)
-    assert own == pytest.approx(float((theirs.exp() * (theirs - ours)).sum(-1).mean()), abs=3e-5, rel=1e-3)
+    assert own == pytest.approx(float((theirs.exp() * (theirs - ours)).sum(-1).mean().detach()), abs=3e-5, rel=1e-3)
 
 
 def test_half_precision_is_captured_as_it_answers(make_lm: Make, tmp_path: Path) -> None:
-    lm, student = make_lm(3), make_lm(1)
+    lm, student = frozen(make_lm(3)), make_lm(1)
     live_source = LiveTeacher(lm, "bf16")
     rows = Rows(corpus(), 16, pack=True)
     source = stored(lm, rows, tmp_path / "s", Scheme("top_k", k=lm.vocab_size), precision="bf16")
@@ -289,24 +291,14 @@ def test_documents_are_seen_from_their_beginning(make_lm: Make, tmp_path: Path) 
     lm = frozen(make_lm(3))
     made = long_corpus([40, 90])
     whole, short = Rows(made, 100, pack=False), Rows(made, 16, pack=True)
-    source = stored(lm, short, tmp_path / "s", Scheme("top_k", k=lm.vocab_size), "document", 256)
-    batch = all_of(short)
-    sparse = source.signal(batch).target
-    dense = torch.cat(
-        [
-            x.log_softmax(-1)
-            for _, x in logits_of(LiveTeacher(lm).signal(all_of(whole)).target, vocab_size=lm.vocab_size)
-        ]
-    )
-    rebuilt = torch.full((len(sparse), lm.vocab_size), -torch.inf)
-    rebuilt[torch.arange(len(sparse)).repeat_interleave(sparse.offsets.diff()), sparse.ids] = sparse.logprobs
-    order = torch.argsort(
-        all_of(short).keys_BT[batch.labels_BT != IGNORED] * 1000 + batch.offsets_BT[batch.labels_BT != IGNORED]
-    )
-    torch.testing.assert_close(rebuilt[order].exp(), dense.exp(), atol=5e-4, rtol=0)
-    live = LiveTeacher(lm).signal(batch).target
-    cut = torch.cat([x.log_softmax(-1) for _, x in logits_of(live, vocab_size=lm.vocab_size)])
-    assert float((rebuilt.exp() - cut.exp()).abs().max()) > 5e-3  # the live teacher sees rows
+    source = stored(lm, short, tmp_path / "s", Scheme("top_k", k=lm.vocab_size), 256)
+    sparse = source.signal(all_of(short)).target
+    assert isinstance(sparse, Sparse)
+    rebuilt = torch.zeros(len(sparse), lm.vocab_size)
+    rebuilt[torch.arange(len(sparse)).repeat_interleave(sparse.offsets.diff()), sparse.ids] = sparse.logprobs.exp()
+    assert places(all_of(short)) == places(all_of(whole))  # no document ends within a row before the next
+    torch.testing.assert_close(rebuilt, probabilities(lm, whole), atol=5e-4, rtol=0)
+    assert float((rebuilt - probabilities(lm, short)).abs().max()) > 0.1  # the live teacher sees rows
 
 
 def test_a_draw_follows_from_document_and_offset(make_lm: Make, tmp_path: Path) -> None:
@@ -328,7 +320,7 @@ def test_a_draw_follows_from_document_and_offset(make_lm: Make, tmp_path: Path) 
 def test_every_scheme_teaches(make_lm: Make, tmp_path: Path, kind: Any) -> None:
     lm, student = frozen(make_lm(3)), make_lm(1)
     rows = Rows(corpus(), 16, pack=True)
-    source = stored(lm, rows, tmp_path / "s", Scheme(kind, temperature=2.0), "document", 64)
+    source = stored(lm, rows, tmp_path / "s", Scheme(kind, temperature=2.0), 64)
     assert source.access == Access.TOP_LOGPROBS
     assert source.hidden_shape is None
     signal = source.signal(all_of(rows))
@@ -348,7 +340,7 @@ def test_a_position_that_was_not_captured_is_told(make_lm: Make, tmp_path: Path)
     lm, scheme = frozen(make_lm(3)), Scheme("threshold")
     rows, other = Rows(corpus(), 16, pack=True), Rows(corpus(), 10, pack=True)
     source = stored(lm, rows, tmp_path / "s", scheme)
-    with pytest.raises(MissingSignalError, match="no signal for document [0-9a-f]{16} at offset"):
+    with pytest.raises(MissingSignalError, match=r"no signal for document [0-9a-f]{16} at offset"):
         source.signal(all_of(other))  # rows that were cut elsewhere
     stored(lm, other, tmp_path / "s", scheme)
     assert len(StoredTeacher(Store(tmp_path / "s")).signal(all_of(other)).target) == all_of(other).count()
@@ -361,7 +353,7 @@ def test_a_teacher_of_nan_is_told_with_the_document(make_lm: Make, tmp_path: Pat
     lm.core.get_input_embeddings().weight.data = lm.core.get_input_embeddings().weight.data.clone()
     lm.core.get_input_embeddings().weight.data[token] = torch.nan
     lm.core.lm_head.weight = torch.nn.Parameter(lm.core.lm_head.weight.nan_to_num(0.0), requires_grad=False)
-    with pytest.raises(InputError, match=r"not finite after token 1 of document 0000000000000001") as error:
+    with pytest.raises(InputError, match=r"not finite after token [01] of document 0000000000000001") as error:
         stored(lm, Rows(made, 8, pack=False), tmp_path / "s", Scheme("threshold"))
     assert error.value.key == "teacher"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from limbeck.objectives import Sparse
 from limbeck.signals.codec import (
     ENTROPY_SCALE,
     LOGPROB_SCALE,
@@ -39,6 +41,15 @@ def decoded(
     )
 
 
+def in_order(one: Decoded, vocab_size: int) -> Decoded:
+    """One position's entries as they are stored: of falling p, and of rising ids where it rounds to the same."""
+    if vocab_size > NARROW:
+        return one
+    codes = np.rint(np.sqrt(np.minimum(-one.logprobs.astype(np.float64), 1e4).clip(0)) * LOGPROB_SCALE).clip(max=8190)
+    order = np.lexsort((one.ids, np.where(np.isinf(one.logprobs), 8191, codes)))
+    return replace(one, ids=one.ids[order], logprobs=one.logprobs[order])
+
+
 def values_equal(one: Decoded, other: Decoded) -> bool:
     parts = ("counts", "ids", "logprobs", "entropy", "tail")
     return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in parts)
@@ -65,15 +76,19 @@ vocabulary = st.sampled_from([1, 2, 49_152, NARROW - 1, NARROW, NARROW + 1, 500_
 def test_what_is_read_is_within_the_bound(
     logprobs: list[float], vocab_size: int, entropy: float, tail: float | None, seed: int
 ) -> None:
-    ids = np.random.default_rng(seed).integers(0, vocab_size, len(logprobs))
-    before = decoded(logprobs, ids.tolist(), entropy, tail)
+    random = np.random.default_rng(seed)
+    ids = np.unique(random.integers(0, min(vocab_size, random.choice([100, 20_000, 2**31])), len(logprobs)))
+    before = in_order(
+        decoded(random.permutation(logprobs)[: len(ids)].tolist(), ids.tolist(), entropy, tail), vocab_size
+    )
     encoded = encode(before, vocab_size)
     after = decode(encoded, vocab_size)
     assert encoded.words.dtype == (np.uint32 if vocab_size <= NARROW else np.uint64)
     assert encoded.counts.dtype == encoded.entropy.dtype == np.uint16
     assert (after.ids.dtype, after.logprobs.dtype, after.entropy.dtype) == (np.int64, np.float32, np.float32)
-    assert np.array_equal(after.ids, ids)
+    assert np.array_equal(after.ids, before.ids)
     assert np.array_equal(after.counts, before.counts)
+    assert len(encoded.words) == encoded.counts.sum() <= len(ids)
     x = -np.minimum(before.logprobs.astype(np.float64), 0)
     impossible = np.isinf(x)
     assert bool(np.isneginf(after.logprobs[impossible]).all())
@@ -81,10 +96,10 @@ def test_what_is_read_is_within_the_bound(
     if vocab_size > NARROW:
         assert np.array_equal(y, x)
     else:
-        x = np.minimum(x, (16382 / LOGPROB_SCALE) ** 2)[~impossible]
+        x = np.minimum(x, (8190 / LOGPROB_SCALE) ** 2)[~impossible]
         error = np.abs(y[~impossible] - x)
         assert bool((error <= bound(x, LOGPROB_SCALE) * (1 + FLOAT32) + FLOAT32 * x).all())
-        assert bool((np.abs(np.exp(-y[~impossible]) - np.exp(-x)) <= 2.2e-4).all())
+        assert bool((np.abs(np.exp(-y[~impossible]) - np.exp(-x)) <= 4.3e-4).all())
     h = float(before.entropy[0])
     assert abs(float(after.entropy[0]) - h) <= float(bound(np.float64(h), ENTROPY_SCALE)) + FLOAT32 * h
     if tail is None:
@@ -102,9 +117,9 @@ def test_what_is_read_is_within_the_bound(
 
 
 def test_every_word_reads_and_writes_as_itself() -> None:
-    codes = np.arange(1 << 14, dtype=np.uint32)
+    codes = np.arange(1 << 13, dtype=np.uint32)
     every = Encoded(
-        (codes << np.uint32(18)) | np.uint32(3), np.full(1, 1 << 14, np.uint16), np.zeros(1, np.uint16), None
+        (codes << np.uint32(18)) | np.uint32(3), np.full(1, 1 << 13, np.uint16), np.zeros(1, np.uint16), None
     )
     after = decode(every, NARROW)
     assert bool((np.diff(after.logprobs) < 0).all()), "higher codes are less likely, each another number"
@@ -124,12 +139,58 @@ def test_every_word_reads_and_writes_as_itself() -> None:
 
 def test_the_stated_figures() -> None:
     p = np.linspace(1e-6, 1, 200_001)
-    assert 2.05e-4 < (p * bound(-np.log(p), LOGPROB_SCALE)).max() < 2.2e-4
-    assert bound(-np.log(1 / 50), LOGPROB_SCALE) < 1e-3
-    assert bound(-np.log(1e-20), LOGPROB_SCALE) < 3.4e-3
+    assert 4.15e-4 < (p * bound(-np.log(p), LOGPROB_SCALE)).max() < 4.3e-4
+    assert bound(-np.log(1 / 50), LOGPROB_SCALE) < 2e-3
+    assert bound(-np.log(1e-20), LOGPROB_SCALE) < 6.7e-3
     assert (p * bound(-np.log(p), TAIL_SCALE)).max() < 5.4e-5
     assert bound(np.float64(1), ENTROPY_SCALE) < 6.2e-5
     assert bound(np.float64(12.5), ENTROPY_SCALE) < 2.2e-4
+
+
+def by_id(target: Sparse) -> Sparse:
+    row_r = torch.arange(len(target)).repeat_interleave(target.offsets.diff())
+    order = (row_r * 10**6 + target.ids).argsort()
+    return replace(target, ids=target.ids[order], logprobs=target.logprobs[order])
+
+
+def position(*ids: int, p: float = 0.02) -> Decoded:
+    return decoded([math.log(p)] * len(ids), list(ids))
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (position(5), 1),
+        (position(5, 9), 2),  # the first says the weight
+        (position(5, 9, 11), 2),
+        (position(5, 9, 11, 8202), 3),
+        (position(5, 9, 11, 8202, 8203), 3),
+        (position(5, 9, 8200), 2),  # 8,191 apart
+        (position(5, 9, 8201), 3),  # 8,192 apart
+        (position(5, 9, 262_000, 262_143), 3),
+        (position(0, 1, 2, 3, 4, 5, 6), 4),
+        (position(6, 5, 4, 3, 2, 1, 0), 4),
+        (decoded([-1.0, -2.0, -1.0, -2.0, -1.0, -2.0], [3, 4, 5, 6, 7, 8]), 4),
+    ],
+)
+def test_entries_of_one_weight_share_words(entry: Decoded, words: int) -> None:
+    two = Decoded(
+        np.concatenate([entry.counts, [0], entry.counts]),
+        np.concatenate([entry.ids, entry.ids]),
+        np.concatenate([entry.logprobs, entry.logprobs]),
+        np.zeros(3, np.float32),
+        None,
+    )
+    encoded = encode(two, NARROW)
+    assert encoded.counts.tolist() == [words, 0, words]
+    after = decode(encoded, NARROW)
+    assert after.counts.tolist() == two.counts.tolist()
+    expected = in_order(entry, NARROW)
+    assert after.ids.tolist() == expected.ids.tolist() * 2
+    assert np.abs(after.logprobs - np.tile(expected.logprobs, 2)).max() < 2e-3
+    # Each position can be read by itself.
+    alone = decode(Encoded(encoded.words[-words:], encoded.counts[2:], encoded.entropy[2:], None), NARROW)
+    assert alone.ids.tolist() == expected.ids.tolist()
 
 
 def test_a_draw_and_what_is_read_of_it_teach_the_same() -> None:
@@ -137,11 +198,11 @@ def test_a_draw_and_what_is_read_of_it_teach_the_same() -> None:
     for kind in ("threshold", "top_k", "gemma", "multinomial", "top_k_renormalised"):
         scheme = Scheme(kind, threshold=0.03)  # type: ignore[arg-type]
         drawn = draw(torch.randn(40, 600) * 3, scheme, torch.randint(0, 600, (40,)), torch.rand(40).double())
-        live, stored = to_sparse(drawn, scheme), to_sparse(decode(encode(drawn, 600), 600), scheme)
+        live, stored = (by_id(to_sparse(one, scheme)) for one in (drawn, decode(encode(drawn, 600), 600)))
         assert stored.scheme == live.scheme
         assert torch.equal(stored.offsets, live.offsets)
         assert torch.equal(stored.ids, live.ids)
-        torch.testing.assert_close(stored.logprobs.exp(), live.logprobs.exp(), rtol=0, atol=2.2e-4)
+        torch.testing.assert_close(stored.logprobs.exp(), live.logprobs.exp(), rtol=0, atol=4.3e-4)
         torch.testing.assert_close(stored.entropy_N, live.entropy_N, rtol=0, atol=1.5e-4)
         if kind == "threshold":
             # All drawn tokens have the same weight, so rounding it would shift all of them one way.

@@ -79,6 +79,16 @@ def test_every_position_is_read_as_it_was_written(tmp_path: Path, whose, tail: b
     assert store.positions == len(asked)
 
 
+def test_keys_may_be_signed_but_not_floating(tmp_path: Path) -> None:
+    span = Span(2**64 - 3, 0, 20, 0, 9)
+    write(tmp_path / "store", [span], unlabelled=0.0)
+    store, offsets = Store(tmp_path / "store"), np.arange(20)
+    unsigned = np.full(20, span.key, np.uint64)
+    assert equal(store.encoded(unsigned.view(np.int64), offsets), store.encoded(unsigned, offsets))
+    with pytest.raises(ValueError, match="keys must be uint64"):
+        store.encoded(unsigned.astype(np.float64), offsets)
+
+
 def test_nothing_is_read_of_nothing(tmp_path: Path) -> None:
     nothing = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     with StoreWriter(tmp_path / "store", IDENTITY):
@@ -296,7 +306,7 @@ def test_bytes_read_are_counted(tmp_path: Path) -> None:
 
 
 def test_reading_more_than_stays_in_memory_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.signals.store.reader.RELEASE_BYTES", 1)
+    monkeypatch.setattr("limbeck.signals.store.reader.RELEASE_BYTES", -1)
     spans = grid(8)
     write(tmp_path / "store", spans)
     store, asked = Store(tmp_path / "store"), positions(spans)

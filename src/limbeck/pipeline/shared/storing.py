@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limbeck.data.corpus import FORMAT, Corpus
 from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import Traits
@@ -124,7 +126,7 @@ def fingerprint_of_text(corpus: Corpus) -> str:
     """Of documents that are known by their number alone."""
     digest = hashlib.sha256()
     for array in (corpus.ids, corpus.loss_mask, corpus.lengths):
-        digest.update(memoryview(array).cast("B") if len(array) else b"")
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 

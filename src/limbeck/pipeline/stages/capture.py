@@ -95,6 +95,9 @@ class Capture(PipelineStage):
         worker = "" if self.part is None else f", {self.part[0] + 1} of {self.part[1]}"
         return f"capture signals{worker}"
 
+    def n_threads(self, up: Facts) -> int:
+        return max(super().n_threads(up) // (1 if self.part is None else self.part[1]), 1)
+
     def key(self, up: Facts) -> dict[str, Plain]:
         section = self.training
         return {
@@ -127,7 +130,8 @@ class Capture(PipelineStage):
                 captured = self._capture(needed, found, up, context, text)
         if self.part is not None:
             return {"captured": captured.positions}
-        return self._facts(needed, captured, context.folder)
+        now = captured.positions + sum(up[part].get("captured", 0) for part in self.parts)
+        return self._facts(needed, now, context.folder)
 
     def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
@@ -184,7 +188,7 @@ class Capture(PipelineStage):
                 progress=work.progress,
             )
 
-    def _facts(self, needed: _Needed, captured: Captured, run: Path) -> dict[str, Plain]:
+    def _facts(self, needed: _Needed, captured: int, run: Path) -> dict[str, Plain]:
         found, store = needed.survey(), needed.store()
         if found.missing or store is None:
             raise StoreError(
@@ -195,12 +199,12 @@ class Capture(PipelineStage):
         a_token = n_bytes / max(store.positions, 1)
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
         decided = "auto: stored" if self.decides else "stored"
-        new = "all were there" if not captured.positions else f"{captured.positions:,} captured"
+        new = f"{captured:,} captured" if captured else "all were there"
         return {
             "signals": needed.identity.fingerprint,
             "identity": needed.identity.plain(),
             "positions": found.positions,
-            "captured": captured.positions,
+            "captured": captured,
             "bytes_a_token": round(a_token, 2),
             "shards": {
                 os.path.relpath(needed.folder / shard.name, run.absolute()): shard.bytes for shard in store.shards

@@ -31,9 +31,7 @@ class Signals(Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.02, description="threshold: tokens at least so probable are kept exactly; the others are drawn."
     )
-    k: Annotated[int, Field(ge=1, le=65_535)] = Field(
-        64, description="top_k, top_k_renormalised: tokens that are kept."
-    )
+    k: Annotated[int, Field(ge=1, le=65_535)] = Field(64, description="top_k, top_k_renormalised: tokens kept.")
     samples: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         None, description=f"Draws. Default: multinomial {MULTINOMIAL_SAMPLES}, gemma {GEMMA_SAMPLES}."
     )

@@ -5,11 +5,12 @@ Shape letters: S spans; N positions that are looked up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
-from limbeck.signals.store.shards import COLUMNS
+from limbeck.signals.store.shards import COLUMNS, Shard
 
 _BITS = np.int64(32)
 """Offsets have 31 bits, so that a group and an offset are one sortable number."""
@@ -45,6 +46,16 @@ class SpanIndex:
         )
         self.keys = np.unique(self.key)
         self._document = np.searchsorted(self.keys, self.key)
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> SpanIndex:
+        """Of all rows of shards, oldest first."""
+        return cls(
+            {
+                name: np.concatenate([shard.index[name] for shard in shards] or [np.zeros(0, dtype)])
+                for name, dtype in COLUMNS.items()
+            }
+        )
 
     def _newest_tokens(self, digest: np.ndarray, order: np.ndarray, firsts: np.ndarray) -> None:
         """Where equal spans have several digests, take the first span with the newest digest."""

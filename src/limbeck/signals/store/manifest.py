@@ -51,15 +51,28 @@ class ShardLine:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Attributes:
-    identity: whose signals; None: the line that says it cannot be read.
-    shards: in the order in which they were written.
-    damaged: numbers of the lines that cannot be read, from 1.
+    """What a store says of itself.
+
+    Attributes:
+        folder: of the store.
+        identity: whose signals; None: the line that says it cannot be read.
+        shards: in the order in which they were written.
+        damaged: numbers of the lines that cannot be read, from 1.
     """
 
+    folder: Path
     identity: Identity | None
     shards: tuple[ShardLine, ...]
     damaged: tuple[int, ...] = ()
+
+    def whose(self) -> Identity:
+        """Raises StoreError where it cannot be read."""
+        if self.identity is None:
+            raise StoreError(
+                f"{self.folder / FILE} is damaged: it does not say whose signals it names",
+                fix=f"`limbeck signals repair {self.folder}` writes it again from the shards",
+            )
+        return self.identity
 
 
 def _line(plain: Mapping[str, Any]) -> str:
@@ -109,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
         else:
             shard = ShardLine(**{each.name: plain[each.name] for each in fields(ShardLine)})
             shards.setdefault(shard.name, shard)
-    return Manifest(identity, tuple(shards.values()), tuple(damaged))
+    return Manifest(folder, identity, tuple(shards.values()), tuple(damaged))
 
 
 def _identity(plain: Mapping[str, Any], path: Path) -> Identity:

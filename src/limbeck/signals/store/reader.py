@@ -18,10 +18,11 @@ from limbeck.signals.store.hashes import repair_fix, require_whole
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 from limbeck.signals.store.index import SpanIndex
 from limbeck.signals.store.manifest import FILE, read_manifest
-from limbeck.signals.store.shards import COLUMNS, Shard
+from limbeck.signals.store.shards import Shard, columns_of, mapped_bytes
 
 RELEASE_BYTES = 64 << 20
-"""Pages of the shards that stay in memory: when more was read, the system takes them back."""
+"""Pages of the shards that stay in memory: when there are more, the system takes them back. The kernel maps what lies
+around a page too: a batch of 1 MB makes 30 MB resident."""
 
 
 class Store:
@@ -48,12 +49,7 @@ class Store:
     def __init__(self, folder: Path, identity: Identity | None = None) -> None:
         self.folder = folder
         manifest = read_manifest(folder)
-        if manifest.identity is None:
-            raise StoreError(
-                f"{folder / FILE} is damaged: it does not say whose signals it names",
-                fix=f"`limbeck signals repair {folder}` writes it again from the shards",
-            )
-        self.identity, self.shards = manifest.identity, manifest.shards
+        self.identity, self.shards = manifest.whose(), manifest.shards
         if identity is not None:
             self.identity.require(identity, str(folder / FILE))
         if self.identity.codec != CODEC:
@@ -63,9 +59,11 @@ class Store:
             )
         require_whole(folder, self.shards)
         self._shards = [self._open(line.name, line.rows) for line in self.shards]
-        columns, self._shard, self._row = self._index()
-        self._spans = SpanIndex(columns)
-        self.bytes_read = self._resident = 0
+        rows = [shard.rows for shard in self._shards]
+        self._shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
+        self._row = np.concatenate([np.arange(n, dtype=np.int32) for n in rows] or [np.zeros(0, np.int32)])
+        self._spans = SpanIndex.of(self._shards)
+        self.bytes_read, self._mapped = 0, mapped_bytes()
 
     def _open(self, name: str, rows: int) -> Shard:
         shard = Shard(self.folder / name, fix=repair_fix(self.folder))
@@ -74,17 +72,6 @@ class Store:
         if shard.rows != rows:
             raise shard.damaged(f"it has {shard.rows:,} spans, and the manifest says {rows:,}")
         return shard
-
-    def _index(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Columns of all spans, and the shard and row of each."""
-        columns = {
-            name: np.concatenate([shard.index[name] for shard in self._shards] or [np.zeros(0, dtype)])
-            for name, dtype in COLUMNS.items()
-        }
-        rows = [shard.rows for shard in self._shards]
-        shard = np.repeat(np.arange(len(rows), dtype=np.int32), rows)
-        row = np.concatenate([np.arange(n, dtype=np.int32) for n in rows] or [np.zeros(0, np.int32)])
-        return columns, shard, row
 
     def __len__(self) -> int:
         """Spans. Those that were written twice count once."""
@@ -101,18 +88,14 @@ class Store:
 
     def missing(self, spans: Sequence[Span]) -> list[Span]:
         """The spans that are not there, or are there for other tokens (digest), in the order given."""
-        columns = {
-            name: np.array([getattr(span, name) for span in spans], np.uint64 if dtype == np.uint64 else np.int64)
-            for name, dtype in COLUMNS.items()
-        }
-        there = self._spans.has(columns)
+        there = self._spans.has(columns_of(spans))
         return [span for span, is_there in zip(spans, there.tolist(), strict=True) if not is_there]
 
     def read(self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None = None) -> Decoded:
         """The signals of positions, in the order given.
 
         Args:
-            keys_N: uint64, the documents.
+            keys_N: uint64, or int64 of the same bits: the documents.
             offsets_N: int64, the positions in them.
             contexts_N: int64, where the teacher's context must have begun; None: anywhere.
 
@@ -123,6 +106,10 @@ class Store:
 
     def encoded(self, keys_N: np.ndarray, offsets_N: np.ndarray, contexts_N: np.ndarray | None = None) -> Encoded:
         """As :meth:`read`, before decoding."""
+        if keys_N.dtype == np.int64:  # torch has no uint64 that can be indexed: the same bits
+            keys_N = keys_N.view(np.uint64)
+        if keys_N.dtype != np.uint64:  # compared as float64, keys that are near each other would be equal
+            raise ValueError(f"keys must be uint64, or int64 of the same bits, got {keys_N.dtype}")
         span_N = self._spans.locate(keys_N, offsets_N, contexts_N)
         if (span_N < 0).any():
             raise self._missing(keys_N, offsets_N, contexts_N, int(np.argmax(span_N < 0)))
@@ -130,12 +117,12 @@ class Store:
             return self._empty()
         pieces = self._pieces(span_N)
         counts = np.concatenate([piece.counts for piece in pieces.list])
-        place_N = pieces.place(span_N, offsets_N - self._spans.start[span_N])
+        piece_N = np.searchsorted(pieces.spans, span_N)
+        place_N = pieces.base[piece_N] + (offsets_N - self._spans.start[span_N])
         counts_N = counts[place_N]
         if not counts_N.all():
             raise self._missing(keys_N, offsets_N, contexts_N, int(np.argmin(counts_N)))
-        ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        words = self._words(pieces, place_N, ends)
+        words = _words(pieces, piece_N, place_N, counts)
         entropy = np.concatenate([piece.entropy for piece in pieces.list])[place_N]
         tails = [piece.tail for piece in pieces.list if piece.tail is not None]
         tail = np.concatenate(tails)[place_N] if tails else None
@@ -143,36 +130,20 @@ class Store:
         return Encoded(words, counts_N, entropy, tail)
 
     def _pieces(self, span_N: np.ndarray) -> _Pieces:
-        """What the spans of some positions hold: a view of the files for each span."""
+        """What the spans of some positions hold: views of the files."""
         heads = np.flatnonzero(np.concatenate([[True], span_N[1:] != span_N[:-1]]))
         spans = np.unique(span_N[heads])
-        views = [self._view(int(arrival)) for arrival in self._spans.arrival[spans]]
+        arrivals = self._spans.arrival[spans]
+        rows = zip(self._shard[arrivals].tolist(), self._row[arrivals].tolist(), strict=True)
+        views = [self._shards[shard].encoded(row) for shard, row in rows]
         return _Pieces(views, spans, np.cumsum(self._spans.length[spans]) - self._spans.length[spans])
 
-    def _view(self, arrival: int) -> Encoded:
-        return self._shards[self._shard[arrival]].encoded(int(self._row[arrival]))
-
-    @staticmethod
-    def _words(pieces: _Pieces, place_N: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The entries of positions, run by run where positions follow each other, as those of a batch do."""
-        words = np.concatenate([piece.words for piece in pieces.list])
-        heads = np.flatnonzero(np.concatenate([[True], np.diff(place_N) != 1]))
-        lasts = np.append(heads[1:], len(place_N)) - 1
-        lows, highs = ends[place_N[heads]], ends[place_N[lasts] + 1]
-        if len(heads) * 8 < len(place_N):
-            return np.concatenate([words[low:high] for low, high in zip(lows.tolist(), highs.tolist(), strict=True)])
-        sizes = highs - lows
-        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return words[np.repeat(lows, sizes) + within]
-
     def _count(self, *arrays: np.ndarray) -> None:
-        n_bytes = sum(array.nbytes for array in arrays)
-        self.bytes_read += n_bytes
-        self._resident += n_bytes
-        if self._resident > RELEASE_BYTES:
-            self._resident = 0
+        self.bytes_read += sum(array.nbytes for array in arrays)
+        if mapped_bytes() - self._mapped > RELEASE_BYTES:
             for shard in self._shards:
                 shard.release()
+            self._mapped = mapped_bytes()
 
     def _empty(self) -> Encoded:
         if self._shards:
@@ -194,25 +165,43 @@ class Store:
     def signals(self) -> Iterator[SpanSignal]:
         """All spans, each once, in the order in which they were written. Arrays are views of the files."""
         for arrival in np.sort(self._spans.arrival):
-            signal = self._shards[self._shard[arrival]].signal(int(self._row[arrival]))
+            signal = self._shards[int(self._shard[arrival])].signal(int(self._row[arrival]))
             yield signal
             self._count(*(array for array in vars(signal.encoded).values() if array is not None))
 
 
 class _Pieces(NamedTuple):
-    """The arrays of some spans, one after another.
+    """The arrays of some spans.
 
     Attributes:
         list: one a span.
         spans: their numbers in the index, ascending.
-        base: int64, where the positions of each span begin.
+        base: int64, where the positions of each span begin when they stand one after another.
     """
 
     list: list[Encoded]
     spans: np.ndarray
     base: np.ndarray
 
-    def place(self, span_N: np.ndarray, position_N: np.ndarray) -> np.ndarray:
-        """Where each position stands among those of all spans."""
-        place: np.ndarray = self.base[np.searchsorted(self.spans, span_N)] + position_N
-        return place
+
+def _words(pieces: _Pieces, piece_N: np.ndarray, place_N: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The entries of positions, run by run where positions follow each other, as those of a batch do.
+
+    Args:
+        piece_N: the span of each position, among ``pieces``.
+        place_N: where it stands among the positions of all of them.
+        counts: of all their positions.
+    """
+    ends = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, dtype=np.int64, out=ends[1:])
+    follows = (place_N[1:] == place_N[:-1] + 1) & (piece_N[1:] == piece_N[:-1])
+    heads = np.flatnonzero(np.concatenate([[True], ~follows]))
+    lasts = np.append(heads[1:], len(place_N)) - 1
+    lows, highs = ends[place_N[heads]], ends[place_N[lasts] + 1]
+    if len(heads) * 8 < len(place_N):
+        before = ends[pieces.base[piece_N[heads]]]  # entries of the spans before
+        runs = zip(piece_N[heads].tolist(), (lows - before).tolist(), (highs - before).tolist(), strict=True)
+        return np.concatenate([pieces.list[piece].words[low:high] for piece, low, high in runs])
+    sizes = highs - lows
+    within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.concatenate([piece.words for piece in pieces.list])[np.repeat(lows, sizes) + within]

@@ -27,7 +27,10 @@ from limbeck.signals.codec import Encoded
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
 SUFFIX = ".arrow"
-_KEY = b"limbeck"
+END = b"\xff\xff\xff\xff\0\0\0\0"
+"""What a stream ends with."""
+
+METADATA = b"limbeck"
 """In the metadata of a shard's schema: the identity of the signals, so that a lost manifest can be written again."""
 
 COLUMNS = {"key": np.uint64, "start": np.int32, "length": np.int32, "context": np.int32, "digest": np.uint64}
@@ -63,15 +66,18 @@ def _schema(identity: Identity, dtypes: Dtypes) -> pa.Schema:
         *((name, pa.from_numpy_dtype(dtype)) for name, dtype in COLUMNS.items()),
         *((name, pa.list_(pa.from_numpy_dtype(np.dtype(dtype)))) for name, dtype in lists.items()),
     ]
-    return pa.schema(fields, metadata={_KEY: json.dumps(identity.plain(), sort_keys=True).encode()})
+    return pa.schema(fields, metadata={METADATA: json.dumps(identity.plain(), sort_keys=True).encode()})
+
+
+def columns_of(spans: Sequence[Span]) -> dict[str, np.ndarray]:
+    """``COLUMNS`` of spans, [S] each."""
+    return {name: np.array([getattr(span, name) for span in spans], dtype) for name, dtype in COLUMNS.items()}
 
 
 def record_batch(signals: Sequence[SpanSignal], identity: Identity) -> pa.RecordBatch:
     """Signals as rows of a shard. At least one; all have the same dtypes."""
     schema = _schema(identity, Dtypes.of(signals[0].encoded))
-    columns: list[pa.Array] = [
-        pa.array(np.array([getattr(signal.span, name) for signal in signals], dtype)) for name, dtype in COLUMNS.items()
-    ]
+    columns: list[pa.Array] = [pa.array(column) for column in columns_of([signal.span for signal in signals]).values()]
     for name in schema.names[len(COLUMNS) :]:
         arrays = [getattr(signal.encoded, name) for signal in signals]
         offsets = np.zeros(len(arrays) + 1, np.int32)
@@ -130,25 +136,24 @@ class Shard:
     """
 
     def __init__(self, path: Path, fix: str) -> None:
-        self.path, self._fix = path, fix
+        self.path, self._fix, self._touched = path, fix, False
         try:
             with pa.memory_map(str(path)) as source:
                 self._map = source.read_buffer()
-            reader = pa.ipc.open_stream(pa.BufferReader(self._map))
-            table = reader.read_all()
+            table = pa.ipc.open_stream(pa.BufferReader(self._map)).read_all()
             columns = {name: _one(table.column(name)) for name in (*COLUMNS, "words", "counts", "entropy")}
             if "tail" in table.column_names:
                 columns["tail"] = _one(table.column("tail"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise self.damaged(str(error)) from None
-        metadata = (table.schema.metadata or {}).get(_KEY)
+        metadata = (table.schema.metadata or {}).get(METADATA)
         if metadata is None:
             raise self.damaged("its schema does not say whose signals it holds")
         self.identity = Identity.from_plain(json.loads(metadata))
         self.rows = table.num_rows
-        self.index = {name: columns[name].to_numpy(zero_copy_only=True) for name in COLUMNS}
+        self.index = {name: _view(columns[name]) for name in COLUMNS}
         self._lists = {
-            name: Lists(column.offsets.to_numpy(), column.values.to_numpy())
+            name: Lists(_view(column.offsets), _view(column.values))
             for name, column in columns.items()
             if name not in COLUMNS
         }
@@ -159,11 +164,13 @@ class Shard:
         return StoreError(f"{self.path} is no whole shard of signals ({why})", fix=self._fix)
 
     def signal(self, r: int) -> SpanSignal:
-        """Row r; its arrays are views of the file."""
+        """Row r."""
         span = Span(**{name: int(column[r]) for name, column in self.index.items()})
         return SpanSignal(span, self.encoded(r))
 
     def encoded(self, r: int) -> Encoded:
+        """The arrays of row r: views of the file."""
+        self._touched = True
         tail = None if self.tail is None else self.tail.row(r)
         return Encoded(self.words.row(r), self.counts.row(r), self.entropy.row(r), tail)
 
@@ -194,12 +201,22 @@ class Shard:
 
     def release(self) -> None:
         """Let the system take back the memory of pages that were read; they are read again when they are needed."""
-        _dont_need(self._map.address, self._map.size)
+        if self._touched:
+            _dont_need(self._map.address, self._map.size)
+        self._touched = False
 
 
 def _one(column: pa.ChunkedArray) -> Any:
     """A column as one array: a view where the file has one record batch, as ours do."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _view(array: Any) -> np.ndarray:
+    """The numbers of an array without nulls; ``to_numpy`` would import pandas, which takes seconds."""
+    if not len(array):
+        return np.zeros(0, array.type.to_pandas_dtype())
+    values = np.frombuffer(array.buffers()[1], array.type.to_pandas_dtype())
+    return values[array.offset : array.offset + len(array)]
 
 
 def data_fingerprint(index: dict[str, np.ndarray]) -> str:
@@ -218,3 +235,12 @@ def _libc() -> Any:
 def _dont_need(address: int, size: int) -> None:
     if size and hasattr(mmap, "MADV_DONTNEED"):
         _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def mapped_bytes() -> int:
+    """Of the process: resident pages of files. 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0

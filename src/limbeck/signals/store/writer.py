@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from limbeck.errors import StoreError, StoreWriteError
+from limbeck.errors import StoreWriteError
 from limbeck.files import fsync
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
 from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, locked, read_manifest
@@ -56,18 +56,12 @@ class StoreWriter:
         self._length = self._entries = 0
         self._dtypes: Dtypes | None = None
         self.positions = self.entries = self.bytes = 0
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder):
                 if not (folder / FILE).exists():
                     create_manifest(folder, identity)
-        found = read_manifest(folder)
-        if found.identity is None:
-            raise StoreError(
-                f"{folder / FILE} is damaged: it does not say whose signals it names",
-                fix=f"`limbeck signals repair {folder}` writes it again from the shards",
-            )
-        found.identity.require(identity, str(folder / FILE))
+        read_manifest(folder).whose().require(identity, str(folder / FILE))
 
     def add(self, signal: SpanSignal) -> None:
         """Take a span. It is on the disk after :meth:`flush`, or when a shard is full.
@@ -109,7 +103,7 @@ class StoreWriter:
         positions = int(sum(np.count_nonzero(signal.encoded.counts) for signal in self._signals))
         name = f"shard-{self._worker}-{secrets.token_hex(6)}{SUFFIX}"
         scratch = self.folder / f"{name}{WRITING}"
-        with _writing(self.folder):
+        with writing(self.folder):
             try:
                 with scratch.open("xb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX)  # `repair` removes what nobody holds
@@ -148,7 +142,7 @@ class StoreWriter:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """What the system refuses, as an error that names the folder."""
     try:
         yield
