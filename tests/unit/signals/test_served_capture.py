@@ -22,9 +22,9 @@ from limbeck.models.causal_lm import CausalLM
 from limbeck.objectives import Dense, Sparse, Term, logits_of
 from limbeck.recipe.served import Endpoint
 from limbeck.signals.capture import Captured, capture
-from limbeck.signals.codec import CODEC
+from limbeck.signals.codec import CODEC, LOGPROB_SCALE
 from limbeck.signals.live import LiveTeacher
-from limbeck.signals.scheme import Scheme
+from limbeck.signals.scheme import Decoded, Scheme
 from limbeck.signals.source import Access
 from limbeck.signals.spans import lacking, readings
 from limbeck.signals.store import Identity, Store, StoreWriter
@@ -36,6 +36,8 @@ from tests.unit.test_data import corpus_of
 
 K = 6
 SCHEME = Scheme("top_k", k=K)
+STEP = 2 * 2 / LOGPROB_SCALE
+"""Two steps of the codec at a log-probability of -1."""
 
 
 @pytest.fixture
@@ -84,6 +86,12 @@ def local(lm: CausalLM, rows: Rows, folder: Path, identity: Identity) -> Store:
     return Store(folder, identity)
 
 
+def entries_of(decoded: Decoded, at: int, count: int) -> dict[int, float]:
+    """Log-probabilities of a position, by token."""
+    part = slice(int(at), int(at) + int(count))
+    return dict(zip(decoded.ids[part].tolist(), decoded.logprobs[part].tolist(), strict=True))
+
+
 def all_of(rows: Rows) -> Batch:
     return collate([rows[r] for r in range(len(rows))])
 
@@ -107,23 +115,23 @@ def test_the_same_as_a_local_capture(
     batch = all_of(rows)
     labels_N = batch.labels_BT[batch.labels_BT != IGNORED].numpy()
     assert captured.positions == len(labels_N) == batch.count()
-    one, other = (store.read(*where(batch, context)) for store in (theirs, ours))
+    one, two = (store.read(*where(batch, context)) for store in (theirs, ours))
     assert np.isnan(one.entropy).all()
-    assert np.isfinite(other.entropy).all()
-    starts, places = np.cumsum(one.counts) - one.counts, np.cumsum(other.counts) - other.counts
+    assert np.isfinite(two.entropy).all()
+    starts, places = np.cumsum(one.counts) - one.counts, np.cumsum(two.counts) - two.counts
     outside = 0
     for n, label in enumerate(labels_N):
-        ids, theirs_n = one.ids[starts[n] :][: one.counts[n]], other.ids[places[n] :][: other.counts[n]]
-        assert ids[:K].tolist() == theirs_n.tolist()
-        assert ids[K:].tolist() == ([] if label in theirs_n else [label])
-        outside += len(ids) - K
-        values = one.logprobs[starts[n] :][: one.counts[n]]
-        np.testing.assert_allclose(values[:K], other.logprobs[places[n] :][:K], atol=3e-3)
+        ours = entries_of(one, starts[n], one.counts[n])
+        theirs_n = entries_of(two, places[n], two.counts[n])
+        assert len(theirs_n) == K
+        assert set(ours) == set(theirs_n) | {label}
+        outside += len(ours) - K
+        assert all(abs(ours[token] - value) < STEP * abs(value) ** 0.5 for token, value in theirs_n.items())
         assert one.tail is not None
-        assert other.tail is not None
-        np.testing.assert_allclose(one.tail[n] + np.exp(values[K:]).sum(), other.tail[n], atol=3e-4)
+        assert two.tail is not None
+        more = np.exp(ours[label]) if label not in theirs_n else 0.0
+        np.testing.assert_allclose(one.tail[n] + more, two.tail[n], atol=5e-4)
     assert outside > 50
-    assert one.counts.sum() == captured.entries
 
 
 def test_a_student_learns_the_same(teacher: CausalLM, make_lm: Any, corpus: Corpus, tmp_path: Path) -> None:
@@ -149,8 +157,8 @@ def test_a_student_learns_the_same(teacher: CausalLM, make_lm: Any, corpus: Corp
         (gradient,) = torch.autograd.grad(outcome.loss_sum, student.head().weight_VD)
         found.append((float(outcome.loss_sum.detach()), gradient))
     assert found[0][0] > 0.02
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=2e-3)
-    assert float((found[0][1] - found[1][1]).norm() / found[1][1].norm()) < 5e-3
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=4e-3)
+    assert float((found[0][1] - found[1][1]).norm() / found[1][1].norm()) < 1e-2
 
 
 @pytest.mark.parametrize("kinds", [("429", "cut", "500"), ("null", "later", "nan", "malformed")])

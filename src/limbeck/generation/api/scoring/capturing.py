@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
@@ -10,7 +11,7 @@ import numpy as np
 from limbeck.data.packing import Row
 from limbeck.generation.api.scoring.scorer import Scorer
 from limbeck.generation.api.scoring.scores import Scores
-from limbeck.signals.capture import Captured, cut_spans
+from limbeck.signals.capture import FLUSH_SECONDS, Captured, cut_spans
 from limbeck.signals.codec import Encoded, encode
 from limbeck.signals.scheme import Decoded
 from limbeck.signals.spans import Reading
@@ -42,13 +43,17 @@ def capture_served(
         RecipeError: the server refuses what it is asked.
         StoreWriteError: the store cannot be written.
     """
-    so_far = Captured()
+    so_far, flushed = Captured(), time.monotonic()
 
     def take(reading: Reading, scores: Scores) -> None:
+        nonlocal flushed
         encoded, keys_N, offsets_N = _encoded(reading, scores, scorer.vocab_size)
         for signal in cut_spans(encoded, [reading], keys_N, offsets_N):
             writer.add(signal)
             so_far.count(signal)
+        if time.monotonic() - flushed > FLUSH_SECONDS:
+            writer.flush()
+            flushed = time.monotonic()
         progress(so_far)
 
     scorer.run(_prompts(found), take)
