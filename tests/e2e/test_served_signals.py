@@ -208,3 +208,18 @@ def test_the_budget_holds_over_runs(soft_recipe: dict[str, Any], server: Scoring
     assert kept > 100
     go({**raw, "teacher": {**raw["teacher"], "budget": {"tokens": 20_000}}})
     assert stage(raw, "capture-")["captured"] == stage(raw, "capture-")["positions"] - kept
+
+
+@pytest.mark.slow
+def test_text_of_the_teacher_is_scored_too(soft_recipe: dict[str, Any], server: ScoringServer, tmp_path: Path) -> None:
+    """`soft` with `generation`: the server writes, and says afterwards what it thinks of what is learned."""
+    rows = [{"prompt": f"the number {n} ?", "response": str(n)} for n in range(30)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = at(soft_recipe, server)
+    raw["data"] = {"corpus": [{"jsonl": str(tmp_path / "questions.jsonl")}], "heldout": 0.2, "seq_len": 64}
+    generation = {"max_new_tokens": 8, "filters": {"decontaminate": None}}
+    raw["techniques"] = [{**soft_recipe["techniques"][0], "generation": generation}]
+    raw["training"] = {**raw["training"], "tokens": 300}
+    go(raw)
+    assert any("messages" in body for body in server.bodies)
+    assert stage(raw, "capture-")["captured"] > 100

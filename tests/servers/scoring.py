@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from aiohttp import web
 
-from tests.servers.faulty import FaultyServer, Settings
+from tests.servers.faulty import FaultyServer, Settings, chat
 
 LEAST = -9999.0
 
@@ -50,6 +50,7 @@ class ScoringServer(FaultyServer):
         if self.speaks == "sglang":
             app.router.add_post("/generate", self._handler(self._generate))
         app.router.add_post("/v1/completions", self._handler(self._complete))
+        app.router.add_post("/v1/chat/completions", super()._handler(chat))
 
     async def _models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "toy", "max_model_len": self.window}]})
