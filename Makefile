@@ -12,7 +12,7 @@ PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constra
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client test-servers clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-stored bench-vocabulary bench-verified bench-data bench-client test-servers clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -105,6 +105,10 @@ bench-recovery: $(VENV)/.smollm  ## What brings a cut SmolLM2 back: hours. TEXT=
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-recovery TEXT=TinyStories-train.txt"; exit 2; }
 	@$(BIN)/python benchmarks/recovery.py --text "$(TEXT)" --save \
 		recovery recovery-uncorrected recovery-300k choosers choosers-24 choosers-20
+
+bench-stored: $(VENV)/.smollm  ## A student taught from disk beside a live teacher's: an hour. TEXT=TinyStories-train.txt
+	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-stored TEXT=TinyStories-train.txt"; exit 2; }
+	@$(BIN)/python benchmarks/stored.py --text "$(TEXT)" --save
 
 bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. TEXT=TinyStories-train.txt
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-vocabulary TEXT=TinyStories-train.txt"; exit 2; }

@@ -403,7 +403,7 @@ def test_check_says_what_a_store_takes_and_what_it_cannot_teach(raw: dict[str, A
         return check(parse_recipe({**raw, "techniques": [{"kind": "soft", "signals": "stored", **technique}]}))
 
     (note,) = checked().notes
-    assert note.startswith("techniques.0.signals: at most 600 positions of about 5")
+    assert note.startswith("techniques.0.signals: 600 positions at most")
     assert str(tmp_path / "runs" / "signals") in note
     reverse = checked(divergence="reverse_kl").warnings
     assert any("reverse_kl is not linear in the teacher's probabilities" in line for line in reverse)

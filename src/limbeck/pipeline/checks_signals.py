@@ -52,7 +52,7 @@ def check_stores(
     """Refuse what the teacher cannot read and folders that cannot be; returns lines on the room that signals take.
 
     Args:
-        tokens: that are learned by all seeds together: no more positions are captured, but for the rest of spans.
+        tokens: that are learned by all seeds together.
         vocab_size: of the teacher's distributions.
         longest: tokens that the teacher can read; None: any, or its server says it later.
         run: the run folder.
@@ -67,9 +67,12 @@ def check_stores(
             raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
         each = bytes_a_token(section, vocab_size)
         takes, free = each * tokens, free_bytes(home)
+        more = (
+            " (more where rows are parts of documents: whole spans are kept)" if section.context == "document" else ""
+        )
         line = (
-            f"{'if they are stored, ' if technique.signals == 'auto' else ''}at most {tokens:,} positions "
-            f"of about {each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
+            f"{if_stored}{tokens:,} positions at most{more} of about "
+            f"{each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
         )
         if takes > free:
             line += "; if that is not enough, the capture stops and goes on with more room"

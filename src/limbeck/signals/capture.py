@@ -36,18 +36,15 @@ class Captured:
 
     Attributes:
         positions: with a label.
-        entries: of all of them.
         n_bytes: of the encoded signals.
     """
 
     positions: int = 0
-    entries: int = 0
     n_bytes: int = 0
 
     def count(self, signal: SpanSignal) -> None:
         encoded = signal.encoded
         self.positions += int(np.count_nonzero(encoded.counts))
-        self.entries += len(encoded.words)
         self.n_bytes += _bytes_of(encoded)
 
     @property

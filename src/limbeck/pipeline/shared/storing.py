@@ -138,7 +138,7 @@ def bytes_a_token(section: Signals, vocab_size: int) -> float:
     """
     scheme = scheme_of(section, 1.0)
     entries = {
-        "threshold": 0.22 / scheme.threshold,
+        "threshold": 0.24 / scheme.threshold,
         "top_k": float(min(scheme.k, vocab_size)),
         "top_k_renormalised": float(min(scheme.k, vocab_size)),
         "multinomial": 0.45 * scheme.samples,

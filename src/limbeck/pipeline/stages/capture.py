@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +168,7 @@ class Capture(PipelineStage):
             context.task(self.title, found.missing, "tokens") as task,
             StoreWriter(needed.folder, needed.identity, worker) as writer,
         ):
-            work = Missing(needed.missing(self.part), found.longest, writer, _progress(task, found.missing))
+            work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
             captured = self.have_read(work, up, context, text)
             task.note = _bytes(captured)
         return captured
@@ -289,22 +288,10 @@ class _Needed:
         return Survey(positions, missing, longest)
 
 
-def _progress(task: Task, total: int) -> Callable[[Captured], None]:
-    """Shows speed, bytes a token, and the time that is left."""
-    begun = time.monotonic()
-
-    def show(captured: Captured) -> None:
-        left = (time.monotonic() - begun) / max(captured.positions, 1) * (total - captured.positions)
-        task.update(captured.positions, f"{_bytes(captured)}, {_duration(left)} left")
-
-    return show
+def _progress(task: Task) -> Callable[[Captured], None]:
+    """Shows the speed, the bytes a token, and the time that is left."""
+    return lambda captured: task.update(captured.positions, _bytes(captured))
 
 
 def _bytes(captured: Captured) -> str:
     return f"{captured.bytes_a_token:.1f} bytes/token"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
