@@ -39,7 +39,7 @@ from limbeck.models.tokenizer import load_tokenizer
 from limbeck.pipeline.shared.base import open_text
 from limbeck.pipeline.shared.fit import batches_of
 from limbeck.recipe import PathModel, parse_recipe
-from limbeck.recipe.served import Endpoint
+from limbeck.recipe.served import Endpoint, Prices
 from limbeck.signals.capture import capture
 from limbeck.signals.codec import LOGPROB_SCALE
 from limbeck.signals.scheme import Scheme
@@ -215,9 +215,10 @@ def _compare_stores(served: Store, local: Store, batch: Batch) -> None:
 
 def _compare_scores(endpoint: Endpoint, reveals: Reveals, lm: CausalLM, rows: Rows) -> None:
     """The server's own numbers, before the codec."""
-    texts = [rows.corpus.document(d)[0].tolist() for d in range(min(len(rows.corpus), 4))]
+    texts = [rows.corpus.document(d)[0][:900].tolist() for d in range(min(len(rows.corpus), 4))]
     found: dict[int, Scores] = {}
-    Scorer(endpoint, reveals, 1.0, lm.vocab_size, Ledger(None, Spent())).run(enumerate(texts), found.__setitem__)
+    own = endpoint.model_copy(update={"prices": Prices(input=0, output=0)})
+    Scorer(own, reveals, 1.0, lm.vocab_size, Ledger(None, Spent())).run(enumerate(texts), found.__setitem__)
     apart: list[float] = []
     for number, ids in enumerate(texts):
         logits_TV = lm.model(input_ids=torch.tensor([ids])).logits[0, :-1, : lm.vocab_size]

@@ -67,12 +67,11 @@ def check_stores(
             raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
         each = bytes_a_token(section, vocab_size)
         takes, free = each * tokens, free_bytes(home)
-        more = (
-            " (more where rows are parts of documents: whole spans are kept)" if section.context == "document" else ""
-        )
+        if_stored = "if they are stored, " if technique.signals == "auto" else ""
+        more = " (more where parts of documents are read: spans are whole)" if section.context == "document" else ""
         line = (
-            f"{if_stored}{tokens:,} positions at most{more} of about "
-            f"{each:.0f} bytes, {bytes_said(takes)} in {home}, where {bytes_said(free)} are free"
+            f"{if_stored}{tokens:,} positions at most{more} of about {each:.0f} bytes, {bytes_said(takes)} in {home}, "
+            f"where {bytes_said(free)} are free"
         )
         if takes > free:
             line += "; if that is not enough, the capture stops and goes on with more room"
