@@ -4,9 +4,9 @@
 
 Runs ``recipes/stored.yaml`` (SmolLM2 at 15 of 30 layers: live, ``context: row``, ``context: document``), or goes on
 with it where it stopped, and prints cross-entropy, KL to the teacher and agreement with it on held-out stories, with
-95% intervals over documents, and the paired differences to the live teacher. Then it times training: the same student, in a
-process of its own each, on labels alone, from the store, and beside the live teacher; tokens per CPU-second from the
-third step on, and the peak of the resident set. Rounds take turns, so that what else the machine does falls on all.
+95% intervals over documents, and the paired differences to the live teacher. Then it times training: the same student,
+in a process of its own each, on labels alone, from the store, and beside the live teacher; tokens per CPU-second from
+the third step on, and the peak of the resident set. Rounds take turns, so that what else the machine does falls on all.
 """
 
 from __future__ import annotations

@@ -362,26 +362,46 @@ def signals_merge(
 def signals_export(
     folder: _Store,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    distillkit: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Write rows for DistillKit, of this run's documents; of `top_k` only."),
+    ] = None,
     debug: _Debug = False,
 ) -> None:
     """Write a store as Parquet, compressed by zstd, for cold storage. `import` brings it back, byte by byte."""
-    from limbeck.commands.signals import export
+    from limbeck.commands.signals import export, export_for_distillkit
 
-    print(export(folder, out))
+    print(export(folder, out) if distillkit is None else export_for_distillkit(folder, out, distillkit))
 
 
 @signals.command("import")
 def signals_import(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder of Parquet files.", show_default=False)],
-    folder: _Store,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder.", show_default=False)],
+    into: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INTO", help="A store for what limbeck exported; else a recipe (YAML).", show_default=False
+        ),
+    ],
+    overrides: _Overrides = None,
     debug: _Debug = False,
 ) -> None:
-    """Read signals that were exported into a store. The same command goes on where it stopped."""
+    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store.
+
+    Of the latter a recipe says teacher, documents, temperature and k. Its teacher scores 32 positions again: a shift is
+    found, and another teacher or temperature is refused. The same command goes on where it stopped.
+    """
     global _goes_on
+    _goes_on = True
+    if into.suffix in (".yaml", ".yml"):
+        from limbeck.commands.signals_import import import_for
+        from limbeck.recipe import load_recipe
+
+        print(import_for(load_recipe(into, overrides or []), source))
+        return
     from limbeck.commands.signals import import_
 
-    _goes_on = True
-    print(import_(source, folder))
+    print(import_(source, into))
 
 
 @app.command()

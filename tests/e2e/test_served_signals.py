@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from limbeck.commands.capture import capture
 from limbeck.commands.run import run
 from limbeck.data.packing import IGNORED, Rows, collate
 from limbeck.display import Display
@@ -120,7 +121,8 @@ def test_the_server_may_be_gone_when_the_store_is_whole(
 ) -> None:
     with ScoringServer(model, tokenizer) as server:
         raw = at(soft_recipe, server)
-        go(raw)
+        (line,) = capture(parse_recipe(raw), Display(quiet=True))
+        assert "captured" in line
     seen = {**raw, "run": f"{raw['run']}-other"}
     go(seen)
     assert any("does not answer" in warning for warning in stage(seen, "probe-signals-")["warnings"])

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from limbeck.errors import StoreError, counted
+from limbeck.errors import RunFolderError, StoreError, counted
+from limbeck.pipeline.shared.base import DATA, open_text
+from limbeck.signals.exchange.distillkit import export_distillkit
 from limbeck.signals.exchange.parquet import export_parquet, exported_signals
 from limbeck.signals.store import Store
 from limbeck.signals.upkeep.check import Verified
@@ -21,6 +23,7 @@ from limbeck.signals.upkeep.join import Copied, copy_into
 from limbeck.signals.upkeep.join import merge as merge_stores
 from limbeck.signals.upkeep.look import Summary, summary_of
 from limbeck.signals.upkeep.mend import repair as repair_store
+from limbeck.workflow.lock import is_run
 
 
 def inspect(folder: Path) -> Summary:
@@ -119,8 +122,31 @@ def export(folder: Path, out: Path) -> str:
     return f"{out}: {n_bytes:,} bytes of Parquet, {100 * n_bytes / was:.0f}% of the store's"
 
 
+def export_for_distillkit(folder: Path, out: Path, run: Path) -> str:
+    """Write the documents of a run, with a top-k store's signals, as DistillKit's raw rows.
+
+    Args:
+        run: a run folder: a store does not hold the tokens of its documents.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        RunFolderError: there is no such run, or it has no corpus yet.
+        StoreError: the store's scheme is another.
+    """
+    if not is_run(run) or not (run / DATA / "train").is_dir():
+        raise RunFolderError(
+            f"there is no run with a corpus in {run}", fix="Name the run that the store was captured for"
+        )
+    written, left_out = export_distillkit(folder, open_text(run).train, out)
+    temperature = Store(folder).identity.scheme["temperature"]
+    left = f"; {counted(left_out, 'document')} without a signal at every position left out" if left_out else ""
+    return f"{out}: {counted(written, 'document')}, for `preapplied_temperature: {temperature}`{left}"
+
+
 def import_(source: Path, folder: Path) -> str:
-    """Read signals that were exported into a store.
+    """Read signals that limbeck exported into a store.
 
     Returns:
         What was added, for people.

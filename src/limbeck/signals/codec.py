@@ -50,6 +50,9 @@ PAIR = np.uint32(1 << 31)
 FARTHEST = 1 << LOGPROB_BITS
 """Ids of a pair are less than this apart."""
 
+TOGETHER = 2048
+"""Positions that are decoded at a time."""
+
 LOGPROB_SCALE, TAIL_SCALE, ENTROPY_SCALE = 1024, 8192, 16384
 
 
@@ -144,23 +147,35 @@ def _narrow(counts: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> tuple[
 
 
 def _from_narrow(words: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, log-probabilities, and how many each position has. A batch is read in a few milliseconds: mind the time."""
+    """Ids, log-probabilities, and how many each position has."""
+    pairs_before = np.zeros(len(words) + 1, np.int32)
+    np.cumsum(words >= PAIR, out=pairs_before[1:])
+    ends = np.cumsum(counts)
+    total = len(words) + int(pairs_before[-1])
+    ids, logprobs = np.empty(total, np.int64), np.empty(total, np.float32)
+    begin = at = 0
+    # A batch is read in a few milliseconds, if what is made on the way stays in the cache.
+    for end in [*ends[TOGETHER - 1 :: TOGETHER].tolist(), len(words)]:
+        at += _unpack(words[begin:end], ids[at:], logprobs[at:])
+        begin = end
+    return ids, logprobs, counts + pairs_before[ends] - pairs_before[ends - counts]
+
+
+def _unpack(words: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> int:
+    """Write the entries of whole positions; how many they are."""
     pair = words >= PAIR
     fields = (words >> np.uint32(ID_BITS)) & np.uint32(FARTHEST - 1)
     # Two places a word, of which the second is only taken of a pair.
-    ids, taken = np.empty((len(words), 2), np.int64), np.ones((len(words), 2), bool)
-    ids[:, 0] = words & np.uint32(NARROW - 1)
-    np.add(ids[:, 0], fields, out=ids[:, 1])
+    both, taken = np.empty((len(words), 2), np.uint32), np.ones((len(words), 2), bool)
+    both[:, 0] = words & np.uint32(NARROW - 1)
+    both[:, 1] = both[:, 0] + fields
     taken[:, 1] = pair
-    places = np.flatnonzero(taken.ravel())
-    says = np.arange(len(words), dtype=np.int32)
-    says[pair] = 0
-    logs = _LOGPROBS.take(fields.take(np.maximum.accumulate(says, out=says)))
-    pairs_before = np.zeros(len(words) + 1, np.int32)
-    np.cumsum(pair, out=pairs_before[1:])
-    ends = np.cumsum(counts)
-    counts = counts + pairs_before[ends] - pairs_before[ends - counts]
-    return ids.ravel().take(places), logs.take(places >> 1), counts
+    places = np.flatnonzero(taken)
+    # The word that says the code: the last that is no pair.
+    says = np.maximum.accumulate(np.arange(len(words)) * ~pair)
+    ids[: len(places)] = both.ravel().take(places)
+    logprobs[: len(places)] = _LOGPROBS.take(fields.take(says)).take(places >> 1)
+    return len(places)
 
 
 def bound(x: np.ndarray, scale: int) -> np.ndarray:

@@ -24,7 +24,7 @@ __all__ = ["Decoded", "Draw", "Kind", "LogitsError", "Scheme", "draw", "to_spars
 BLOCK = 64
 """W: tokens whose exponentials are added up together."""
 
-PART = 2**23
+PART, PART_ON_GPU = 2**23, 2**26
 """Elements of the logits whose positions are worked on together."""
 
 
@@ -43,7 +43,7 @@ class LogitsError(InputError):
 def draw(logits_nV: Tensor, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor) -> Draw:
     """Entries of n positions.
 
-    Each position's depend on its own logits, label and uniform number alone: chunks and their order change nothing.
+    Those of a position depend on its own logits, label and uniform number alone: chunks and their order change nothing.
     A token with a logit of -inf is never drawn; as a label it is an entry with the log-probability -inf.
 
     Args:
@@ -66,8 +66,8 @@ def draw(logits_nV: Tensor, scheme: Scheme, labels_n: Tensor, uniform_n: Tensor)
         raise ValueError(
             f"labels must be in [0, {vocab_size}), they run from {int(labels_n.min())} to {int(labels_n.max())}"
         )
-    labels_n = labels_n.to(logits_nV.device, torch.int64)
-    step = max(1, PART // vocab_size)
+    logits_nV, labels_n = logits_nV.detach(), labels_n.to(logits_nV.device, torch.int64)
+    step = max(1, (PART if logits_nV.device.type == "cpu" else PART_ON_GPU) // vocab_size)
     parts = []
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))

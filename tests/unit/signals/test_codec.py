@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from limbeck.objectives import Sparse
+from limbeck.signals import codec
 from limbeck.signals.codec import (
     ENTROPY_SCALE,
     LOGPROB_SCALE,
@@ -210,6 +211,21 @@ def test_a_draw_and_what_is_read_of_it_teach_the_same() -> None:
             near = (live.logprobs - weight).abs() < 1e-6
             assert int(near.sum()) > 40
             assert stored.logprobs[near].unique().tolist() == pytest.approx([weight], rel=1e-7)
+
+
+def test_many_positions_are_decoded_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    counts = random.integers(0, 12, 700)
+    ids = np.concatenate([random.choice(30_000, count, replace=False) for count in counts])
+    logprobs = np.where(random.random(len(ids)) < 0.7, np.log(0.02), -random.random(len(ids))).astype(np.float32)
+    zeros = np.zeros(700, np.float32)
+    encoded = encode(Decoded(counts, ids, logprobs, zeros, zeros), NARROW)
+    whole = decode(encoded, NARROW)
+    assert len(encoded.words) < 0.85 * len(ids)
+    assert np.array_equal(whole.counts, counts)
+    for together in (1, 7, 700):
+        monkeypatch.setattr(codec, "TOGETHER", together)
+        assert values_equal(decode(encoded, NARROW), whole)
 
 
 def test_positions_of_which_nothing_is_known() -> None:

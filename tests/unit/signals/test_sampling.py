@@ -233,6 +233,7 @@ def test_a_position_depends_on_nothing_around_it(kind: str, monkeypatch: pytest.
     assert same(draw(logits_nV, scheme, labels_n, uniform_n), whole)
     # A constant added to the logits, that loses no bit of them.
     assert same(draw(logits_nV + 32, scheme, labels_n, uniform_n), whole)
+    assert not draw(logits_nV.clone().requires_grad_(), scheme, labels_n, uniform_n).logprobs.requires_grad
     # Rows of a wider matrix, as a cropped head gives them.
     padded = torch.nn.functional.pad(logits_nV, (0, 12), value=50.0)[:, :500]
     assert same(draw(padded, scheme, labels_n, uniform_n), whole)

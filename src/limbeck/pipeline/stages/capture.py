@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.data.corpus import open_corpus
+from limbeck.data.corpus import Corpus, open_corpus
 from limbeck.data.packing import Rows
 from limbeck.errors import StoreError, under
 from limbeck.pipeline.shared.base import (
@@ -131,6 +131,11 @@ class Capture(PipelineStage):
             return {"captured": captured.positions}
         now = captured.positions + sum(up[part].get("captured", 0) for part in self.parts)
         return self._facts(needed, now, context.folder)
+
+    def target(self, up: Facts, run: Path) -> tuple[Path, Identity, Corpus]:
+        """The store that the arms read, whose signals it holds, and of which documents."""
+        needed = self._needed(up, run, open_text(run))
+        return needed.folder, needed.identity, needed.rows.corpus
 
     def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train

@@ -83,8 +83,9 @@ class Store:
         return sum(shard.positions for shard in self.shards)
 
     @property
-    def documents(self) -> int:
-        return len(self._spans.keys)
+    def keys(self) -> np.ndarray:
+        """uint64, ascending: the documents that have a span."""
+        return self._spans.keys
 
     def missing(self, spans: Sequence[Span]) -> list[Span]:
         """The spans that are not there, or are there for other tokens (digest), in the order given."""

@@ -18,9 +18,11 @@ AT_A_TIME = 4_096
 
 @dataclass(frozen=True)
 class Copied:
-    """Attributes:
-    spans: that were added.
-    there: that the target had already.
+    """What came of copying spans.
+
+    Attributes:
+        spans: that were added.
+        there: that the target had already.
     """
 
     spans: int = 0

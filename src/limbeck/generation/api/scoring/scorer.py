@@ -111,11 +111,12 @@ class Scorer:
 
     async def _score(self, client: Client, asked: Asked, prompt: Sequence[int]) -> Scores:
         body = encode(self.form.body(self.endpoint, prompt, self.reveals.entries, self.temperature))
-        deadline = self.clock.now() + self.endpoint.deadline_seconds
+        deadline: float | None = None  # of all tries together; waiting for the first turn does not count
         tries = unusable = 0
         while True:
             if not await asked.pacer.acquire():
                 raise self._left(asked)
+            deadline = deadline or self.clock.now() + self.endpoint.deadline_seconds
             try:
                 fault = await self._send(client, asked, body, prompt)
             finally:

@@ -1,0 +1,64 @@
+"""``limbeck signals import`` of other people's files: matched to a recipe's documents, proven, and stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limbeck.commands.run import carry_out
+from limbeck.display import Display
+from limbeck.errors import RecipeError, counted
+from limbeck.pipeline.build import build
+from limbeck.pipeline.shared.base import lease_teacher, open_text
+from limbeck.pipeline.stages.capture import Capture
+from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.recipe import Recipe
+from limbeck.signals.exchange.foreign import Imported, import_texts
+from limbeck.workflow.lock import run_path
+
+
+def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> str:
+    """Read a file of log-probabilities into the store that a recipe's training reads.
+
+    The recipe says what the file cannot: teacher, tokenizer, documents, temperature and k. Its stages up to the
+    teacher are run, or gone on with.
+
+    Args:
+        recipe: with a `soft` technique of `signals: {scheme: top_k, context: document}`.
+        source: a file or folder of DistillKit's, vLLM's or axolotl's.
+        display: where progress is shown; default: the terminal.
+
+    Returns:
+        What was imported, for people.
+
+    Raises:
+        LimbeckError: what the user can mend: the recipe, or a file that is not what its teacher says.
+    """
+    stages = build(recipe)
+    captures = [stage for stage in stages if isinstance(stage, Capture) and stage.part is None]
+    fitting = [stage for stage in captures if (stage.section.scheme, stage.section.context) == ("top_k", "document")]
+    if not fitting:
+        raise RecipeError(
+            "no technique reads stored signals of scheme top_k and context document",
+            key="techniques",
+            fix="Write `signals: {scheme: top_k, k: K}` in a `soft` technique",
+        )
+    facts = carry_out(recipe, stages, display or Display(), wanted=fitting[0].needs)
+    run = run_path(recipe.run)
+    folder, identity, corpus = fitting[0].target(facts, run)
+    with lease_teacher(teacher_spec(facts, run), open_text(run), rounded=identity.teacher.endswith("-bf16")) as lm:
+        lm.model.eval()
+        done = import_texts(source, folder, identity, corpus, lm)
+    return f"{folder}: {said(done)}"
+
+
+def said(done: Imported) -> str:
+    """What came of an import, for people."""
+    shift = "as they stand" if not done.proof.shift else f"shifted by {done.proof.shift:+d}, which was undone"
+    there = f", {done.copied.there:,} were there already" if done.copied.there else ""
+    strange = done.texts - done.matched
+    left = f"; {counted(strange, 'text')} not in the recipe's data" if strange else ""
+    return (
+        f"{counted(done.copied.spans, 'span')} added{there}, of {counted(done.matched, 'text')}{left}. The teacher "
+        f"scored {done.proof.positions} positions again: rows are {shift}, and differ by {done.proof.error:.3f} in sum "
+        "of probabilities. `limbeck capture` captures what is missing"
+    )
