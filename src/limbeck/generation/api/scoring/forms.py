@@ -17,6 +17,8 @@ from limbeck.recipe.served import Endpoint
 Entries = dict[int, float]
 
 _TOKEN = "token_id:"
+_AS_IT_IS = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+"""Or else a server takes what the model's `generation_config.json` says, which may change what it says of its own."""
 
 
 class ScoringForm(ABC):
@@ -78,6 +80,7 @@ class VLLM(ScoringForm):
             "prompt": prompt if isinstance(prompt, str) else list(prompt),
             "max_tokens": 1,
             "temperature": temperature,
+            **_AS_IT_IS,
             "prompt_logprobs": k,
             "logprobs": k,
             "return_tokens_as_token_ids": True,
@@ -120,7 +123,7 @@ class SGLang(ScoringForm):
     def fields(self, endpoint: Endpoint, prompt: Sequence[int] | str, k: int, temperature: float) -> dict[str, Any]:
         return {
             **({"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}),
-            "sampling_params": {"max_new_tokens": 1, "temperature": temperature},
+            "sampling_params": {"max_new_tokens": 1, "temperature": temperature, **_AS_IT_IS},
             "return_logprob": True,
             "logprob_start_len": 0,
             "top_logprobs_num": k,
