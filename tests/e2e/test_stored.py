@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ from limbeck.pipeline.build import build, check
 from limbeck.pipeline.shared.base import pool
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.train import Train
-from limbeck.recipe import parse_recipe
+from limbeck.recipe import load_recipe, parse_recipe
 from limbeck.signals.store import Store
 from tests.conftest import LLAMA, story
 from tests.e2e.test_run import limbeck, students, write
@@ -269,7 +270,7 @@ def slow(*args):
 own.signals_of = slow
 from limbeck.commands.capture import capture
 from limbeck.display import Display
-from limbeck.recipe import parse_recipe
+from limbeck.recipe import load_recipe, parse_recipe
 capture(parse_recipe(json.loads(sys.argv[1])), Display(quiet=True))
 """
 
@@ -453,3 +454,82 @@ def test_workers_fill_one_store(tmp_path: Path, raw: dict[str, Any]) -> None:
     )
     assert again.returncode == 2
     assert "no technique reads stored signals" in again.stderr
+
+
+# ------------------------------------------------------------------------------------------ recipes
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipes_are_right(path: Path) -> None:
+    assert load_recipe(path).techniques
+
+
+def test_the_example_of_a_store_runs(raw: dict[str, Any], corpus_file: Path) -> None:
+    path = Path(__file__).parents[2] / "recipes" / "stored.yaml"
+    small = {
+        "run": raw["run"],
+        "teacher": f"{{path: {raw['teacher']['path']}}}",
+        "student": "{from: teacher, layers: 1, keep_ends: false}",
+        "data.corpus": f'[{{text: {corpus_file}, separator: "\\n\\n"}}]',
+        "data.heldout": "0.2",
+        "data.seq_len": "32",
+        "training.tokens": "500",
+        "evaluation.max_documents": "5",
+        "threads": "1",
+        "jobs": "1",
+    }
+    recipe = load_recipe(path, [f"{key}={value}" for key, value in small.items()])
+    report = run(recipe, Display(quiet=True))
+    assert [row.technique for row in report.rows if row.technique] == ["alone", "live", "row", "document"]
+    assert {store.name.rsplit("-", 1)[0] for store in stores(raw)} == {"threshold-row", "threshold-document"}
+
+
+# ---------------------------------------------------------------------------- kills, two workers
+
+
+SLOW = """
+import os, time
+import limbeck.signals.capture as own
+own.FLUSH_SECONDS, own.BATCH_TOKENS = 0.0, 64
+signals_of = own.signals_of
+def slow(*args):
+    time.sleep(0.03)
+    return signals_of(*args)
+own.signals_of = slow
+"""
+
+
+@pytest.mark.slow
+def test_a_capture_by_two_workers_is_killed_twenty_times(tmp_path: Path, raw: dict[str, Any]) -> None:
+    """Every span is there once, checksums hold, and nothing is captured twice beyond a shard a worker."""
+    raw["training"]["tokens"] = 4000
+    raw["evaluation"]["max_documents"] = 5
+    recipe, folder = write(raw, tmp_path / "r.yaml"), Path(raw["run"]).parent / "signals"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(SLOW))
+    paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    rng, killed = np.random.default_rng(0), 0
+    for _ in range(20):
+        command = [sys.executable, "-m", "limbeck", "capture", str(recipe), "--workers", "2", "--quiet"]
+        shards = len(list(folder.glob("*/*.arrow")))
+        process = subprocess.Popen(command, env=environment)
+        while process.poll() is None and len(list(folder.glob("*/*.arrow"))) <= shards:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.1)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert killed >= 5
+    (found,) = captured(raw)
+    (store,) = stores(raw)
+    opened = Store(store)
+    spans = [each.span for each in opened.signals()]
+    assert len(spans) == len(set(spans)) == len(opened)
+    assert opened.positions - found["positions"] <= (killed + 1) * 2 * 64
+    assert sum(int(np.count_nonzero(each.encoded.counts)) for each in opened.signals()) == found["positions"]
+    checked = subprocess.run([sys.executable, "-m", "limbeck", "signals", "verify", str(store)], capture_output=True)
+    assert checked.returncode == 0, checked.stderr

@@ -16,7 +16,7 @@ from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import Traits
 from limbeck.models.folders.configuration import configuration
 from limbeck.models.tokenizer import vocabulary_size
-from limbeck.recipe import PathModel, Signals, fingerprint
+from limbeck.recipe import Data, PathModel, Signals, fingerprint
 from limbeck.recipe.techniques.signals import GEMMA_SAMPLES, MULTINOMIAL_SAMPLES
 from limbeck.signals.codec import CODEC, NARROW
 from limbeck.signals.scheme import Scheme
@@ -72,18 +72,18 @@ class Asked:
     def scheme(self) -> Scheme:
         return scheme_of(self.section, self.temperature)
 
-    def identity(self, data: Mapping[str, Plain], text: str | None) -> Identity:
+    def identity(self, data: Data, facts: Mapping[str, Plain], text: str | None) -> Identity:
         """Whose signals these are.
 
         Args:
-            data: facts of the data stage: tokenizer and chat template.
+            data: section of the recipe; ``facts``: of its stage: tokenizer and chat template.
             text: fingerprint of text that a teacher wrote, whose documents are known by their numbers; None: the
                 corpus, whose documents are known by their hashes.
         """
-        encoding = fingerprint(FORMAT, data["chat_template"], data["date"])
+        encoding = fingerprint(FORMAT, facts["chat_template"], facts["date"], data.end)
         return Identity(
             teacher=self.teacher,
-            tokenizer=data["tokenizer"],
+            tokenizer=facts["tokenizer"],
             vocab_size=self.vocab_size,
             scheme=self.scheme.plain(),
             context=self.section.context,

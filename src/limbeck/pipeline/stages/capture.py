@@ -140,7 +140,7 @@ class Capture(PipelineStage):
     def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
         asked = self.asked(up, run, text)
-        identity = asked.identity(up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
+        identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
         return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
