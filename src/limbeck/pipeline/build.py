@@ -18,6 +18,7 @@ from limbeck.data.corpus import Enough
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
+from limbeck.models.tokenizer import vocabulary_size
 from limbeck.pipeline import checks
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
 from limbeck.pipeline.checks_signals import biased, check_stored, check_stores, stored_signals
@@ -26,6 +27,9 @@ from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, M
 from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
+from limbeck.pipeline.served.capture import CaptureServed
+from limbeck.pipeline.served.probe import ProbeSignals
+from limbeck.pipeline.served.signals import ServedSignals
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.corpus import CorpusStage
@@ -117,9 +121,11 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
     for arm in compared.arms():
         text = texts.of(arm.index)
         stages += texts.new()
-        found = _capture(recipe, arm.index, text.name if text is not None else None, common)
+        found = _capture(recipe, arm.index, text.name if text is not None else None, texts.last, common)
         if found is not None and found.name not in captures:
             captures[found.name] = found
+            if served is not None:  # signals are paid from the same budget
+                texts.last = (found.name,)
             stages += side_by_side(found, workers)
         stages.append(_train(recipe, arm, text, common, found.name if found is not None else None))
         stages += [
@@ -203,7 +209,14 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
     if isinstance(teacher, ServedTeacher):
-        return [Probe(teacher=teacher, **common)]
+        writes = bool(_generations(recipe)) or recipe.evaluation.accuracy is not None
+        probes = {
+            probe.name: probe
+            for i in range(len(recipe.techniques))
+            if (asked := _served_signals(recipe, i)) is not None
+            for probe in [ProbeSignals(asked=asked, **common)]
+        }
+        return [Probe(teacher=teacher, writes=writes, **common), *probes.values()]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -320,30 +333,45 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
     ]
 
 
-def _capture(recipe: Recipe, index: int, text: str | None, common: dict[str, Any]) -> Capture | None:
+def _capture(
+    recipe: Recipe, index: int, text: str | None, after: tuple[str, ...], common: dict[str, Any]
+) -> Capture | None:
     """The stage that has signals captured for a technique, and for all that ask for the same; None: its teacher
     answers every batch, if there is one.
 
     Args:
         text: the stage that writes what is learned; None: the corpus.
+        after: the last stage that spends the budget of a teacher that is called.
     """
     asked = _asked(recipe.techniques[index])
     if asked is None:
         return None
     section, temperature, decides, _ = asked
     alike = [i for i, technique in enumerate(recipe.techniques) if _asked(technique) == asked]
-    return Capture(
-        section=section,
-        temperature=temperature,
-        data=recipe.data,
-        training=recipe.training,
-        seeds=recipe.seeds,
-        arms=len(alike) * len(recipe.seeds),
-        text=text,
-        decides=decides,
-        place=f"techniques.{alike[0]}.signals",
+    settings: dict[str, Any] = {
+        "section": section,
+        "temperature": temperature,
+        "data": recipe.data,
+        "training": recipe.training,
+        "seeds": recipe.seeds,
+        "arms": len(alike) * len(recipe.seeds),
+        "text": text,
+        "decides": decides,
+        "place": f"techniques.{alike[0]}.signals",
         **{**common, "keys": {"rows": "training.tokens", **common["keys"]}},
-    )
+    }
+    if (served := _served_signals(recipe, alike[0])) is None:
+        return Capture(**settings)
+    probe = ProbeSignals(asked=served)
+    return CaptureServed(teacher=served.teacher, probe=probe.name, after=after, **settings)
+
+
+def _served_signals(recipe: Recipe, index: int) -> ServedSignals | None:
+    """What is asked of a teacher that is called so that a technique has its signals; None: nothing."""
+    asked = _asked(recipe.techniques[index])
+    if asked is None or not isinstance(recipe.teacher, ServedTeacher):
+        return None
+    return ServedSignals(recipe.teacher, asked[0], asked[1], f"techniques.{index}")
 
 
 def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | None] | None:
@@ -358,7 +386,7 @@ def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | Non
 
 def side_by_side(capture: Capture, workers: int) -> list[Stage]:
     """A capture, and the parts of it that several processes do before."""
-    if workers == 1:
+    if workers == 1 or isinstance(capture, CaptureServed):  # a server is asked for many texts at once by one
         return [capture]
     parts = [replace(capture, part=(i, workers)) for i in range(workers)]
     return [*parts, replace(capture, parts=tuple(part.name for part in parts))]
@@ -465,7 +493,8 @@ def check(recipe: Recipe) -> Checked:
     teacher = _check_teacher(recipe, found)
     found.warnings += biased(recipe.techniques)
     tokens = recipe.training.tokens * len(recipe.seeds)
-    found.notes += check_stores(recipe.techniques, tokens, teacher.lm, run_path(recipe.run))
+    lm = teacher.lm
+    found.notes += check_stores(recipe.techniques, tokens, lm.vocab_size, lm.traits.max_positions, run_path(recipe.run))
     for name, student in students.items():
         key = student_key(recipe, name)
         if isinstance(student, CutStudent):
@@ -519,6 +548,9 @@ def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent
         absent: places of students that cannot be read now.
     """
     found.notes += check_served(teacher, recipe.data, _generations(recipe))
+    if found.tokenizer is not None:
+        tokens, vocab_size = recipe.training.tokens * len(recipe.seeds), vocabulary_size(found.tokenizer)
+        found.notes += check_stores(recipe.techniques, tokens, vocab_size, None, run_path(recipe.run))
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
         if student_key(recipe, name) not in absent:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from limbeck.errors import RecipeError, under
-from limbeck.models.causal_lm import CausalLM
 from limbeck.pipeline.shared.storing import bytes_a_token, bytes_said, free_bytes, home_of, window_of
 from limbeck.recipe import Signals, Soft, Technique
 from limbeck.training.techniques import loss_terms_of
@@ -47,23 +46,26 @@ def biased(techniques: Iterable[Technique]) -> list[str]:
     return warnings
 
 
-def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM, run: Path) -> list[str]:
+def check_stores(
+    techniques: Iterable[Technique], tokens: int, vocab_size: int, longest: int | None, run: Path
+) -> list[str]:
     """Refuse what the teacher cannot read and folders that cannot be; returns lines on the room that signals take.
 
     Args:
         tokens: that are learned by all seeds together.
-        teacher: without weights.
+        vocab_size: of the teacher's distributions.
+        longest: tokens that the teacher can read; None: any, or its server says it later.
         run: the run folder.
     """
     notes: list[str] = []
     for place, technique, section in _stored(techniques):
         with under(place):
-            window_of(section, teacher.traits.max_positions)
+            window_of(section, longest)
         home = home_of(section, run)
         there = next(each for each in (home, *home.parents) if each.exists())
         if not there.is_dir():
             raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
-        each = bytes_a_token(section, teacher.vocab_size)
+        each = bytes_a_token(section, vocab_size)
         takes, free = each * tokens, free_bytes(home)
         if_stored = "if they are stored, " if technique.signals == "auto" else ""
         more = " (more where parts of documents are read: spans are whole)" if section.context == "document" else ""

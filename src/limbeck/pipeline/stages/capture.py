@@ -139,13 +139,17 @@ class Capture(PipelineStage):
 
     def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
-        name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
-        with under(self.place):
-            asked = Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
+        asked = self.asked(up, run, text)
         identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
         return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+
+    def asked(self, up: Facts, run: Path, text: Text) -> Asked:
+        """What is kept of the teacher."""
+        name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
+        with under(self.place):
+            return Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
 
     def _is_rounded(self, up: Facts) -> bool:
         return precision(self.training.precision, up[MACHINE]) == "bf16"
@@ -163,25 +167,30 @@ class Capture(PipelineStage):
         return None
 
     def _capture(self, needed: _Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
-        """Have the teacher read what the store lacks."""
-        rounded, spec = self._is_rounded(up), teacher_spec(up, context.folder)
+        """Write what the store lacks."""
         worker = "0" if self.part is None else str(self.part[0])
         with (
             context.task(self.title, found.missing, "tokens") as task,
             StoreWriter(needed.folder, needed.identity, worker) as writer,
-            lease_teacher(spec, text, rounded=rounded, seq_len=found.longest) as lm,
         ):
-            assert lm.vocab_size == needed.identity.vocab_size
-            captured = capture(
-                lm,
-                needed.missing(self.part),
-                writer,
-                scheme_of(self.section, self.temperature),
-                precision="bf16" if rounded else "fp32",
-                progress=_progress(task),
-            )
+            work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
+            captured = self.have_read(work, up, context, text)
             task.note = _bytes(captured)
         return captured
+
+    def have_read(self, work: Missing, up: Facts, context: Context, text: Text) -> Captured:
+        """Have the teacher read what the store lacks."""
+        rounded, spec = self._is_rounded(up), teacher_spec(up, context.folder)
+        with lease_teacher(spec, text, rounded=rounded, seq_len=work.longest) as lm:
+            assert lm.vocab_size == work.writer.identity.vocab_size
+            return capture(
+                lm,
+                work.found,
+                work.writer,
+                scheme_of(self.section, self.temperature),
+                precision="bf16" if rounded else "fp32",
+                progress=work.progress,
+            )
 
     def _facts(self, needed: _Needed, captured: int, run: Path) -> dict[str, Plain]:
         found, store = needed.survey(), needed.store()
@@ -209,6 +218,23 @@ class Capture(PipelineStage):
                 f"{needed.folder.name} takes {bytes_said(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a store lacks.
+
+    Attributes:
+        found: what is to be read for it.
+        longest: tokens that the teacher reads at a time.
+        writer: of the store.
+        progress: told of what was captured so far.
+    """
+
+    found: Iterator[Reading]
+    longest: int
+    writer: StoreWriter
+    progress: Callable[[Captured], None]
 
 
 @dataclass(frozen=True)
