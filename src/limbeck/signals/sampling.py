@@ -205,7 +205,7 @@ class _Rest:
     def locate(self, points_nK: Tensor) -> Tensor:
         """The entries that points within [0, mass) fall on, in the order of the points; others are left out.
 
-        float32 sums of a block differ from float64 ones by some 1e-7 of it. The place within a block is the same
+        float32 sums of a block differ from float64 ones by a millionth of it. The place within a block is the same
         part of either, so that this makes each of its tokens that much more or less likely and none twice as much.
         """
         valid_nK = points_nK < self.mass_n1

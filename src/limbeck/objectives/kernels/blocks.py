@@ -26,7 +26,7 @@ class BlockSums:
     Attributes:
         max_n: the largest logit, in the type of the arithmetic. NaN logits show here or in the sums.
         sums_nB: of the blocks; the last one ends with the vocabulary. Each is added up in float32 (float64 for float64
-            logits): to some 1e-7 of it.
+            logits): to some 1e-7 of it, where x is small; to 4e-6 where it is -46.
         moment_n: of exp(x) * x over all tokens.
     """
 
