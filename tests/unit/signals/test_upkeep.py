@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from limbeck import cli
-from limbeck.commands.signals import show_summary
+from limbeck.commands.signals.stores import show_summary
 from limbeck.errors import InputError, StoreError
 from limbeck.signals.codec import PAIR, decode
 from limbeck.signals.exchange.parquet import export_parquet, exported_signals
