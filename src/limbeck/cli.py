@@ -317,7 +317,7 @@ def signals_inspect(
     """Say whose signals a store holds, how many, and what they take. Nothing is hashed, and nothing is written."""
     from rich.console import Console
 
-    from limbeck.commands.signals import as_json, inspect, show_summary
+    from limbeck.commands.signals.stores import as_json, inspect, show_summary
 
     found = inspect(folder)
     print(as_json(found)) if json_ else show_summary(found, Console(highlight=False))
@@ -328,7 +328,7 @@ def signals_verify(folder: _Store, debug: _Debug = False) -> None:
     """Hash every shard and read every entry. Exits with 2 where something is wrong."""
     from rich.console import Console
 
-    from limbeck.commands.signals import verify
+    from limbeck.commands.signals.stores import verify
     from limbeck.errors import StoreError
 
     if verify(folder, Console(highlight=False, soft_wrap=True)).faults:
@@ -338,7 +338,7 @@ def signals_verify(folder: _Store, debug: _Debug = False) -> None:
 @signals.command("repair")
 def signals_repair(folder: _Store, debug: _Debug = False) -> None:
     """Set aside what fails, and adopt shards that a killed writer finished but did not name."""
-    from limbeck.commands.signals import repair
+    from limbeck.commands.signals.stores import repair
 
     for line in repair(folder):
         print(line)
@@ -352,7 +352,7 @@ def signals_merge(
 ) -> None:
     """Copy stores of one teacher, tokenizer and scheme into one. The same command goes on where it stopped."""
     global _goes_on
-    from limbeck.commands.signals import merge
+    from limbeck.commands.signals.stores import merge
 
     _goes_on = True
     print(merge(folders, into))
@@ -369,7 +369,7 @@ def signals_export(
     debug: _Debug = False,
 ) -> None:
     """Write a store as Parquet, compressed by zstd, for cold storage. `import` brings it back, byte by byte."""
-    from limbeck.commands.signals import export, export_for_distillkit
+    from limbeck.commands.signals.stores import export, export_for_distillkit
 
     print(export(folder, out) if distillkit is None else export_for_distillkit(folder, out, distillkit))
 
@@ -395,12 +395,12 @@ def signals_import(
     global _goes_on
     _goes_on = True
     if into.suffix in (".yaml", ".yml"):
-        from limbeck.commands.signals_import import import_for
+        from limbeck.commands.signals.imported import import_for
         from limbeck.recipe import load_recipe
 
         print(import_for(load_recipe(into, overrides or []), source))
         return
-    from limbeck.commands.signals import import_
+    from limbeck.commands.signals.stores import import_
 
     print(import_(source, into))
 

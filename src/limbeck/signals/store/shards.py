@@ -26,7 +26,8 @@ from limbeck.errors import StoreError
 from limbeck.signals.codec import Encoded, entries_in
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
-SUFFIX = ".arrow"
+PREFIX, SUFFIX = "shard-", ".arrow"
+"""Of the names of shards; other files in a store are nobody's."""
 END = b"\xff\xff\xff\xff\0\0\0\0"
 """What a stream ends with."""
 
@@ -146,10 +147,7 @@ class Shard:
                 columns["tail"] = _one(table.column("tail"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise self.damaged(str(error)) from None
-        metadata = (table.schema.metadata or {}).get(METADATA)
-        if metadata is None:
-            raise self.damaged("its schema does not say whose signals it holds")
-        self.identity = Identity.from_plain(json.loads(metadata))
+        self.identity = self._whose(table.schema)
         self.rows = table.num_rows
         self.index = {name: _view(columns[name]) for name in COLUMNS}
         self._lists = {
@@ -159,6 +157,20 @@ class Shard:
         }
         self.words, self.counts, self.entropy = (self._lists[name] for name in ("words", "counts", "entropy"))
         self.tail = self._lists.get("tail")
+
+    def _whose(self, schema: pa.Schema) -> Identity:
+        """What the schema says; it must be one of ours."""
+        try:
+            identity = Identity.from_plain(json.loads((schema.metadata or {})[METADATA]))
+        except (KeyError, ValueError, TypeError):
+            raise self.damaged("its schema does not say whose signals it holds") from None
+        for name, dtype in COLUMNS.items():
+            if schema.field(name).type != pa.from_numpy_dtype(dtype):
+                raise self.damaged(f"its column {name} is {schema.field(name).type}")
+        for name in set(schema.names) - set(COLUMNS):
+            if not pa.types.is_list(schema.field(name).type):
+                raise self.damaged(f"its column {name} is {schema.field(name).type}")
+        return identity
 
     def damaged(self, why: str) -> StoreError:
         return StoreError(f"{self.path} is no whole shard of signals ({why})", fix=self._fix)

@@ -18,7 +18,7 @@ from limbeck.files import fsync
 from limbeck.signals.codec import entries_in
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
 from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, locked, read_manifest
-from limbeck.signals.store.shards import COLUMNS, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
+from limbeck.signals.store.shards import COLUMNS, PREFIX, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
 
 SHARD_TOKENS = 1 << 18
 """Positions of a shard: some 15 MB at 60 bytes a token. What a killed writer loses is less than this."""
@@ -103,7 +103,7 @@ class StoreWriter:
         batch = record_batch(self._signals, self.identity)
         positions = int(sum(np.count_nonzero(signal.encoded.counts) for signal in self._signals))
         entries = sum(entries_in(signal.encoded.words) for signal in self._signals)
-        name = f"shard-{self._worker}-{secrets.token_hex(6)}{SUFFIX}"
+        name = f"{PREFIX}{self._worker}-{secrets.token_hex(6)}{SUFFIX}"
         scratch = self.folder / f"{name}{WRITING}"
         with writing(self.folder):
             try:

@@ -11,7 +11,7 @@ from limbeck.pipeline.build import build
 from limbeck.pipeline.shared.base import lease_teacher, open_text
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.teacher import teacher_spec
-from limbeck.recipe import Recipe
+from limbeck.recipe import Recipe, ServedTeacher
 from limbeck.signals.exchange.foreign import Imported, import_texts
 from limbeck.signals.exchange.states import SUFFIX, import_states
 from limbeck.workflow.lock import run_path
@@ -36,6 +36,12 @@ def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> 
     Raises:
         LimbeckError: what the user can mend: the recipe, or a file that is not what its teacher says.
     """
+    if isinstance(recipe.teacher, ServedTeacher):
+        raise RecipeError(
+            "an import is proven by the teacher's weights, and this one is called",
+            key="teacher",
+            fix="Name the folder of its weights: `teacher: {path: ...}`",
+        )
     stages = build(recipe)
     states = is_of_states(source)
     scheme = "any scheme" if states else "scheme top_k"
