@@ -24,7 +24,7 @@ Columns:
 Multinomial sampling is also run with as many draws as give threshold sampling's entries. The rows of peers are their
 bytes, worked out from their settings where they pack bits (DistillKit: k ids of log2 V bits, then 16-bit values and
 32-bit coefficients of a polynomial) and taken over where they do not (Megatron-LM: 382 bytes at 128,256 tokens), and
-the errors of what these hold at best, the k likeliest probabilities exactly, renormalised, as they are read.
+the errors of what these hold at best, the k likeliest probabilities exactly, renormalised.
 
 Speed: one thread, the fewest CPU-seconds of ``--repeats`` runs in turn over the same float32 logits;
 ``torch.topk(128)`` of the logits beside whole draws, with labels, entropies and log-probabilities.
@@ -247,17 +247,17 @@ def mean_of_draws(chunk: Chunk, teacher_nV: Tensor, labels_n: Tensor, scheme: Sc
 @dataclass(frozen=True)
 class Row:
     entries: float
-    bytes: float | None
+    bytes: float
     mass: float
     token: float
     group: float
     mean: float | None
 
 
-def measured(case: Case, schemes: dict[str, Scheme], first_for_mean: int = GROUP) -> dict[str, Row]:
-    """All columns of all schemes but bytes of peers."""
+def measured(case: Case, schemes: set[Scheme]) -> dict[Scheme, Row]:
+    """All columns of schemes."""
     count = len(case.labels_N) // GROUP * GROUP
-    found = {name: Sums() for name in schemes}
+    found = {scheme: Sums() for scheme in schemes}
     token, group, token_of_mean = 0.0, 0.0, 0.0
     gradient_V = torch.zeros(case.vocab_size, dtype=torch.float64)
     for start in range(0, count, CHUNK):
@@ -268,10 +268,9 @@ def measured(case: Case, schemes: dict[str, Scheme], first_for_mean: int = GROUP
         squares = float((chunk.qq_n - 2 * chunk.pq_n + chunk.pp_n).sum())
         token += squares
         gradient_V += (chunk.q_nV - chunk.p_nV).sum(0, dtype=torch.float64)
-        if start < first_for_mean:
+        if start < GROUP:
             token_of_mean += squares
-        for name, scheme in schemes.items():
-            sums = found[name]
+        for scheme, sums in found.items():
             drawn = draw(teacher_nV, scheme, labels_n, uniform_n)
             encoded = encode(drawn, case.vocab_size)
             sums.entries += len(drawn.ids)
@@ -280,7 +279,7 @@ def measured(case: Case, schemes: dict[str, Scheme], first_for_mean: int = GROUP
             sums.mass += float(mass_n.sum())
             sums.token_error += float(error_n.sum())
             sums.error_V = error_V if sums.error_V is None else sums.error_V + error_V
-            if start < first_for_mean and scheme.kind != "top_k":
+            if start < GROUP and scheme.kind != "top_k":
                 sums.mean_error += float(mean_of_draws(chunk, teacher_nV, labels_n, scheme, start).sum())
         if (start + CHUNK) % GROUP == 0:
             group += float(gradient_V.square().sum())
@@ -290,15 +289,15 @@ def measured(case: Case, schemes: dict[str, Scheme], first_for_mean: int = GROUP
                 sums.group_error += float(sums.error_V.square().sum())
                 sums.error_V = None
     return {
-        name: Row(
+        scheme: Row(
             entries=sums.entries / count,
-            bytes=bytes_on_disk(case, sums.encoded, schemes[name]),
+            bytes=bytes_on_disk(case, sums.encoded, scheme),
             mass=sums.mass / count,
             token=math.sqrt(sums.token_error / token),
             group=math.sqrt(sums.group_error / group),
             mean=math.sqrt(sums.mean_error / token_of_mean) if sums.mean_error else None,
         )
-        for name, sums in found.items()
+        for scheme, sums in found.items()
     }
 
 
@@ -334,18 +333,19 @@ def spans(parts: list[Encoded], lengths: list[int]) -> Iterator[Encoded]:
         start = stop
 
 
-def equal_entries(case: Case, entries: float) -> int:
-    """How many multinomial draws give so many entries, on the first positions."""
+def equal_draws(case: Case) -> int:
+    """How many multinomial draws give as many entries as threshold 1/50, on the first positions."""
     logits_nV = case.teacher.logits(slice(0, GROUP))
 
-    def of(samples: int) -> float:
-        scheme = Scheme("multinomial", samples=samples)
-        return len(draw(logits_nV, scheme, case.labels_N[:GROUP], case.uniform_N[:GROUP]).ids) / GROUP
+    def entries(scheme: Scheme) -> int:
+        return len(draw(logits_nV, scheme, case.labels_N[:GROUP], case.uniform_N[:GROUP]).ids)
 
-    low, high = 1, 2048
+    wanted = entries(SCHEMES["threshold 1/50"])
+    low, high = 1, 1024
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if of(middle) <= entries else (low, middle)
+        below = entries(Scheme("multinomial", samples=middle)) <= wanted
+        low, high = (middle, high) if below else (low, middle)
     return low
 
 
@@ -388,28 +388,22 @@ def shown(number: float | None, digits: int = 3) -> str:
 
 
 def tables(case: Case, repeats: int) -> list[str]:
-    found = measured(case, SCHEMES)
-    samples = equal_entries(case, found["threshold 1/50"].entries)
+    samples = equal_draws(case)
     equal = f"multinomial {samples}, entries as threshold 1/50"
-    found |= measured(case, {equal: Scheme("multinomial", samples=samples)})
-    peers = measured(case, {name: peer.scheme for name, peer in PEERS.items()}, first_for_mean=0)
+    schemes = {**SCHEMES, equal: Scheme("multinomial", samples=samples)}
+    found = measured(case, {*schemes.values(), *(peer.scheme for peer in PEERS.values())})
     lines = [
         "| scheme | entries | bytes | mass | error a token | error of 512 | error of the mean of 16 draws |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in found.items():
-        cells = [
-            f"{row.entries:.1f}",
-            shown(row.bytes),
-            f"{row.mass:.3f}",
-            *map(shown, (row.token, row.group, row.mean)),
-        ]
+    sizes = {name: found[scheme].bytes for name, scheme in schemes.items()}
+    sizes |= {name: peer.bytes(case.vocab_size) for name, peer in PEERS.items()}
+    for name, size in sizes.items():
+        row = found[schemes[name] if name in schemes else PEERS[name].scheme]
+        cells = [f"{row.entries:.1f}", shown(size), f"{row.mass:.3f}"]
+        cells += map(shown, (row.token, row.group, row.mean))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for name, row in peers.items():
-        size = PEERS[name].bytes(case.vocab_size)
-        cells = [f"{row.entries:.1f}", shown(size), f"{row.mass:.3f}", *map(shown, (row.token, row.group)), ""]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    threshold, multinomial = found["threshold 1/50"], found[equal]
+    threshold, multinomial = found[SCHEMES["threshold 1/50"]], found[schemes[equal]]
     lines += [
         "",
         f"threshold 1/50: {threshold.bytes:.1f} bytes a token (target: 62 at most); error {threshold.token:.3f} a "

@@ -386,10 +386,11 @@ def signals_import(
     overrides: _Overrides = None,
     debug: _Debug = False,
 ) -> None:
-    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store.
+    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store; or hidden
+    states that vLLM kept.
 
-    Of the latter a recipe says teacher, documents, temperature and k. Its teacher scores 32 positions again: a shift is
-    found, and another teacher or temperature is refused. The same command goes on where it stopped.
+    Of what is not limbeck's a recipe says teacher, documents, temperature and scheme. Its teacher scores 32 positions
+    again: a shift is found, and another teacher or temperature is refused. The same command goes on where it stopped.
     """
     global _goes_on
     _goes_on = True

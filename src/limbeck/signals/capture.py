@@ -90,13 +90,24 @@ def capture(
     return so_far
 
 
-def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision: str) -> Iterator[SpanSignal]:
-    """The signals of a batch's spans, in order. Logits are held a chunk of positions at a time."""
+def signals_of(
+    lm: CausalLM,
+    group: Sequence[Reading],
+    scheme: Scheme,
+    precision: str,
+    last_BTE: torch.Tensor | None = None,
+) -> Iterator[SpanSignal]:
+    """The signals of a batch's spans, in order. Logits are held a chunk of positions at a time.
+
+    Args:
+        last_BTE: the teacher's last hidden states, where somebody kept them; None: it reads the batch.
+    """
     batch = collate([reading.row for reading in group])
     learned_BT = batch.labels_BT != IGNORED
     on_device = batch.to(lm.device)
     with torch.no_grad(), lm.autocast(precision):
-        last_BTE = lm.hidden(on_device.ids_BT, on_device.positions_BT)
+        if last_BTE is None:
+            last_BTE = lm.hidden(on_device.ids_BT, on_device.positions_BT)
         target = lm.as_target(last_BTE[on_device.labels_BT != IGNORED])
         if precision == "bf16":  # as the live teacher's
             target = target.multiplied_in(torch.bfloat16)

@@ -126,6 +126,11 @@ def decode(encoded: Encoded, vocab_size: int) -> Decoded:
     )
 
 
+def entries_in(words: np.ndarray) -> int:
+    """How many entries words hold: a pair has two."""
+    return len(words) + (int(np.count_nonzero(words & PAIR)) if words.dtype == np.uint32 else 0)
+
+
 def _narrow(counts: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Words of entries, and how many each position has."""
     codes = _codes(-logprobs.astype(np.float64), LOGPROB_SCALE, LOGPROB_BITS).astype(np.int64)

@@ -1,7 +1,7 @@
 """Shards: Arrow IPC streams, one row a span, that are memory-mapped by their readers.
 
 ``datasets.Dataset.from_file`` opens a shard, too. Its columns: ``key`` uint64, ``start``, ``length`` and ``context``
-int32, ``digest`` uint64, and lists: ``words`` (the encoded entries of all positions), ``counts`` (entries a position),
+int32, ``digest`` uint64, and lists: ``words`` (the encoded entries of all positions), ``counts`` (words a position),
 ``entropy`` and, where the scheme has one, ``tail`` (a value a position).
 
 Shape letters: S spans of a shard; n positions; R entries.
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from limbeck.errors import StoreError
-from limbeck.signals.codec import Encoded
+from limbeck.signals.codec import Encoded, entries_in
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
 SUFFIX = ".arrow"
@@ -195,9 +195,10 @@ class Shard:
         first, last = counts.offsets[0], counts.offsets[-1]
         ends = np.concatenate([[0], np.cumsum(counts.values[first:last], dtype=np.int64)])
         if not np.array_equal(np.diff(ends[counts.offsets - first]), np.diff(self.words.offsets)):
-            raise self.damaged("entries and counts do not fit each other")
+            raise self.damaged("words and counts do not fit each other")
         positions = int(np.count_nonzero(counts.values[first:last]))
-        return Facts(self.rows, positions, int(ends[-1]), data_fingerprint(self.index))
+        entries = entries_in(self.words.values[self.words.offsets[0] : self.words.offsets[-1]])
+        return Facts(self.rows, positions, entries, data_fingerprint(self.index))
 
     def release(self) -> None:
         """Let the system take back the memory of pages that were read; they are read again when they are needed."""
