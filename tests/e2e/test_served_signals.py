@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,3 +229,30 @@ def test_text_of_the_teacher_is_scored_too(soft_recipe: dict[str, Any], server: 
     go(raw)
     assert any("messages" in body for body in server.bodies)
     assert stage(raw, "capture-")["captured"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_signal", [signal.SIGINT, signal.SIGKILL])
+def test_a_capture_that_was_interrupted_goes_on(
+    with_signal: signal.Signals, soft_recipe: dict[str, Any], server: ScoringServer, tmp_path: Path
+) -> None:
+    """Ctrl-C keeps what was answered; a kill loses what was in no shard yet. Either way every span is there once."""
+    raw = at(soft_recipe, server, concurrency=2)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(raw))
+    server.settings.latency = 0.3
+    command = [sys.executable, "-m", "limbeck", "capture", str(tmp_path / "recipe.yaml")]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while child.poll() is None and sum(server.billed.values()) < 22:  # the probe asks some ten times, twice
+        time.sleep(0.05)
+    assert child.poll() is None, child.stderr and child.stderr.read().decode()
+    child.send_signal(with_signal)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == (130 if with_signal == signal.SIGINT else -9), said.decode()
+    kept = sum(Store(folder).positions for folder in stores(raw))
+    assert (kept > 0) == (with_signal == signal.SIGINT)
+    server.settings.latency = 0.0
+    capture(parse_recipe(raw), Display(quiet=True))
+    captured = stage(raw, "capture-")
+    assert captured["captured"] + kept == captured["positions"]
+    (folder,) = stores(raw)
+    assert sum(shard.positions for shard in Store(folder).shards) == captured["positions"]

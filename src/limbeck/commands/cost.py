@@ -113,19 +113,14 @@ def _cost(
 
 def _costs_of_signals(recipe: Recipe, served: ServedTeacher) -> list[Cost]:
     """About what signals cost: every token that is learned is sent once, whatever reads it again."""
-    found: dict[str, Cost] = {}
+    places: dict[str, list[str]] = {}
     for index, technique in enumerate(recipe.techniques):
-        if not isinstance(technique, Soft) or technique.stored is None:
-            continue
-        place = f"techniques.{index}"
-        same = fingerprint(technique.stored, technique.temperature, technique.generation)
-        if same in found:
-            found[same].places.append(place)
-            continue
-        tokens = recipe.training.tokens * len(recipe.seeds)
-        nano_usd = cost(Usage(tokens, 1), prices_of(served.endpoint))
-        found[same] = Cost([place], nano_usd=nano_usd, tokens=tokens, likely_nano_usd=nano_usd)
-    return list(found.values())
+        if isinstance(technique, Soft) and technique.stored is not None:
+            same = fingerprint(technique.stored, technique.temperature, technique.generation)
+            places.setdefault(same, []).append(f"techniques.{index}")
+    tokens = recipe.training.tokens * len(recipe.seeds)
+    nano_usd = cost(Usage(tokens, 1), prices_of(served.endpoint))
+    return [Cost(each, nano_usd=nano_usd, tokens=tokens, likely_nano_usd=nano_usd) for each in places.values()]
 
 
 def _prompts(generation: Generation, data: Data, tokenizer: Any) -> Iterator[Prompt]:
