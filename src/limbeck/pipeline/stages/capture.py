@@ -34,6 +34,7 @@ from limbeck.pipeline.shared.storing import (
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.recipe import Data, Signals, Training, fingerprint
 from limbeck.signals.capture import Captured, capture
+from limbeck.signals.codec import CODEC
 from limbeck.signals.spans import Reading, lacking, readings, shared
 from limbeck.signals.store import Identity, Store, StoreWriter
 from limbeck.signals.store.manifest import FILE
@@ -78,6 +79,7 @@ class Capture(PipelineStage):
     parts: tuple[str, ...] = ()
     recomputable = True
     urgency = 2  # others wait for it
+    version = CODEC
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -204,9 +206,11 @@ class Capture(PipelineStage):
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
         decided = "auto: stored" if self.decides else "stored"
         new = f"{captured:,} captured" if captured else "all were there"
+        identity = needed.identity.plain()
         return {
-            "signals": needed.identity.fingerprint,
-            "identity": needed.identity.plain(),
+            # Arms that were trained stay what they are when the codec becomes another one.
+            "signals": fingerprint({name: value for name, value in identity.items() if name != "codec"}),
+            "identity": identity,
             "positions": found.positions,
             "captured": captured,
             "bytes_a_token": round(a_token, 2),
