@@ -65,6 +65,7 @@ from limbeck.recipe.techniques import (
     Technique,
     Weight,
 )
+from limbeck.recipe.techniques.generation import Example
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.verify import Verify
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
@@ -85,6 +86,7 @@ __all__ = [
     "Divergence",
     "Endpoint",
     "Evaluation",
+    "Example",
     "FilesSource",
     "Filters",
     "Generation",

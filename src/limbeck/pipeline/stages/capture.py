@@ -10,6 +10,7 @@ from pathlib import Path
 from limbeck.data.corpus import Corpus, open_corpus
 from limbeck.data.packing import Rows
 from limbeck.errors import StoreError, under
+from limbeck.pipeline.room import bytes_a_token, free_bytes
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -24,15 +25,13 @@ from limbeck.pipeline.shared.base import (
 from limbeck.pipeline.shared.fit import batches_of
 from limbeck.pipeline.shared.storing import (
     Asked,
-    bytes_a_token,
-    bytes_said,
     fingerprint_of_text,
-    free_bytes,
     scheme_of,
     store_of,
 )
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.recipe import Data, Signals, Training, fingerprint
+from limbeck.report.numbers import size
 from limbeck.signals.capture import Captured, capture
 from limbeck.signals.codec import CODEC
 from limbeck.signals.spans import Reading, lacking, readings, shared
@@ -113,9 +112,9 @@ class Capture(PipelineStage):
 
     def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
         """A shard that is gone or has another size."""
-        for path, size in result.get("shards", {}).items():
+        for path, n_bytes in result.get("shards", {}).items():
             file = folder.absolute() / path
-            if not file.is_file() or file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != n_bytes:
                 return file.name
         return None
 
@@ -163,9 +162,9 @@ class Capture(PipelineStage):
         asked = self.arms * self.training.tokens
         if asked < PAYS * positions:
             return f"of {asked:,} positions that are learned, {positions:,} are different ones"
-        takes, free = positions * bytes_a_token(self.section, needed.identity.vocab_size), free_bytes(needed.folder)
+        takes, free = positions * bytes_a_token(self.section), free_bytes(needed.folder)
         if takes > ROOM * free:
-            return f"signals would take about {bytes_said(takes)}, and the disk has {bytes_said(free)}"
+            return f"signals would take about {size(takes)}, and the disk has {size(free)}"
         return None
 
     def _capture(self, needed: _Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
@@ -219,7 +218,7 @@ class Capture(PipelineStage):
             },
             "notes": [
                 f"{self.place}: {decided}, {reads} {found.positions:,} positions ({new}); "
-                f"{needed.folder.name} takes {bytes_said(n_bytes)}, {a_token:.1f} bytes a token"
+                f"{needed.folder.name} takes {size(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }
 
