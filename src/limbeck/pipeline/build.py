@@ -7,7 +7,7 @@ soon as it is trained, so that a long run shows what it has.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
-from limbeck.pipeline.checks_signals import biased, check_stored, check_windows, stored_signals
 from limbeck.pipeline.estimates import FIRST_DOCUMENTS
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
@@ -45,6 +44,7 @@ from limbeck.pipeline.stages.cut import Cut
 from limbeck.pipeline.stages.machine import Machine
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.pipeline.stored.checks import biased, check_stored, check_windows, stored_signals
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
 from limbeck.pipeline.text.sample import Sample
@@ -129,7 +129,7 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
             captures[found.name] = found
             if served is not None:  # signals are paid from the same budget
                 texts.last = (found.name,)
-            stages += side_by_side(found, workers)
+            stages += found.side_by_side(workers)
         stages.append(_train(recipe, arm, text, common, found.name if found is not None else None))
         stages += [
             MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, served=bool(served), **common)
@@ -353,14 +353,6 @@ def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | Non
         return None
     assert isinstance(technique, Soft)
     return section, technique.temperature, technique.signals == "auto", technique.generation
-
-
-def side_by_side(capture: Capture, workers: int) -> list[Stage]:
-    """A capture, and the parts of it that several processes do before."""
-    if workers == 1 or isinstance(capture, CaptureServed):  # a server is asked for many texts at once by one
-        return [capture]
-    parts = [replace(capture, part=(i, workers)) for i in range(workers)]
-    return [*parts, replace(capture, parts=tuple(part.name for part in parts))]
 
 
 def _train(

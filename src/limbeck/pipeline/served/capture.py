@@ -14,11 +14,12 @@ from limbeck.generation.journal.budget import usd
 from limbeck.pipeline.served.signals import ServedSignals
 from limbeck.pipeline.shared.asking import journal_of, spending_of, spent_on_text
 from limbeck.pipeline.shared.base import TEACHER, Text
-from limbeck.pipeline.shared.storing import Asked
-from limbeck.pipeline.stages.capture import Capture, Missing
+from limbeck.pipeline.stages.capture import Capture
+from limbeck.pipeline.stored.needed import Missing
+from limbeck.pipeline.stored.stores import Asked
 from limbeck.recipe import ServedTeacher
 from limbeck.signals.capture import Captured
-from limbeck.workflow.stage import Context, Facts, Plain
+from limbeck.workflow.stage import Context, Facts, Plain, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class CaptureServed(Capture):
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*super().needs, self.probe, *self.after)
+
+    def side_by_side(self, workers: int) -> list[Stage]:
+        return [self]  # a server is asked for many texts at once, by one process
 
     def key(self, up: Facts) -> dict[str, Plain]:
         return {name: value for name, value in super().key(up).items() if name != "precision"}

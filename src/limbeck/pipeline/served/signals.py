@@ -13,9 +13,9 @@ from limbeck.errors import LimbeckError, RecipeError, StoreError, TeacherGoneErr
 from limbeck.files import write_whole
 from limbeck.generation.api.scoring.probe import Reveals, probe_scoring
 from limbeck.models.tokenizer import token_map_fingerprint, vocabulary_size
-from limbeck.pipeline.room import home_of
 from limbeck.pipeline.shared.base import TEACHER
-from limbeck.pipeline.shared.storing import Asked, window_of
+from limbeck.pipeline.stored.room import home_of
+from limbeck.pipeline.stored.stores import Asked, window_of
 from limbeck.recipe import ServedTeacher, Signals, fingerprint
 
 _OF_THE_TECHNIQUE = (".signals.k", ".temperature")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limbeck.data.corpus import Corpus, open_corpus
 from limbeck.data.packing import Rows
 from limbeck.errors import StoreError, under
-from limbeck.pipeline.room import bytes_a_token, free_bytes
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -23,21 +22,21 @@ from limbeck.pipeline.shared.base import (
     precision,
 )
 from limbeck.pipeline.shared.fit import batches_of
-from limbeck.pipeline.shared.storing import (
+from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.pipeline.stored.needed import Missing, Needed, Survey
+from limbeck.pipeline.stored.room import bytes_a_token, free_bytes
+from limbeck.pipeline.stored.stores import (
     Asked,
     fingerprint_of_text,
     scheme_of,
     store_of,
 )
-from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.recipe import Data, Signals, Training, fingerprint
 from limbeck.report.numbers import size
 from limbeck.signals.capture import Captured, capture
 from limbeck.signals.codec import CODEC
-from limbeck.signals.spans import Reading, lacking, readings, shared
-from limbeck.signals.store import Identity, Store, StoreWriter
-from limbeck.signals.store.manifest import FILE
-from limbeck.workflow.stage import Context, Facts, Plain, Task
+from limbeck.signals.store import Identity, StoreWriter
+from limbeck.workflow.stage import Context, Facts, Plain, Stage, Task
 
 PAYS = 1.5
 """`auto` stores signals where the teacher would otherwise be asked so many times as often."""
@@ -95,6 +94,13 @@ class Capture(PipelineStage):
         worker = "" if self.part is None else f", {self.part[0] + 1} of {self.part[1]}"
         return f"capture signals{worker}"
 
+    def side_by_side(self, workers: int) -> list[Stage]:
+        """The stages of several processes that do a part each, and this one, which captures what is left."""
+        if workers == 1:
+            return [self]
+        parts = [replace(self, part=(i, workers)) for i in range(workers)]
+        return [*parts, replace(self, parts=tuple(part.name for part in parts))]
+
     def n_threads(self, up: Facts) -> int:
         return max(super().n_threads(up) // (1 if self.part is None else self.part[1]), 1)
 
@@ -138,13 +144,13 @@ class Capture(PipelineStage):
         needed = self._needed(up, run, open_text(run))
         return needed.folder, needed.identity, needed.rows.corpus
 
-    def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
+    def _needed(self, up: Facts, run: Path, text: Text) -> Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
         asked = self.asked(up, run, text)
         identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
-        return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+        return Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
 
     def asked(self, up: Facts, run: Path, text: Text) -> Asked:
         """What is kept of the teacher."""
@@ -155,7 +161,7 @@ class Capture(PipelineStage):
     def _is_rounded(self, up: Facts) -> bool:
         return precision(self.training.precision, up[MACHINE]) == "bf16"
 
-    def _live(self, positions: int, needed: _Needed, context: Context) -> str | None:
+    def _live(self, positions: int, needed: Needed, context: Context) -> str | None:
         """Why the teacher is to answer every batch; None: to store what it says pays. A run keeps what was decided."""
         if context.previous is not None and "signals" in context.previous:
             return "as was decided before" if context.previous["signals"] is None else None
@@ -167,7 +173,7 @@ class Capture(PipelineStage):
             return f"signals would take about {size(takes)}, and the disk has {size(free)}"
         return None
 
-    def _capture(self, needed: _Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
+    def _capture(self, needed: Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
         """Write what the store lacks."""
         worker = "0" if self.part is None else str(self.part[0])
         with (
@@ -193,7 +199,7 @@ class Capture(PipelineStage):
                 progress=work.progress,
             )
 
-    def _facts(self, needed: _Needed, captured: int, run: Path) -> dict[str, Plain]:
+    def _facts(self, needed: Needed, captured: int, run: Path) -> dict[str, Plain]:
         found, store = needed.survey(), needed.store()
         if found.missing or store is None:
             raise StoreError(
@@ -221,79 +227,6 @@ class Capture(PipelineStage):
                 f"{needed.folder.name} takes {size(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What a store lacks.
-
-    Attributes:
-        found: what is to be read for it.
-        longest: tokens that the teacher reads at a time.
-        writer: of the store.
-        progress: told of what was captured so far.
-    """
-
-    found: Iterator[Reading]
-    longest: int
-    writer: StoreWriter
-    progress: Callable[[Captured], None]
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What is needed of a store.
-
-    Attributes:
-        positions: with a label.
-        missing: of them, those that it lacks.
-        longest: tokens that the teacher reads at a time for these.
-    """
-
-    positions: int
-    missing: int
-    longest: int
-
-
-@dataclass(frozen=True)
-class _Needed:
-    """What the arms of a run read, and the store that is to hold it.
-
-    Attributes:
-        rows: of the corpus; ``chosen``: numbers of those that are read.
-        identity: whose signals.
-        folder: of the store, which need not be there; ``key``: where the recipe names it.
-    """
-
-    rows: Rows
-    chosen: list[int]
-    identity: Identity
-    folder: Path
-    key: str
-
-    def store(self) -> Store | None:
-        """The store as it is now.
-
-        Raises:
-            StoreError: it holds other signals, or is damaged.
-        """
-        with under(self.key, StoreError):
-            return Store(self.folder, self.identity) if (self.folder / FILE).exists() else None
-
-    def all(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
-        found = readings(self.rows, self.chosen, self.identity.context, self.identity.window)
-        return found if part is None else shared(found, *part)
-
-    def missing(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
-        return lacking(self.all(part), self.store())
-
-    def survey(self, part: tuple[int, int] | None = None) -> Survey:
-        positions = sum(reading.count() for reading in self.all(part))
-        missing = longest = 0
-        for reading in self.missing(part):
-            missing += reading.count()
-            longest = max(longest, len(reading.row))
-        return Survey(positions, missing, longest)
 
 
 def _progress(task: Task) -> Callable[[Captured], None]:

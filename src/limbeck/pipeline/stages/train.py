@@ -29,9 +29,9 @@ from limbeck.pipeline.shared.base import (
     settings,
 )
 from limbeck.pipeline.shared.fit import Fit
-from limbeck.pipeline.shared.storing import read_of, store_of
 from limbeck.pipeline.stages.cut import cut_folder, cut_name
 from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
+from limbeck.pipeline.stored.stores import read_of, store_of
 from limbeck.recipe import (
     AnyStudent,
     Co,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from limbeck.errors import RecipeError, under
-from limbeck.pipeline.room import stored
-from limbeck.pipeline.shared.storing import window_of
+from limbeck.pipeline.stored.room import stored
+from limbeck.pipeline.stored.stores import window_of
 from limbeck.recipe import Signals, Soft, Technique
 from limbeck.training.techniques import loss_terms_of
 

@@ -15,7 +15,7 @@ from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import Traits
 from limbeck.models.folders.configuration import configuration
 from limbeck.models.tokenizer import vocabulary_size
-from limbeck.pipeline.room import home_of
+from limbeck.pipeline.stored.room import home_of
 from limbeck.recipe import Data, PathModel, Signals, fingerprint
 from limbeck.signals.codec import CODEC
 from limbeck.signals.scheme import Scheme
