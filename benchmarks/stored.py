@@ -33,6 +33,7 @@ from limbeck.pipeline.shared.fit import batches_of
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.train import Train
 from limbeck.recipe import Recipe, load_recipe
+from limbeck.signals.stored import StoredTeacher
 from limbeck.training.loop import TrainingJob, train
 from limbeck.training.loss_graph import LossGraph
 from limbeck.training.techniques import loss_terms_of
@@ -92,14 +93,14 @@ def step_costs(name: str, overrides: list[str], steps: int) -> dict[str, float]:
     with stage._models(up, run, text, section) as (learners, teachers), tempfile.TemporaryDirectory() as folder:
         graph = LossGraph(learners, loss_terms_of(stage.arm.technique, ["student"]), teachers, section.precision)
         train(graph, source, TrainingJob(section, Path(folder), 0), on_step=on_step)
-        read = getattr(teachers.get("teacher"), "store", None)
+        teacher = teachers.get("teacher")
     (cpu, wall, tokens), (cpu_end, wall_end, tokens_end) = marks[SKIPPED - 1], marks[-1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tokens_per_cpu_second": (tokens_end - tokens) / (cpu_end - cpu),
         "tokens_per_second": (tokens_end - tokens) / (wall_end - wall),
         "peak_mb": peak / 1e6,
-        "read_per_token": read.bytes_read / marks[-1][2] if read is not None else 0.0,
+        "read_per_token": teacher.store.bytes_read / teacher.positions if isinstance(teacher, StoredTeacher) else 0.0,
     }
 
 
