@@ -12,7 +12,7 @@ PINS := $(if $(filter $(DEFAULT_TORCH),$(TORCH)),constraints.txt,$(VENV)/constra
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(PINS)
 
-.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-vocabulary bench-verified bench-data bench-client test-servers clean
+.PHONY: help demo demo-llm test test-unit test-architectures test-gpu test-all lint format bench bench-objective bench-objective-gpu bench-end-to-end bench-recovery bench-stored bench-vocabulary bench-verified bench-data bench-client bench-signals bench-signal-store bench-sparse-logits test-servers clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -106,6 +106,10 @@ bench-recovery: $(VENV)/.smollm  ## What brings a cut SmolLM2 back: hours. TEXT=
 	@$(BIN)/python benchmarks/recovery.py --text "$(TEXT)" --save \
 		recovery recovery-uncorrected recovery-300k choosers choosers-24 choosers-20
 
+bench-stored: $(VENV)/.smollm  ## A student taught from disk beside a live teacher's: an hour. TEXT=TinyStories-train.txt
+	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-stored TEXT=TinyStories-train.txt"; exit 2; }
+	@$(BIN)/python benchmarks/stored.py --text "$(TEXT)" --save
+
 bench-vocabulary: $(VENV)/.smollm  ## What a cut vocabulary takes off a model. TEXT=TinyStories-train.txt
 	@test -n "$(TEXT)" || { echo "say where TinyStories is: make bench-vocabulary TEXT=TinyStories-train.txt"; exit 2; }
 	@$(BIN)/python benchmarks/vocabulary.py --text "$(TEXT)" --save \
@@ -138,6 +142,16 @@ $(VENV)-bench-client/.done: benchmarks/requirements-client.txt
 
 bench-client: $(VENV)/.test $(VENV)-bench-client/.done  ## The client of API teachers against bare aiohttp, the openai SDK, curator, distilabel
 	@PYTHONPATH=src $(BIN)/python benchmarks/client.py --python $(VENV)-bench-client/bin/python --save
+
+bench-signal-store: $(VENV)/.core  ## A store of 50 million tokens: opening it, memory, a batch. 2.8 GB in the temporary folder
+	@$(BIN)/python benchmarks/signal_store.py --save
+
+bench-signals: $(VENV)/.core  ## What schemes keep of a teacher, on disk and in gradients. TEXT=TinyStories-train.txt, SMOLLM= and GEMMA= model folders
+	@test -n "$(TEXT)" -a -n "$(SMOLLM)$(GEMMA)" || { echo "say where text and models are: make bench-signals TEXT=TinyStories-train.txt SMOLLM=folder GEMMA=folder"; exit 2; }
+	@$(BIN)/python benchmarks/signals.py --text "$(TEXT)" $(if $(SMOLLM),--smollm "$(SMOLLM)") $(if $(GEMMA),--gemma "$(GEMMA)") --save
+
+bench-sparse-logits: $(VENV)/.core  ## What students learn of a few entries a token, three seeds: half an hour
+	@$(BIN)/python benchmarks/sparse_logits.py --save
 
 clean:  ## Remove what was installed and made
 	rm -rf $(VENV) $(VENV)-bench $(VENV)-bench-client $(VENV)-servers runs build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

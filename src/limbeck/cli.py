@@ -28,6 +28,12 @@ generate = typer.Typer(
     help="See, take out and retry what teachers wrote for a run.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 app.add_typer(generate, name="generate")
+signals = typer.Typer(
+    help="See, check, mend, join and move stores of a teacher's signals.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(signals, name="signals")
 
 _RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
 _Overrides = Annotated[
@@ -104,6 +110,34 @@ def run(
     report = do(loaded, display, jobs=jobs, keep_stale=keep_stale)
     if not quiet:
         show_result(report, loaded, display)
+
+
+@app.command()
+def capture(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that capture, each with the teacher loaded.")] = 1,
+    keep_stale: Annotated[
+        bool, typer.Option("--keep-stale", help="Keep what an older limbeck made and this one would make otherwise.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Have the teacher's signals captured that a recipe's trainings read, and train nothing.
+
+    What the store holds already is not captured again. May be killed at any moment: the same command goes on.
+    """
+    global _goes_on
+    from limbeck.recipe import load_recipe
+
+    _goes_on = True
+    loaded = load_recipe(recipe, overrides or [])
+    from limbeck.commands.capture import capture as do
+    from limbeck.display import Display
+
+    display = Display(quiet=quiet)
+    display.say(f"[bold]limbeck[/] {recipe} → {loaded.run}")
+    do(loaded, display, workers=workers, keep_stale=keep_stale)
 
 
 @app.command()
@@ -285,6 +319,104 @@ def generate_retry(
     from limbeck.commands.generate import retry
 
     print(retry(run, kind or []))
+
+
+_Store = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store of signals.", show_default=False)]
+
+
+@signals.command("inspect")
+def signals_inspect(
+    folder: _Store, json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, debug: _Debug = False
+) -> None:
+    """Say whose signals a store holds, how many, and what they take. Nothing is hashed, and nothing is written."""
+    from rich.console import Console
+
+    from limbeck.commands.signals.stores import as_json, inspect, show_summary
+
+    found = inspect(folder)
+    print(as_json(found)) if json_ else show_summary(found, Console(highlight=False))
+
+
+@signals.command("verify")
+def signals_verify(folder: _Store, debug: _Debug = False) -> None:
+    """Hash every shard and read every entry. Exits with 2 where something is wrong."""
+    from rich.console import Console
+
+    from limbeck.commands.signals.stores import verify
+    from limbeck.errors import StoreError
+
+    if verify(folder, Console(highlight=False, soft_wrap=True)).faults:
+        raise typer.Exit(StoreError.exit_code)
+
+
+@signals.command("repair")
+def signals_repair(folder: _Store, debug: _Debug = False) -> None:
+    """Set aside what fails, and adopt shards that a killed writer finished but did not name."""
+    from limbeck.commands.signals.stores import repair
+
+    for line in repair(folder):
+        print(line)
+
+
+@signals.command("merge")
+def signals_merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Stores.", show_default=False)],
+    into: Annotated[Path, typer.Option(metavar="FOLDER", help="A store, new or of the same teacher and scheme.")],
+    debug: _Debug = False,
+) -> None:
+    """Copy stores of one teacher, tokenizer and scheme into one. The same command goes on where it stopped."""
+    global _goes_on
+    from limbeck.commands.signals.stores import merge
+
+    _goes_on = True
+    print(merge(folders, into))
+
+
+@signals.command("export")
+def signals_export(
+    folder: _Store,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    distillkit: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Write rows for DistillKit, of this run's documents; of `top_k` only."),
+    ] = None,
+    debug: _Debug = False,
+) -> None:
+    """Write a store as Parquet, compressed by zstd, for cold storage. `import` brings it back, byte by byte."""
+    from limbeck.commands.signals.stores import export, export_for_distillkit
+
+    print(export(folder, out) if distillkit is None else export_for_distillkit(folder, out, distillkit))
+
+
+@signals.command("import")
+def signals_import(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A file or folder.", show_default=False)],
+    into: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INTO", help="A store for what limbeck exported; else a recipe (YAML).", show_default=False
+        ),
+    ],
+    overrides: _Overrides = None,
+    debug: _Debug = False,
+) -> None:
+    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store; or hidden
+    states that vLLM kept.
+
+    Of what is not limbeck's a recipe says teacher, documents, temperature and scheme. Its teacher scores 32 positions
+    again: a shift is found, and another teacher or temperature is refused. The same command goes on where it stopped.
+    """
+    global _goes_on
+    _goes_on = True
+    if into.suffix in (".yaml", ".yml"):
+        from limbeck.commands.signals.imported import import_for
+        from limbeck.recipe import load_recipe
+
+        print(import_for(load_recipe(into, overrides or []), source))
+        return
+    from limbeck.commands.signals.stores import import_
+
+    print(import_(source, into))
 
 
 @app.command()

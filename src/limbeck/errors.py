@@ -78,6 +78,20 @@ class MachineError(LimbeckError):
     exit_code = 4
 
 
+class StoreError(LimbeckError):
+    """A store of signals is damaged, or holds other signals than were asked for."""
+
+
+class MissingSignalError(StoreError):
+    """A store holds no signal for a position."""
+
+
+class StoreWriteError(StoreError):
+    """A store of signals cannot be written: the disk is full, for example. What its manifest names is whole."""
+
+    exit_code = 4
+
+
 class BudgetError(LimbeckError):
     """The budget does not hold the next answer. What was answered is kept: with more, the run goes on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 @contextmanager
@@ -62,15 +63,24 @@ def resumable_folder(target: Path, inputs: Mapping[str, Any]) -> Iterator[Path]:
 
 def _move(scratch: Path, target: Path) -> None:
     for path in [*scratch.rglob("*"), scratch]:
-        _fsync(path)
+        fsync(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)
-    _fsync(target.parent)
+    fsync(target.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file, or what names the files of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """One process, and one thread of it, at a time: the others wait. The file ``lock`` is made and stays."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -102,8 +102,8 @@ def _moved(lm: CausalLM) -> float:
             batch = collate([packed[r]])
             states = lm.hidden(batch.ids_BT, batch.positions_BT)[0]
             at = 0
-            for ids, _ in packed[r].pieces:
-                span = slice(at, at + len(ids) - 1)
+            for piece in packed[r].pieces:
+                span = slice(at, at + len(piece))
                 alone = lm.hidden(batch.ids_BT[:, span], batch.positions_BT[:, span])[0]
                 worst = max(worst, float((states[span] - alone).abs().max() / alone.abs().max()))
                 at = span.stop

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,20 +127,35 @@ def test_answers_that_rows_take_from_their_questions_are_counted(
     rows = Rows(corpus_of(documents), seq_len, pack=pack)
     torn = set()
     for r in range(len(rows)):
-        for ids_, mask_ in rows[r].pieces:
-            labels = [i for i, learned in zip(ids_.tolist()[1:], mask_.tolist()[1:], strict=True) if learned]
-            torn |= {answer_of[i] for i in labels if i in answer_of and ids_[0] > question_of[i]}
+        for piece in rows[r].pieces:
+            learned = zip(piece.ids.tolist()[1:], piece.mask.tolist()[1:], strict=True)
+            labels = [i for i, flag in learned if flag]
+            torn |= {answer_of[i] for i in labels if i in answer_of and piece.ids[0] > question_of[i]}
     cuts = rows.cuts()
     assert cuts.answers == len(torn)
     assert cuts.documents == len(documents)
     assert cuts.longer == sum(len(ids) - 1 > seq_len for ids, _ in documents)
 
 
-def test_row_keys_depend_on_tokens_and_borders_only() -> None:
-    rows = Rows(corpus_of([([1, 2, 3], [True] * 3), ([1, 2, 3, 4], [True] * 4)]), 8, pack=False)
-    alone, padded = collate([rows[0]]).row_keys(), collate([rows[0], rows[1]]).row_keys()
-    assert alone[0] == padded[0]
-    assert padded[0] != padded[1]
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "padded"])
+def test_every_token_of_a_batch_says_where_it_stands_in_its_document(pack: bool) -> None:
+    documents = [([1, 2, 3], [True] * 3), ([4], [True]), ([5, 6, 7, 8, 9, 10], [False, True] * 3)]
+    corpus = replace(corpus_of(documents), keys=np.array([3, 2**63 + 1, 2**64 - 1], np.uint64))
+    rows = Rows(corpus, 4, pack=pack)
+    batch = collate([rows[r] for r in range(len(rows))])
+    by_key = {int(key): corpus.document(d)[0].tolist() for d, key in enumerate(corpus.keys)}
+    assert batch.keys_BT.dtype == torch.int64
+    for row in zip(*(t.tolist() for t in vars(batch).values()), strict=True):
+        begun = -1
+        for token, position, segment, label, _, key, offset in zip(*row, strict=True):
+            if segment < 0:
+                assert (key, offset) == (0, -1)
+                continue
+            ids = by_key[key % 2**64]
+            assert ids[offset] == token
+            assert label in (ids[offset + 1], IGNORED)
+            begun = offset if position == 0 else begun
+            assert offset - position == begun
 
 
 def test_the_order_is_a_permutation_every_epoch_and_follows_the_seed() -> None:

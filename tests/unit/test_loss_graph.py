@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -309,9 +310,7 @@ def test_every_loss_term_is_divided_by_its_own_count(make_lm: Make) -> None:
 
 def test_a_batch_without_labels_teaches_nothing_and_reaches_every_parameter(make_lm: Make) -> None:
     (batch,) = batches()
-    empty = Batch(
-        batch.ids_BT, batch.positions_BT, batch.segments_BT, torch.full_like(batch.labels_BT, IGNORED), batch.words_BT
-    )
+    empty = replace(batch, labels_BT=torch.full_like(batch.labels_BT, IGNORED))
     student, full = make_lm(1), make_lm(1)
     terms = [*both("student", "teacher", 0.7, 0.3), HiddenLossTerm("student", "teacher", ((0, 0),))]
     for lm, data in ((student, empty), (full, batch)):

@@ -13,7 +13,7 @@ from limbeck.errors import RecipeError
 from limbeck.recipe import Co, Ramp, Recipe, Soft, fingerprint, load_recipe, parse_recipe
 from limbeck.recipe.yaml_file import apply_overrides, parse_yaml
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 MINIMAL: dict[str, Any] = {
     "run": "runs/x",
     "teacher": {"path": "t"},

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from limbeck.data.packing import IGNORED, Batch, Row, Rows, collate
+from limbeck.data.packing import IGNORED, Batch, Piece, Row, Rows, collate
 from limbeck.errors import DivergedError, InputError, RecipeError, under
 from limbeck.evaluation.heldout import Heldout
 from limbeck.models.causal_lm import CausalLM
@@ -276,8 +276,8 @@ def test_batch_and_accumulation_change_nothing(tmp_path: Path, make_lm: Make, te
 def test_gradient_reaches_the_first_response_token_and_not_past_the_end(make_lm: Make) -> None:
     """Prompt 5 6 7, response 8 9: only the positions of 7 and 8 carry loss, and so gradient."""
     lm = make_lm()
-    row = Row(((np.array([5, 6, 7, 8, 9]), np.array([False, False, False, True, True])),))
-    longer = Row(((np.array([5, 6, 7, 8, 9, 10, 11]), np.array([True] * 7)),))
+    row = Row((Piece(np.array([5, 6, 7, 8, 9]), np.array([False, False, False, True, True]), 0, 0),))
+    longer = Row((Piece(np.array([5, 6, 7, 8, 9, 10, 11]), np.array([True] * 7), 1, 0),))
     batch = collate([row, longer])
     assert batch.labels_BT[0].tolist() == [IGNORED, IGNORED, 8, 9, IGNORED, IGNORED]
     held: list[torch.Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from limbeck.commands.checking.look import look
@@ -25,7 +25,7 @@ from limbeck.runtime.world import device_count
 from limbeck.workflow.events import EventLog
 from limbeck.workflow.lock import RunLock, run_path
 from limbeck.workflow.runner import Decision, Runner
-from limbeck.workflow.stage import Event, Facts
+from limbeck.workflow.stage import Event, Facts, Stage
 
 
 def run(
@@ -48,11 +48,40 @@ def run(
         LimbeckError: what the user can mend: the recipe, the input, the run folder.
     """
     display = display or Display()
+    stages = build(recipe)
+    facts = carry_out(recipe, stages, display, jobs=jobs, keep_stale=keep_stale)
+    report = stages[-1]
+    assert isinstance(report, Report)
+    return report.data(facts, run_path(recipe.run))
+
+
+def carry_out(
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    display: Display,
+    *,
+    jobs: int | None = None,
+    keep_stale: bool = False,
+    wanted: Collection[str] | None = None,
+) -> Facts:
+    """Run stages of a recipe, or go on with them, in its run folder.
+
+    Args:
+        stages: all of the recipe's: what is refused of any of them is refused first.
+        jobs, keep_stale: see :func:`run`.
+        wanted: names of those that are run, with all that they need; None: all.
+
+    Returns:
+        The results of the stages that were wanted, by name.
+
+    Raises:
+        LimbeckError: what the user can mend.
+    """
     folder = run_path(recipe.run)
     with RunLock(folder) as lock:
         for warning in look(recipe).warnings:
             display.warn(warning)
-        stages, runner = build(recipe), Runner(folder, keep_stale=keep_stale)
+        runner = Runner(folder, keep_stale=keep_stale)
         first, *_ = runner.refuse(stages)  # before anything is written, so that a finished run stays one
         log = EventLog(folder)
 
@@ -69,13 +98,23 @@ def run(
             _write_provenance(recipe, folder)
             if jobs is None:
                 jobs = recipe.jobs if isinstance(recipe.jobs, int) else default_jobs(decided)
-            facts = runner.run(stages, lock, emit, jobs=jobs, environment=_environment)
+            if wanted is not None:
+                stages = _needed_by(wanted, stages)
+            return runner.run(stages, lock, emit, jobs=jobs, environment=_environment)
         finally:
             display.close()
             log.close()
-        report = stages[-1]
-        assert isinstance(report, Report)
-        return report.data(facts, folder)
+
+
+def _needed_by(wanted: Collection[str], stages: Sequence[Stage]) -> list[Stage]:
+    """The stages of some names, and all that they need, in order."""
+    by_name, chosen, waiting = {stage.name: stage for stage in stages}, set[str](), list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in chosen:
+            chosen.add(name)
+            waiting += by_name[name].needs
+    return [stage for stage in stages if stage.name in chosen]
 
 
 def default_jobs(facts: Facts) -> int:

@@ -8,8 +8,7 @@ Shape letters: B rows of a batch, T tokens of a row.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +31,9 @@ class Batch:
         segments_BT: int64 number of the document within its row, -1 in padding.
         labels_BT: int64 next token of the same document, -100 where nothing is learned.
         words_BT: bool, whether the label is of the text itself, and not a mark that ends or surrounds it.
+        keys_BT: int64 with the bits of the document's key (uint64, see ``Corpus``); 0 in padding.
+        offsets_BT: int64 where the token stands in its document, from 0; -1 in padding. A document's part in a row
+            began at ``offsets_BT - positions_BT``.
     """
 
     ids_BT: Tensor
@@ -39,11 +41,8 @@ class Batch:
     segments_BT: Tensor
     labels_BT: Tensor
     words_BT: Tensor
-
-    def row_keys(self) -> list[str]:
-        """Each row's hash over its ids and document borders: what a stored signal is keyed by."""
-        rows = zip(self.ids_BT.numpy(), self.segments_BT.numpy(), strict=True)
-        return [hashlib.sha256(i[s >= 0].tobytes() + s[s >= 0].tobytes()).hexdigest()[:32] for i, s in rows]
+    keys_BT: Tensor
+    offsets_BT: Tensor
 
     def count(self) -> int:
         """Labels that are learned."""
@@ -53,15 +52,38 @@ class Batch:
         return Batch(*(t.to(device, non_blocking=True) for t in vars(self).values()))
 
 
-@dataclass(frozen=True)
-class Row:
-    """Pieces of documents that share a row. A piece: ids [L + 1] and loss mask [L + 1].
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a document, or all of it, with room for L tokens in a row.
 
-    A piece carries one token more than it occupies: the last label of a piece that was cut is the
-    first token of the next piece, so every token is predicted exactly once.
+    It carries one token more than it occupies: the last label of a piece that was cut is the first token of the next
+    piece, so every token is predicted exactly once.
+
+    Attributes:
+        ids, mask: [L + 1] token ids and loss mask.
+        key: of the document, see ``Corpus``.
+        offset: where the piece begins in the document.
     """
 
-    pieces: tuple[tuple[np.ndarray, np.ndarray], ...]
+    ids: np.ndarray
+    mask: np.ndarray
+    key: int
+    offset: int
+
+    def __len__(self) -> int:
+        """L, the tokens that it takes of a row."""
+        return len(self.ids) - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pieces of documents that share a row."""
+
+    pieces: tuple[Piece, ...]
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return sum(len(piece) for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -119,9 +141,10 @@ class Rows:
             position, room, d = position + length, room - length, d + 1
         return Row(tuple(pieces))
 
-    def _piece(self, d: int, offset: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def _piece(self, d: int, offset: int, length: int) -> Piece:
         ids, mask = self.corpus.document(d)
-        return ids[offset : offset + length + 1], mask[offset : offset + length + 1]
+        span = slice(offset, offset + length + 1)
+        return Piece(ids[span], mask[span], int(self.corpus.keys[d]), offset)
 
     def cuts(self) -> Cuts:
         """What is lost at the ends of rows."""
@@ -146,7 +169,7 @@ class Rows:
 
     def count(self, r: int) -> int:
         """Labels in row r."""
-        return sum(int(np.count_nonzero(mask[1:])) for _, mask in self[r].pieces)
+        return sum(int(np.count_nonzero(piece.mask[1:])) for piece in self[r].pieces)
 
 
 def _torn(mask: np.ndarray, cuts: np.ndarray) -> int:
@@ -162,26 +185,29 @@ def _torn(mask: np.ndarray, cuts: np.ndarray) -> int:
     return int(np.count_nonzero(inside[starts > 0] > 0))
 
 
-def collate(rows: list[Row]) -> Batch:
+def collate(rows: Sequence[Row]) -> Batch:
     """Rows to tensors, padded on the right to the longest; the one place that shifts labels."""
-    width = max(sum(len(ids) - 1 for ids, _ in row.pieces) for row in rows)
-    shape = (len(rows), width)
+    shape = (len(rows), max(map(len, rows)))
     ids_BT, positions_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments_BT, labels_BT = np.full(shape, -1, np.int64), np.full(shape, IGNORED, np.int64)
     words_BT = np.zeros(shape, np.bool_)
+    keys_BT, offsets_BT = np.zeros(shape, np.uint64), np.full(shape, -1, np.int64)
     for b, row in enumerate(rows):
         at = 0
-        for number, (ids, mask) in enumerate(row.pieces):
-            to = at + len(ids) - 1
+        for number, piece in enumerate(row.pieces):
+            ids, mask, to = piece.ids, piece.mask, at + len(piece)
             ids_BT[b, at:to] = ids[:-1]
             labels_BT[b, at:to] = np.where(mask[1:] != 0, ids[1:].astype(np.int64), IGNORED)
             words_BT[b, at:to] = mask[1:] == WORDS
             positions_BT[b, at:to] = np.arange(to - at)
             segments_BT[b, at:to] = number
+            keys_BT[b, at:to] = piece.key
+            offsets_BT[b, at:to] = np.arange(piece.offset, piece.offset + to - at)
             at = to
         # Padding goes on counting: a restart would look like one more packed document.
-        positions_BT[b, at:] = np.arange(width - at) + (positions_BT[b, at - 1] + 1 if at else 0)
-    return Batch(*(torch.from_numpy(array) for array in (ids_BT, positions_BT, segments_BT, labels_BT, words_BT)))
+        positions_BT[b, at:] = np.arange(shape[1] - at) + (positions_BT[b, at - 1] + 1 if at else 0)
+    arrays = (ids_BT, positions_BT, segments_BT, labels_BT, words_BT, keys_BT.view(np.int64), offsets_BT)
+    return Batch(*map(torch.from_numpy, arrays))
 
 
 def row_order(n_rows: int, seed: int) -> Iterator[int]:

@@ -57,7 +57,7 @@ def measure(
     """Measure a model, and its distance to ``teacher``, over unpacked rows of held-out documents."""
     documents = len(rows.corpus)
     sums = {name: np.zeros(documents) for name in ("nats", "kl", "agreement", "tokens", "nats_words", "tokens_words")}
-    lengths = [sum(len(ids) for ids, _ in rows[r].pieces) for r in range(len(rows))]
+    lengths = [len(rows[r]) for r in range(len(rows))]
     order = np.argsort(lengths, kind="stable").tolist()  # like lengths together: less padding
     with lm.evaluating(), teacher.evaluating() if teacher is not None else nullcontext():
         for start in range(0, len(order), batch_size):

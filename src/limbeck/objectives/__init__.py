@@ -1,5 +1,6 @@
 """The objective: every divergence, every target, never all the logits. Imports torch and nothing else."""
 
+from limbeck.objectives.dense import logits_of
 from limbeck.objectives.divergences import (
     DIVERGENCES,
     JSD,
@@ -40,5 +41,6 @@ __all__ = [
     "Term",
     "TermStats",
     "fused_divergence",
+    "logits_of",
     "resolve",
 ]

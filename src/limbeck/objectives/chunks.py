@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.objectives import matmul, memory
+from limbeck.objectives.dense import DenseLogits, chunk_of
 from limbeck.objectives.gradients import Gradients, dtype_of_sum
 from limbeck.objectives.kernels import choose
 from limbeck.objectives.kernels.rows import DenseRows, RowResult, RowTerm, SparseRows
@@ -107,23 +108,18 @@ def _unit(job: Job) -> float:
 
 
 def choose_chunk(job: Job, *, head: bool) -> int:
-    """Positions per chunk: as few as keep the matmuls efficient, so that little is held.
+    """Positions per chunk, as :func:`chunk_of` has them for the learner's logits.
 
-    A chunk of the learner's logits takes 128 MiB on a CPU and at most 1,024 positions, so that wide
-    vocabularies do not hold much and narrow ones do not hold up the matmuls; a GPU, which needs more at a
-    time, gets four times that. Where the head's gradient is summed in float32 for a 16-bit head, chunks take
-    less, for it is held beside them. A single chunk needs no such sum, so it may be larger where that holds about
-    as much.
+    Where the head's gradient is summed in float32 for a 16-bit head, chunks take less, for it is held beside them. A
+    single chunk needs no such sum, so it may be larger where that holds about as much.
     """
     positions, (vocab_size, width) = len(job.hidden_ND), job.head_VD.shape
     of_logits = vocab_size * job.logits_dtype.itemsize
-    budget, most = (2**29, 4096) if job.hidden_ND.device.type == "cuda" else (2**27, 1024)
-    chunks = -(-positions // max(32, min(most, budget // of_logits // 32 * 32)))
+    device = job.hidden_ND.device
+    chunks = -(-positions // chunk_of(of_logits, device))
     of_sum = dtype_of_sum(job.head_VD.dtype, job.head_dtype, chunks, precise=job.precise)
     summed_apart = head and job.head_VD.dtype != of_sum
-    if summed_apart and not job.precise:
-        budget = budget * 11 // 16
-    size = max(32, min(most, budget // of_logits // 32 * 32))
+    size = chunk_of(of_logits, device, share=11 / 16 if summed_apart and not job.precise else 1.0)
     teachers = sum(isinstance(term.source, Dense) and term.source.logits_NV is None for term in job.terms)
     of_position = of_logits * (1 + teachers)
     of_head = vocab_size * width
@@ -163,7 +159,7 @@ class _Buffers:
         self.size = size
         self.vocab_size = job.head_VD.shape[0]
         self._student_nV: Tensor | None = None
-        self._teacher_nV: dict[int, Tensor] = {}
+        self._teachers: dict[int, DenseLogits] = {}
 
     def student(self, hidden_nD: Tensor) -> Tensor:
         job = self.job
@@ -173,30 +169,10 @@ class _Buffers:
         return matmul.logits(out_nV, hidden_nD, job.head_VD, job.bias_V, job.scale)
 
     def teacher(self, i: int, term: Prepared, index: Index) -> DenseRows:
-        dense = term.source
-        assert isinstance(dense, Dense)
-        # A restricted teacher's logits are made over its own vocabulary, a chunk of them, and cut down.
-        size = self.vocab_size if dense.restriction is None else dense.restriction.of_size
-        if dense.logits_NV is not None:
-            logits_nV = dense.logits_NV.detach()[index][:, :size]
-            return DenseRows(logits_nV if dense.restriction is None else dense.restriction.apply(logits_nV), None)
-        assert dense.hidden_NE is not None
-        assert dense.head_VE is not None
-        hidden_nE = dense.hidden_NE.detach()[index]
-        if i not in self._teacher_nV:
-            dtype = hidden_nE.dtype
-            if self.job.precise:
-                dtype = torch.promote_types(dtype, torch.float32)
-            self._teacher_nV[i] = memory.empty(self.size, size, like=hidden_nE, dtype=dtype)
-        out_nV = self._teacher_nV[i][: len(hidden_nE)]
-        bias_V = None if dense.bias_V is None else dense.bias_V.detach()[:size]
-        head_VE = dense.head_VE.detach()[:size]
-        logits_nV = matmul.logits(out_nV, hidden_nE, head_VE, bias_V, dense.scale)
-        if dense.restriction is None:
-            return DenseRows(logits_nV, dense.softcap)
-        if dense.softcap is not None:
-            logits_nV.div_(dense.softcap).tanh_().mul_(dense.softcap)
-        return DenseRows(dense.restriction.apply(logits_nV), None)
+        assert isinstance(term.source, Dense)
+        if i not in self._teachers:
+            self._teachers[i] = DenseLogits(term.source, self.vocab_size, self.size, precise=self.job.precise)
+        return self._teachers[i].rows(index)
 
 
 def _stored_rows(term: Prepared, index: Index) -> SparseRows | None:

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from limbeck.objectives.chunks import Job, Totals, run_job
 from limbeck.objectives.gradients import fit
-from limbeck.objectives.targets import Dense, Labels, check_softcap
+from limbeck.objectives.targets import Dense, Labels, Sparse, check_softcap
 from limbeck.objectives.terms import Term, prepare
 
 __all__ = ["Outcome", "Term", "TermStats", "fused_divergence"]
@@ -266,7 +266,8 @@ class _Fused(torch.autograd.Function):
 def shared_vocabulary(vocab_size: int, terms: Sequence[Term]) -> int:
     """The tokens that a learner of ``vocab_size`` shares with its teachers: a tokenizer may have more tokens than a
     teacher has rows."""
-    return min([vocab_size, *(term.target.vocab_size for term in terms if isinstance(term.target, Dense))])
+    known = (term.target.vocab_size for term in terms if isinstance(term.target, Dense | Sparse))
+    return min([vocab_size, *(size for size in known if size is not None)])
 
 
 def _vocab_size(head_WD: Tensor, terms: Sequence[Term], vocab_size: int | None) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -187,6 +187,7 @@ class Sparse:
             divergence but forward KL and cross-entropy.
         temperature: the one at which ``logprobs`` were taken. It cannot be changed afterwards, so a
             term of another temperature is refused.
+        vocab_size: tokens of the teacher's vocabulary, where the learner's may have more; None: it has no more.
     """
 
     offsets: Tensor
@@ -197,6 +198,7 @@ class Sparse:
     entropy_N: Tensor | None = None
     threshold: float | None = None
     temperature: float = 1.0
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.scheme not in get_args(Scheme):
@@ -231,6 +233,11 @@ class Sparse:
 
     def __len__(self) -> int:
         return self.offsets.shape[0] - 1
+
+    def to(self, device: torch.device) -> Sparse:
+        """The same on another device."""
+        moved: dict[str, Any] = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 Target: TypeAlias = Labels | Dense | Sparse

@@ -34,12 +34,17 @@ from limbeck.pipeline.sections import (
     student_key,
     verifiers_of,
 )
+from limbeck.pipeline.served.capture import CaptureServed
+from limbeck.pipeline.served.probe import ProbeSignals
+from limbeck.pipeline.served.signals import ServedSignals
 from limbeck.pipeline.shared.base import given_tokenizer, located
+from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
 from limbeck.pipeline.stages.machine import Machine
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.pipeline.stored.checks import biased, check_stored, check_windows, stored_signals
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
 from limbeck.pipeline.text.sample import Sample
@@ -57,6 +62,9 @@ from limbeck.recipe import (
     PathStudent,
     Recipe,
     ServedTeacher,
+    Signals,
+    Soft,
+    Technique,
     TrainedTokenizer,
 )
 from limbeck.recipe.verify import Judge
@@ -73,8 +81,12 @@ WHOLE = 1 << 62
 """Documents: all there are."""
 
 
-def build(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe, in order. Nothing is read but the recipe."""
+def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
+    """The stages of a recipe, in order. Nothing is read but the recipe.
+
+    Args:
+        workers: processes that capture a teacher's signals side by side, one stage each.
+    """
     threads = recipe.threads if isinstance(recipe.threads, int) else None
     common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
     data, evaluation, teacher = recipe.data, recipe.evaluation, given_teacher(recipe)
@@ -108,10 +120,17 @@ def build(recipe: Recipe) -> list[Stage]:
     measure = MeasureServed if served is not None else MeasureTeacher
     stages.append(measure(data=data, evaluation=evaluation, **common))
     compared, texts = _compared(recipe), _Texts(recipe, common)
+    captures: dict[str, Capture] = {}
     for arm in compared.arms():
         text = texts.of(arm.index)
         stages += texts.new()
-        stages.append(_train(recipe, arm, text, common))
+        found = _capture(recipe, arm.index, text.name if text is not None else None, texts.last, common)
+        if found is not None and found.name not in captures:
+            captures[found.name] = found
+            if served is not None:  # signals are paid from the same budget
+                texts.last = (found.name,)
+            stages += found.side_by_side(workers)
+        stages.append(_train(recipe, arm, text, common, found.name if found is not None else None))
         stages += [
             MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, served=bool(served), **common)
             for member in compared.members(arm.technique)
@@ -178,7 +197,14 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
     if isinstance(teacher, ServedTeacher):
-        return [Probe(teacher=teacher, **common)]
+        writes = bool(generations_of(recipe)) or recipe.evaluation.accuracy is not None
+        probes = {
+            probe.name: probe
+            for i in range(len(recipe.techniques))
+            if (asked := _served_signals(recipe, i)) is not None
+            for probe in [ProbeSignals(asked=asked, **common)]
+        }
+        return [Probe(teacher=teacher, writes=writes, **common), *probes.values()]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -278,7 +304,60 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
     ]
 
 
-def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dict[str, Any]) -> Train:
+def _capture(
+    recipe: Recipe, index: int, text: str | None, after: tuple[str, ...], common: dict[str, Any]
+) -> Capture | None:
+    """The stage that has signals captured for a technique, and for all that ask for the same; None: its teacher
+    answers every batch, if there is one.
+
+    Args:
+        text: the stage that writes what is learned; None: the corpus.
+        after: the last stage that spends the budget of a teacher that is called.
+    """
+    asked = _asked(recipe.techniques[index])
+    if asked is None:
+        return None
+    section, temperature, decides, _ = asked
+    alike = [i for i, technique in enumerate(recipe.techniques) if _asked(technique) == asked]
+    settings: dict[str, Any] = {
+        "section": section,
+        "temperature": temperature,
+        "data": recipe.data,
+        "training": recipe.training,
+        "seeds": recipe.seeds,
+        "arms": len(alike) * len(recipe.seeds),
+        "text": text,
+        "decides": decides,
+        "place": f"techniques.{alike[0]}.signals",
+        **{**common, "keys": {"rows": "training.tokens", **common["keys"]}},
+    }
+    if (served := _served_signals(recipe, alike[0])) is None:
+        return Capture(**settings)
+    probe = ProbeSignals(asked=served)
+    return CaptureServed(teacher=served.teacher, probe=probe.name, after=after, **settings)
+
+
+def _served_signals(recipe: Recipe, index: int) -> ServedSignals | None:
+    """What is asked of a teacher that is called so that a technique has its signals; None: nothing."""
+    asked = _asked(recipe.techniques[index])
+    if asked is None or not isinstance(recipe.teacher, ServedTeacher):
+        return None
+    return ServedSignals(recipe.teacher, asked[0], asked[1], f"techniques.{index}")
+
+
+def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | None] | None:
+    """What is asked of the teacher and kept on disk, or may be: settings, temperature, whether it is to be decided
+    (`auto`), and of which text."""
+    section = stored_signals(technique)
+    if section is None:
+        return None
+    assert isinstance(technique, Soft)
+    return section, technique.temperature, technique.signals == "auto", technique.generation
+
+
+def _train(
+    recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dict[str, Any], capture: str | None
+) -> Train:
     students = recipe.named_students
     teacher = recipe.teacher
     stored = None
@@ -293,6 +372,7 @@ def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dic
         data=recipe.data,
         text=text.name if text is not None else None,
         stored=stored,
+        capture=capture,
         **{**common, "keys": keys},
     )
 
@@ -374,6 +454,7 @@ def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
     run_path(recipe.run)
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
+    check_stored(recipe.techniques)
     notes = check_verifiers(verifiers_of(recipe), isinstance(recipe.teacher, ServedTeacher))
     if first is None:
         first = [document for _, document in first_documents(data.corpus, FIRST_DOCUMENTS)]
@@ -388,6 +469,8 @@ def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
         _check_served(recipe, recipe.teacher, found, absent)
         return found
     teacher = _check_teacher(recipe, found)
+    check_windows(recipe.techniques, teacher.lm.traits.max_positions)
+    found.warnings += biased(recipe.techniques)
     found.parameters["teacher"] = teacher.n_parameters(_to_be_trained(recipe))
     for name, student in students.items():
         key = student_key(recipe, name)

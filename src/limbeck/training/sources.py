@@ -100,6 +100,11 @@ class CorpusBatches:
     def __len__(self) -> int:
         return self.steps
 
+    def rows_read(self) -> list[int]:
+        """Numbers of the rows that the training reads, ascending, each once."""
+        places = self.steps * self.micro_batch_size * self.gradient_accumulation_steps
+        return sorted(set(self._rows_at(range(min(places, len(self.usable))))))
+
     def step(self, n: int, world: World) -> list[Batch]:
         """Micro-batches ``rank``, ``rank + size``, … of step ``n``; a rank that gets one fewer than others gets one
         more without labels.

@@ -91,7 +91,9 @@ class Runner:
             return again
         if stage.always:
             return Decision(stage, "run", "made anew every time", key)
-        missing = self.markers.missing(stage, marker) if marker.result is not None else None
+        missing = None
+        if marker.result is not None:
+            missing = self.markers.missing(stage, marker) or stage.lost(marker.result, self.folder)
         whole = marker.result is not None and missing is None
         begun = bool(self.markers.present(stage.partial()))
         share = stage.share_done(self.folder) if begun else None

@@ -113,6 +113,10 @@ class Stage(ABC):
         """Whether what was made with the key ``was`` would have come out the same with ``now``, which differs."""
         return False
 
+    def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
+        """Of what a finished one left outside the run folder, something that is gone; None: all is there."""
+        return None
+
     def check_kept(self, result: Mapping[str, Plain], folder: Path) -> Sequence[str]:
         """What to warn of when a finished stage is kept.
 

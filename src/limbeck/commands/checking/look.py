@@ -14,6 +14,7 @@ from limbeck.pipeline.checks_served import check_served, check_verifiers
 from limbeck.pipeline.estimates import Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.proofs import keep_proof, proof_key, read_proof
 from limbeck.pipeline.sections import existing_models, generations_of, verifiers_of
+from limbeck.pipeline.stored.room import check_homes
 from limbeck.recipe import ConfigTeacher, PathModel, PathTokenizer, Recipe, ServedTeacher, Training
 from limbeck.workflow.lock import run_path
 
@@ -43,6 +44,7 @@ def look(recipe: Recipe) -> Seen:
         RecipeError, InputError: names the key and the fix.
     """
     run_path(recipe.run)
+    check_homes(recipe.techniques, run_path(recipe.run))
     said = check_verifiers(verifiers_of(recipe), isinstance(recipe.teacher, ServedTeacher))
     sample = sample_of(recipe.data)
     if isinstance(recipe.teacher, ServedTeacher):
@@ -95,6 +97,9 @@ _LOOP_ONLY = set(Training.model_fields) - {"gradient_checkpointing"}
 def _key(recipe: Recipe, sample: Sample, said: list[str]) -> str | None:
     """The key of a proof (``proof_key``). A section that is new in a recipe is part of it unless it is named above."""
     plain = recipe.model_dump(mode="json", exclude=_RUN_ONLY)
+    for technique in plain["techniques"]:
+        if isinstance(technique.get("signals"), dict):
+            technique["signals"].pop("folder")  # what is in a store changes, and is not proven
     data = plain.pop("data")
     data.pop("heldout")
     for section in ("pretraining", "correct"):

@@ -11,6 +11,7 @@ from typing import Any
 from limbeck.commands.checking.look import Seen
 from limbeck.errors import counted
 from limbeck.pipeline.estimates import Labels, Sample
+from limbeck.pipeline.stored.room import room_of_signals
 from limbeck.recipe import (
     Co,
     ConfigModel,
@@ -49,6 +50,7 @@ class Plan:
         models: each model, by its name: what it is and its parameters.
         training: what is trained, and how long.
         text: what teachers write.
+        signals: what is kept of the teacher's distributions, and the disk that it takes.
         memory: of the largest training: its weights, gradients and the optimiser's state; activations are not counted.
         students: on disk, all together.
         checkpoints: on disk, of one arm while it trains.
@@ -63,6 +65,7 @@ class Plan:
     models: dict[str, list[str]]
     training: list[str]
     text: list[str]
+    signals: list[str]
     memory: int | None
     students: int | None
     checkpoints: int | None
@@ -83,6 +86,7 @@ def plan_of(recipe: Recipe, seen: Seen) -> Plan:
         models=dict(_models(recipe, seen.parameters, labels)),
         training=list(_training(recipe, labels)),
         text=list(_text(recipe)),
+        signals=room_of_signals(recipe.techniques, recipe.training.tokens * len(recipe.seeds), run_path(recipe.run)),
         memory=memory,
         students=students,
         checkpoints=checkpoints,

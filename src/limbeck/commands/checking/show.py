@@ -27,6 +27,8 @@ def show_plan(plan: Plan) -> Iterator[str]:
         yield from _line("" if number else "training", line)
     for number, line in enumerate(plan.text):
         yield from _line("" if number else "text", line)
+    for number, line in enumerate(plan.signals):
+        yield from _line("" if number else "signals", line)
     if plan.memory is not None:
         yield from _line("memory", f"about {size_of(plan.memory)} for the largest training, and its activations")
     if plan.students is not None and plan.checkpoints is not None:

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-SOURCES = ("rows.cpp", "dense.h", "sparse.h", "terms.h", "divergences.h", "vectors.h")
+SOURCES = ("rows.cpp", "blocks.h", "dense.h", "sparse.h", "terms.h", "divergences.h", "vectors.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 COMPILE_TIMEOUT_S = 300
 

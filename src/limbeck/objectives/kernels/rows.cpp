@@ -5,9 +5,10 @@
 //
 // Plain C++ with GCC's vector types and OpenMP; no headers of torch, so it builds in seconds and is called
 // through ctypes. What is computed, and what a probability of zero counts as, is said in divergences.py and
-// rows.py; `Dense`, `Sparse` and `Term` below mirror the ctypes structures in cpu.py.
+// rows.py; `Dense`, `Sparse` and `Term` below mirror the ctypes structures in cpu.py, `Blocks` the one in blocks.py.
 #include <vector>
 
+#include "blocks.h"
 #include "dense.h"
 #include "sparse.h"
 
@@ -119,6 +120,20 @@ extern "C" void limbeck_rows(const Chunk* given) {
         row<bf16>(chunk, n, scratch);
       else
         row<float>(chunk, n, scratch);
+    }
+  }
+}
+
+extern "C" void limbeck_blocks(const Blocks* given) {
+#pragma omp parallel num_threads(given->threads)
+  {
+    FlushDenormals flush;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t n = 0; n < given->rows; ++n) {
+      if (given->is_bf16)
+        blocks_of_row<bf16>(*given, n);
+      else
+        blocks_of_row<float>(*given, n);
     }
   }
 }

@@ -160,7 +160,7 @@ class _FitTeacher(PipelineStage):
         """Train on the corpus and save in the run folder; goes on from its checkpoints."""
         section = self.section.model_copy(update={"precision": precision(self.section.precision, up[MACHINE])})
         place = "teacher.correct" if isinstance(section, Correction) else "teacher.pretraining"
-        job = Fit({TEACHER: lm}, [LossTerm(TEACHER)], text.train, self.data, section, place, frozen={})
+        job = Fit({TEACHER: lm}, [LossTerm(TEACHER)], text.train, self.data, section, place, teachers={})
         result = job.run(context.folder / TRAINING, context, title)
         save_model(lm, context.folder / TEACHER)
         pool().forget(str(context.folder / TEACHER))

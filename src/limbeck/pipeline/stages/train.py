@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.data.corpus import open_corpus
-from limbeck.errors import under
+from limbeck.errors import StoreError, under
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.save import save_model
 from limbeck.models.load import load_model, reinitialised, weights_fingerprint, with_lora
@@ -31,8 +31,25 @@ from limbeck.pipeline.shared.base import (
 from limbeck.pipeline.shared.fit import Fit
 from limbeck.pipeline.stages.cut import cut_folder, cut_name
 from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
-from limbeck.recipe import AnyStudent, Co, ConfigStudent, CutStudent, Data, PackageModel, PathModel, Technique, Training
+from limbeck.pipeline.stored.stores import read_of, store_of
+from limbeck.recipe import (
+    AnyStudent,
+    Co,
+    ConfigStudent,
+    CutStudent,
+    Data,
+    PackageModel,
+    PathModel,
+    Soft,
+    Technique,
+    Training,
+)
+from limbeck.report.numbers import size
 from limbeck.runtime.world import device
+from limbeck.signals.live import LiveTeacher
+from limbeck.signals.source import SignalSource
+from limbeck.signals.store import Identity, Store
+from limbeck.signals.stored import StoredTeacher
 from limbeck.training.checkpoint import tokens_of_newest
 from limbeck.training.loop import Peak
 from limbeck.training.loss_graph import HiddenLossTerm, LossTerm
@@ -75,6 +92,7 @@ class Train(PipelineStage):
         training, data: sections of the recipe.
         text: the stage that writes what is learned; None: the corpus.
         stored: the stage that knows in which dtype the teacher was stored; None: it was not.
+        capture: the stage that has the teacher's signals captured; None: it answers every batch.
     """
 
     arm: Arm
@@ -84,12 +102,13 @@ class Train(PipelineStage):
     data: Data
     text: str | None
     stored: str | None
+    capture: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         cuts = [cut_name(name) for name, student in self.students.items() if isinstance(student, CutStudent)]
         teacher = [TEACHER] if self.arm.technique.uses_teacher else []
-        more = [name for name in (self.text, self.stored) if name is not None]
+        more = [name for name in (self.text, self.stored, self.capture) if name is not None]
         return tuple(dict.fromkeys([MACHINE, DATA, *cuts, *teacher, *more]))
 
     @property
@@ -110,7 +129,7 @@ class Train(PipelineStage):
             name: {**student.model_dump(mode="json"), **self._cut(name, up)} for name, student in self.students.items()
         }
         key: dict[str, Plain] = {
-            "technique": self.arm.technique.model_dump(mode="json", exclude={"name"}),
+            "technique": self.arm.technique.model_dump(mode="json", exclude={"name", "signals"}),
             "seed": self.arm.seed,
             "students": students,
             "training": settings(self.training, up[MACHINE]),
@@ -120,6 +139,8 @@ class Train(PipelineStage):
             key["teacher"] = up[TEACHER]["fingerprint"]
         if self.text is not None and "fingerprint" in up[self.text]:
             key["text"] = up[self.text]["fingerprint"]  # of answers that were chosen: they may be chosen anew
+        if self.capture is not None and (signals := up[self.capture]["signals"]) is not None:
+            key["signals"] = signals
         return key
 
     def why_refused(self, was: Mapping[str, Plain], now: Mapping[str, Plain]) -> tuple[str, str] | None:
@@ -154,18 +175,19 @@ class Train(PipelineStage):
         arm, run, text = self.arm, context.folder, open_text(context.folder)
         section = self.training.model_copy(update={"precision": precision(self.training.precision, up[MACHINE])})
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
-        with self._models(up, run, text, section) as (learners, frozen):
-            models, place = {**learners, **frozen}, f"techniques.{arm.index}"
+        with self._models(up, run, text, section) as (learners, teachers):
+            place = f"techniques.{arm.index}"
             with under(place):
                 loss_terms: list[LossTerm | HiddenLossTerm] = [
                     *loss_terms_of(arm.technique, list(self.students)),
-                    *hidden_loss_terms(arm.technique, self._matched(models, up)),
+                    *hidden_loss_terms(arm.technique, self._matched(learners, teachers, up)),
                 ]
             job = Fit(
-                learners, loss_terms, corpus, self.data, section, "training", frozen, arm.seed,
+                learners, loss_terms, corpus, self.data, section, "training", teachers, arm.seed,
                 self._peaks(section, place), f"{place}.hidden.layers",
             )  # fmt: skip
             result = job.run(run / arm.folder, context, self.title)
+            read = read_of(teachers.get(TEACHER), result)
             weights = {}
             for name, lm in learners.items():
                 target = run / arm.model(name)
@@ -174,21 +196,24 @@ class Train(PipelineStage):
                 weights[name] = weights_fingerprint(lm.model)
         return {
             **result,
+            **({"store": read} if read else {}),
             "learners": sorted(learners),
             "weights": weights,
-            "notes": [*self._origins(), *skipped_notes(arm.name, result)],
+            "notes": [*self._origins(), *self._read_said(read), *skipped_notes(arm.name, result)],
         }
 
     @contextmanager
     def _models(
         self, up: Facts, run: Path, text: Text, section: Training
-    ) -> Iterator[tuple[dict[str, CausalLM], dict[str, CausalLM]]]:
-        """(those that are trained, those that are not), by name."""
+    ) -> Iterator[tuple[dict[str, CausalLM], dict[str, SignalSource]]]:
+        """(models that are trained, what else teaches), by name."""
         technique = self.arm.technique
         with ExitStack() as stack:
             learners = {name: stack.enter_context(self._student(name, up, run, text)) for name in self.students}
-            frozen: dict[str, CausalLM] = {}
-            if needs_teacher(technique):
+            teachers: dict[str, SignalSource] = {}
+            if (store := self._store(up, run)) is not None:
+                teachers[TEACHER] = StoredTeacher(store)
+            elif needs_teacher(technique):
                 spec, trainable = teacher_spec(up, run), isinstance(technique, Co)
                 rounded = section.precision == "bf16" and not trainable
                 teacher = stack.enter_context(
@@ -196,8 +221,21 @@ class Train(PipelineStage):
                 )
                 if isinstance(technique, Co) and technique.teacher_start == "scratch":
                     teacher = reinitialised(teacher, self.arm.seed)
-                (learners if trainable else frozen)[TEACHER] = teacher
-            yield learners, frozen
+                if trainable:
+                    learners[TEACHER] = teacher
+                else:
+                    teachers[TEACHER] = LiveTeacher(teacher, section.precision)
+            yield learners, teachers
+
+    def _store(self, up: Facts, run: Path) -> Store | None:
+        """The teacher's signals, where they were captured."""
+        if self.capture is None or up[self.capture]["signals"] is None:
+            return None
+        assert isinstance(self.arm.technique, Soft)
+        assert self.arm.technique.stored is not None
+        identity = Identity.from_plain(up[self.capture]["identity"])
+        with under(f"techniques.{self.arm.index}.signals.folder", StoreError):
+            return Store(store_of(self.arm.technique.stored, run, identity), identity)
 
     @contextmanager
     def _student(self, name: str, up: Facts, run: Path, text: Text) -> Iterator[CausalLM]:
@@ -217,6 +255,12 @@ class Train(PipelineStage):
                     lm = with_lora(lm, student.lora, self.arm.seed)
             yield lm
 
+    def _read_said(self, read: Mapping[str, float]) -> list[str]:
+        if not read:
+            return []
+        step, token = size(read["bytes_a_step"]), read["bytes_a_token"]
+        return [f"{self.arm.name}: a step reads {step} of stored signals, {token:.1f} bytes a token"]
+
     def _origins(self) -> list[str]:
         """What a quantised file of a student has lost."""
         given = {name: spec for name, spec in self.students.items() if isinstance(spec, PathModel | PackageModel)}
@@ -231,12 +275,14 @@ class Train(PipelineStage):
         named = technique.teacher_lr is not None
         return {TEACHER: Peak(technique.peak_lr(section.lr), f"{place}.teacher_lr" if named else ".lr")}
 
-    def _matched(self, models: Mapping[str, CausalLM], up: Facts) -> dict[str, list[tuple[int, int]]]:
-        if TEACHER not in models:
+    def _matched(
+        self, learners: Mapping[str, CausalLM], teachers: Mapping[str, SignalSource], up: Facts
+    ) -> dict[str, list[tuple[int, int]]]:
+        shape = teachers[TEACHER].hidden_shape if TEACHER in teachers else None
+        if shape is None:
             return {}
-        depth = models[TEACHER].n_layers
         return {
-            name: matched_layers(models[name].n_layers, depth, up.get(cut_name(name), {}).get("layers"))
+            name: matched_layers(learners[name].n_layers, shape.layers, up.get(cut_name(name), {}).get("layers"))
             for name in self.students
         }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from limbeck.recipe.base import LONGEST_NAME, PLAIN_NAME, NonNegative, Positive, Section, Share
 from limbeck.recipe.techniques.generation import Generation
+from limbeck.recipe.techniques.signals import Signals
 
 
 class Divergence(Section):
@@ -97,13 +98,39 @@ class Hidden(Section):
 
 
 class Soft(_SoftTerms):
-    """Learn the teacher's probabilities: its weights are in hand and answer every batch."""
+    """Learn the teacher's probabilities: it answers every batch, or was asked once and is read from disk."""
 
     kind: Literal["soft"] = "soft"
+    signals: Literal["live", "stored", "auto"] | Signals = Field(
+        "live",
+        description="live: the teacher answers every batch. stored: it is asked once, and what it says is kept on "
+        "disk; or a section of settings. auto: stored where it would be asked the same several times.",
+    )
     hidden: Hidden | None = Field(None, description="Learn the teacher's hidden states too.")
     generation: Generation | None = Field(
         None, description="The teacher first writes the text (as for `hard`), then grades every token of it."
     )
+
+    @property
+    def stored(self) -> Signals | None:
+        """What is kept on disk, or may be (`auto`); None: nothing, the teacher answers every batch."""
+        if isinstance(self.signals, Signals):
+            return self.signals
+        return None if self.signals == "live" or (self.signals == "auto" and self.hidden is not None) else Signals()
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Soft:
+        if self.hidden is not None and self.stored is not None:
+            raise ValueError(
+                "hidden: stored signals hold no hidden states; write `signals: live`, or leave `hidden` out"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A live teacher is left out: fingerprints of recipes without stored signals stay as they were."""
+        plain: dict[str, Any] = handler(self)
+        return {name: value for name, value in plain.items() if name != "signals" or value != "live"}
 
 
 class Hard(_Technique):

@@ -1,0 +1,1 @@
+"""Signals in other people's files, and in Parquet for cold storage."""
