@@ -157,22 +157,36 @@ def status(
 
 
 @app.command()
-def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
-    """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all.
+def check(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the recipe with all its defaults instead, in YAML.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Say whether a recipe is right, and what a run of it does, without spending anything.
 
-    Configurations, tokenizers and the first documents are read, and no weights.
+    Configurations, tokenizers and the first documents are read, and no weights. What is proven of models is kept in
+    the user's cache, so that the next check of the same files is quick.
     """
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from limbeck.pipeline.build import check as refuse
-    from limbeck.pipeline.build import resolved
+    from limbeck.commands.checking.look import look
+    from limbeck.commands.checking.plan import plan_of
+    from limbeck.commands.checking.show import as_json, show_plan
+    from limbeck.pipeline.sections import resolved as with_defaults
 
-    checked = refuse(loaded)
-    print(resolved(loaded), end="")
-    for note in checked.notes:
+    plan = plan_of(loaded, look(loaded))
+    if resolved:
+        print(with_defaults(loaded), end="")
+    else:
+        print(as_json(plan) if json_ else "\n".join(show_plan(plan)))
+    for note in plan.notes:
         print(f"limbeck: {note}", file=sys.stderr)
-    for warning in checked.warnings:
+    for warning in plan.warnings:
         print(f"limbeck: warning: {warning}", file=sys.stderr)
     counts = {"technique": loaded.techniques, "student": loaded.named_students, "seed": loaded.seeds}
     many = ", ".join(counted(len(each), name) for name, each in counts.items())
@@ -317,7 +331,7 @@ def signals_inspect(
     """Say whose signals a store holds, how many, and what they take. Nothing is hashed, and nothing is written."""
     from rich.console import Console
 
-    from limbeck.commands.signals import as_json, inspect, show_summary
+    from limbeck.commands.signals.stores import as_json, inspect, show_summary
 
     found = inspect(folder)
     print(as_json(found)) if json_ else show_summary(found, Console(highlight=False))
@@ -328,7 +342,7 @@ def signals_verify(folder: _Store, debug: _Debug = False) -> None:
     """Hash every shard and read every entry. Exits with 2 where something is wrong."""
     from rich.console import Console
 
-    from limbeck.commands.signals import verify
+    from limbeck.commands.signals.stores import verify
     from limbeck.errors import StoreError
 
     if verify(folder, Console(highlight=False, soft_wrap=True)).faults:
@@ -338,7 +352,7 @@ def signals_verify(folder: _Store, debug: _Debug = False) -> None:
 @signals.command("repair")
 def signals_repair(folder: _Store, debug: _Debug = False) -> None:
     """Set aside what fails, and adopt shards that a killed writer finished but did not name."""
-    from limbeck.commands.signals import repair
+    from limbeck.commands.signals.stores import repair
 
     for line in repair(folder):
         print(line)
@@ -352,7 +366,7 @@ def signals_merge(
 ) -> None:
     """Copy stores of one teacher, tokenizer and scheme into one. The same command goes on where it stopped."""
     global _goes_on
-    from limbeck.commands.signals import merge
+    from limbeck.commands.signals.stores import merge
 
     _goes_on = True
     print(merge(folders, into))
@@ -369,7 +383,7 @@ def signals_export(
     debug: _Debug = False,
 ) -> None:
     """Write a store as Parquet, compressed by zstd, for cold storage. `import` brings it back, byte by byte."""
-    from limbeck.commands.signals import export, export_for_distillkit
+    from limbeck.commands.signals.stores import export, export_for_distillkit
 
     print(export(folder, out) if distillkit is None else export_for_distillkit(folder, out, distillkit))
 
@@ -386,20 +400,21 @@ def signals_import(
     overrides: _Overrides = None,
     debug: _Debug = False,
 ) -> None:
-    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store.
+    """Read signals that were exported, or log-probabilities of DistillKit, vLLM or axolotl, into a store; or hidden
+    states that vLLM kept.
 
-    Of the latter a recipe says teacher, documents, temperature and k. Its teacher scores 32 positions again: a shift is
-    found, and another teacher or temperature is refused. The same command goes on where it stopped.
+    Of what is not limbeck's a recipe says teacher, documents, temperature and scheme. Its teacher scores 32 positions
+    again: a shift is found, and another teacher or temperature is refused. The same command goes on where it stopped.
     """
     global _goes_on
     _goes_on = True
     if into.suffix in (".yaml", ".yml"):
-        from limbeck.commands.signals_import import import_for
+        from limbeck.commands.signals.imported import import_for
         from limbeck.recipe import load_recipe
 
         print(import_for(load_recipe(into, overrides or []), source))
         return
-    from limbeck.commands.signals import import_
+    from limbeck.commands.signals.stores import import_
 
     print(import_(source, into))
 

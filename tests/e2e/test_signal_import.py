@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from limbeck.commands.signals_import import import_for
+from limbeck.commands.signals.imported import import_for
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.errors import LimbeckError, RecipeError
@@ -86,6 +86,14 @@ def test_what_a_recipe_must_say(raw: dict[str, Any], file: Path) -> None:
     raw["techniques"] = [{"kind": "soft", "signals": "stored"}]
     with pytest.raises(RecipeError, match="scheme top_k and context document"):
         import_for(parse_recipe(raw), file, Display(quiet=True))
+    path, techniques = {"path": raw["teacher"]["path"]}, [{"kind": "soft", "signals": SIGNALS}]
+    served = {"api": "http://localhost:9", "model": "m"}
+    with pytest.raises(RecipeError, match="proven by the teacher's weights"):
+        import_for(
+            parse_recipe({**raw, "teacher": served, "tokenizer": path, "techniques": techniques}),
+            file,
+            Display(quiet=True),
+        )
     raw["techniques"] = [{"kind": "soft", "signals": SIGNALS, "temperature": 2.0}]
     with pytest.raises(LimbeckError, match="does not say what the teacher says"):
         import_for(parse_recipe(raw), file, Display(quiet=True))

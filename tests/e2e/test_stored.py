@@ -20,11 +20,14 @@ import pytest
 import torch
 
 from limbeck.commands.capture import capture
+from limbeck.commands.checking.look import look
+from limbeck.commands.checking.plan import plan_of
+from limbeck.commands.checking.show import show_plan
 from limbeck.commands.run import run
 from limbeck.display import Display
 from limbeck.errors import LimbeckError, RecipeError, StoreError
 from limbeck.models.folders import saved
-from limbeck.pipeline.build import build, check
+from limbeck.pipeline.build import build
 from limbeck.pipeline.shared.base import pool
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.train import Train
@@ -401,11 +404,14 @@ def test_settings_that_cannot_be_are_refused(raw: dict[str, Any], technique: dic
 
 def test_check_says_what_a_store_takes_and_what_it_cannot_teach(raw: dict[str, Any], tmp_path: Path) -> None:
     def checked(**technique: Any) -> Any:
-        return check(parse_recipe({**raw, "techniques": [{"kind": "soft", "signals": "stored", **technique}]}))
+        recipe = parse_recipe({**raw, "techniques": [{"kind": "soft", "signals": "stored", **technique}]})
+        return plan_of(recipe, look(recipe))
 
-    (note,) = checked().notes
-    assert note.startswith("techniques.0.signals: 600 positions at most")
-    assert str(tmp_path / "runs" / "signals") in note
+    (line,) = checked().signals
+    assert line.startswith("soft: threshold of documents, about 52 bytes a token: up to 31.2 kB, more where")
+    assert str(tmp_path / "runs" / "signals") in line
+    assert "signals    soft: threshold of documents" in "\n".join(show_plan(checked()))
+    assert checked(signals="live").signals == []
     reverse = checked(divergence="reverse_kl").warnings
     assert any("reverse_kl is not linear in the teacher's probabilities" in line for line in reverse)
     assert not any("linear" in line for line in checked(divergence={"name": "skew_kl", "alpha": 0.0}).warnings)

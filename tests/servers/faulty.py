@@ -77,7 +77,7 @@ class FaultyServer(ThreadedServer):
         self.in_flight = self.most_in_flight = 0
 
     def routes(self, app: web.Application) -> None:
-        app.router.add_post("/v1/chat/completions", self._handler(_chat))
+        app.router.add_post("/v1/chat/completions", self._handler(chat))
         app.router.add_post("/v1/completions", self._handler(_completions))
         app.router.add_post("/v1/messages", self._handler(_anthropic))
         app.router.add_post("/v1beta/models/{model}", self._handler(_gemini))
@@ -268,7 +268,7 @@ def _tokens(settings: Settings, prompt: str, text: str) -> tuple[int, int]:
     return factor * (len(prompt.split()) + 8), factor * max(1, len(text.split()))
 
 
-def _chat(settings: Settings, body: dict[str, Any], fault: str) -> dict[str, Any]:
+def chat(settings: Settings, body: dict[str, Any], fault: str) -> dict[str, Any]:
     content = body["messages"][-1]["content"]
     prompt = content if isinstance(content, str) else json.dumps(content)
     text = _text(settings, prompt, fault)

@@ -26,7 +26,7 @@ from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import is_sampled, run_tokenizer
 from limbeck.pipeline.shared.asking import journal_of
-from limbeck.recipe import Data, Generation, Recipe, ServedTeacher, fingerprint
+from limbeck.recipe import Data, Generation, Recipe, ServedTeacher, Soft, fingerprint
 from limbeck.report.markup import one_line
 from limbeck.workflow.lock import run_path
 
@@ -111,6 +111,18 @@ def _cost(
     return found
 
 
+def _costs_of_signals(recipe: Recipe, served: ServedTeacher) -> list[Cost]:
+    """About what signals cost: every token that is learned is sent once, whatever reads it again."""
+    places: dict[str, list[str]] = {}
+    for index, technique in enumerate(recipe.techniques):
+        if isinstance(technique, Soft) and technique.stored is not None:
+            same = fingerprint(technique.stored, technique.temperature, technique.generation)
+            places.setdefault(same, []).append(f"techniques.{index}")
+    tokens = recipe.training.tokens * len(recipe.seeds)
+    nano_usd = cost(Usage(tokens, 1), prices_of(served.endpoint))
+    return [Cost(each, nano_usd=nano_usd, tokens=tokens, likely_nano_usd=nano_usd) for each in places.values()]
+
+
 def _prompts(generation: Generation, data: Data, tokenizer: Any) -> Iterator[Prompt]:
     """What a run would ask: of documents to train on, by their hash."""
     found = {document.key: document for document in documents(data.corpus)}
@@ -135,13 +147,17 @@ def show_costs(recipe: Recipe, costs: Iterable[Cost], console: Console) -> None:
     """A few lines for people."""
     served = recipe.teacher
     assert isinstance(served, ServedTeacher)
-    costs = list(costs)
+    costs = [*costs, *_costs_of_signals(recipe, served)]
 
     def say(text: str) -> None:
         console.print(Text(one_line(text, 1_000)))
 
     say(f"{served.model} at {served.api}: {prices_of(served.endpoint).line()}")
     for found in costs:
+        if not found.prompts:
+            say(f"{' and '.join(found.places)}: signals of about {found.tokens:,} tokens")
+            say(f"  about {usd(found.nano_usd)}; more where only the end of a document is learned: all of it is sent")
+            continue
         kept = f", {found.answered:,} of them answered already" if found.answered else ""
         say(f"{' and '.join(found.places)}: {found.prompts:,} prompts, {found.requests:,} requests{kept}")
         say(

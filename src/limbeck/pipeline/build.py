@@ -6,26 +6,37 @@ soon as it is trained, so that a long run shows what it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from limbeck.data.chat.encode import encode_batch
+from limbeck.data.chat.encode import MASKED, encode_batch
 from limbeck.data.corpus import Enough
+from limbeck.data.documents.document import Document
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
 from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
-from limbeck.pipeline.checks_signals import biased, check_stored, check_stores, stored_signals
+from limbeck.pipeline.estimates import FIRST_DOCUMENTS
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
+from limbeck.pipeline.sections import (
+    existing_models,
+    generation_of,
+    generations_of,
+    given_teacher,
+    resolved,
+    student_key,
+    verifiers_of,
+)
+from limbeck.pipeline.served.capture import CaptureServed
+from limbeck.pipeline.served.probe import ProbeSignals
+from limbeck.pipeline.served.signals import ServedSignals
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.corpus import CorpusStage
@@ -33,6 +44,7 @@ from limbeck.pipeline.stages.cut import Cut
 from limbeck.pipeline.stages.machine import Machine
 from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeacher, TrainedTeacher, UntunedTeacher
 from limbeck.pipeline.stages.train import Arm, Train
+from limbeck.pipeline.stored.checks import biased, check_stored, check_windows, stored_signals
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
 from limbeck.pipeline.text.sample import Sample
@@ -54,7 +66,6 @@ from limbeck.recipe import (
     Soft,
     Technique,
     TrainedTokenizer,
-    Verify,
 )
 from limbeck.recipe.verify import Judge
 from limbeck.workflow.lock import run_path
@@ -69,9 +80,6 @@ HELDOUT_FLOOR = 4_000_000
 WHOLE = 1 << 62
 """Documents: all there are."""
 
-FIRST_DOCUMENTS = 20
-"""Of every source, how many documents are read and tokenised before anything is spent."""
-
 
 def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
     """The stages of a recipe, in order. Nothing is read but the recipe.
@@ -81,14 +89,13 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
     """
     threads = recipe.threads if isinstance(recipe.threads, int) else None
     common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
-    data, evaluation, teacher = recipe.data, recipe.evaluation, _given(recipe)
-    trained = recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
+    data, evaluation, teacher = recipe.data, recipe.evaluation, given_teacher(recipe)
     place, tokenized = _brings_tokenizer(recipe)
     machine = Machine(
         threads=threads,
         student=_trained_shape(recipe),
         teacher=_fitted(recipe),
-        vocabulary=trained,
+        vocabulary=_to_be_trained(recipe),
         rows=recipe.training.micro_batch_size,
         seq_len=data.seq_len,
         arms=len(recipe.techniques) * len(recipe.seeds),
@@ -101,8 +108,8 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
         vocabulary=recipe.vocabulary,
         train=enough_to_train(recipe),
         heldout=Enough(HELDOUT_FLOOR, evaluation.max_documents),
-        generations=_generations(recipe),
-        models=_existing(recipe),
+        generations=generations_of(recipe),
+        models=existing_models(recipe),
         **common,
     )
     stages: list[Stage] = [machine, corpus, *_teacher(recipe, common)]
@@ -117,10 +124,12 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
     for arm in compared.arms():
         text = texts.of(arm.index)
         stages += texts.new()
-        found = _capture(recipe, arm.index, text.name if text is not None else None, common)
+        found = _capture(recipe, arm.index, text.name if text is not None else None, texts.last, common)
         if found is not None and found.name not in captures:
             captures[found.name] = found
-            stages += side_by_side(found, workers)
+            if served is not None:  # signals are paid from the same budget
+                texts.last = (found.name,)
+            stages += found.side_by_side(workers)
         stages.append(_train(recipe, arm, text, common, found.name if found is not None else None))
         stages += [
             MeasureTrained(arm=arm, member=member, data=data, evaluation=evaluation, served=bool(served), **common)
@@ -146,20 +155,10 @@ def build(recipe: Recipe, *, workers: int = 1) -> list[Stage]:
     return stages
 
 
-def resolved(recipe: Recipe, *, full: bool = False) -> str:
-    """The recipe with its defaults, in YAML. ``full``: what is not set, too."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=not full), sort_keys=False, allow_unicode=True)
-
-
 def _compared(recipe: Recipe) -> Comparison:
     students = tuple(recipe.named_students)
     single = recipe.student is not None
     return Comparison(recipe.techniques, recipe.seeds, students, single, recipe.evaluation.bootstrap)
-
-
-def _given(recipe: Recipe) -> PathModel | PackageModel | None:
-    """The section of a teacher whose weights exist."""
-    return None if isinstance(recipe.teacher, ConfigTeacher | ServedTeacher) else recipe.teacher
 
 
 def _brings_tokenizer(recipe: Recipe) -> tuple[str, PathModel | PackageModel | None]:
@@ -168,17 +167,12 @@ def _brings_tokenizer(recipe: Recipe) -> tuple[str, PathModel | PackageModel | N
         for name, student in recipe.named_students.items():
             if isinstance(student, PathModel | PackageModel):
                 return student_key(recipe, name), student
-    return "teacher", _given(recipe)
+    return "teacher", given_teacher(recipe)
 
 
-def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
-    """Models whose weights exist, by their place."""
-    teacher = _given(recipe)
-    found: dict[str, PathModel | PackageModel] = {} if teacher is None else {"teacher": teacher}
-    for name, student in recipe.named_students.items():
-        if isinstance(student, PathModel | PackageModel):
-            found[student_key(recipe, name)] = student
-    return found
+def _to_be_trained(recipe: Recipe) -> int | None:
+    """Tokens of a tokenizer that is still to be trained; None for one that exists."""
+    return recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
 
 
 def _trained_shape(recipe: Recipe) -> PathModel | PackageModel | ConfigModel:
@@ -203,7 +197,14 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
     if isinstance(teacher, ServedTeacher):
-        return [Probe(teacher=teacher, **common)]
+        writes = bool(generations_of(recipe)) or recipe.evaluation.accuracy is not None
+        probes = {
+            probe.name: probe
+            for i in range(len(recipe.techniques))
+            if (asked := _served_signals(recipe, i)) is not None
+            for probe in [ProbeSignals(asked=asked, **common)]
+        }
+        return [Probe(teacher=teacher, writes=writes, **common), *probes.values()]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -211,24 +212,6 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
         UntunedTeacher(data=data, max_documents=documents, **common),
         CorrectedTeacher(section=teacher.correct, data=data, max_documents=documents, **common),
     ]
-
-
-def _generation(technique: Technique) -> Generation | None:
-    return getattr(technique, "generation", None)
-
-
-def _generations(recipe: Recipe) -> dict[str, Generation]:
-    """Sections that have text written, by their place."""
-    found = {f"techniques.{i}.generation": _generation(technique) for i, technique in enumerate(recipe.techniques)}
-    return {place: section for place, section in found.items() if section is not None}
-
-
-def _verifiers(recipe: Recipe) -> dict[str, Verify]:
-    """Sections that say how answers are verified, by their place."""
-    found = {f"{place}.verify": section.verify for place, section in _generations(recipe).items()}
-    if recipe.evaluation.accuracy is not None:
-        found["evaluation.accuracy.verify"] = recipe.evaluation.accuracy.verify
-    return {place: section for place, section in found.items() if section is not None}
 
 
 class _Texts:
@@ -243,7 +226,7 @@ class _Texts:
 
     def of(self, index: int) -> Generate | Select | None:
         """The stage that makes the text of a technique; None: it learns the corpus."""
-        recipe, generation = self.recipe, _generation(self.recipe.techniques[index])
+        recipe, generation = self.recipe, generation_of(self.recipe.techniques[index])
         served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
         if generation is None:
             return None
@@ -314,36 +297,52 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
         return []
     served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
     shared = {"section": section, "data": data, "judge": served, **common}
+    examples = next((each.examples for each in generations_of(recipe).values() if each.examples), ())
     return [
-        AccuracyOfTeacher(served=served, after=texts.last, **shared),
+        AccuracyOfTeacher(served=served, after=texts.last, examples=examples, **shared),
         *(AccuracyOfTrained(arm=arm, member=member, **shared) for arm, member in compared.models()),
     ]
 
 
-def _capture(recipe: Recipe, index: int, text: str | None, common: dict[str, Any]) -> Capture | None:
+def _capture(
+    recipe: Recipe, index: int, text: str | None, after: tuple[str, ...], common: dict[str, Any]
+) -> Capture | None:
     """The stage that has signals captured for a technique, and for all that ask for the same; None: its teacher
     answers every batch, if there is one.
 
     Args:
         text: the stage that writes what is learned; None: the corpus.
+        after: the last stage that spends the budget of a teacher that is called.
     """
     asked = _asked(recipe.techniques[index])
     if asked is None:
         return None
     section, temperature, decides, _ = asked
     alike = [i for i, technique in enumerate(recipe.techniques) if _asked(technique) == asked]
-    return Capture(
-        section=section,
-        temperature=temperature,
-        data=recipe.data,
-        training=recipe.training,
-        seeds=recipe.seeds,
-        arms=len(alike) * len(recipe.seeds),
-        text=text,
-        decides=decides,
-        place=f"techniques.{alike[0]}.signals",
+    settings: dict[str, Any] = {
+        "section": section,
+        "temperature": temperature,
+        "data": recipe.data,
+        "training": recipe.training,
+        "seeds": recipe.seeds,
+        "arms": len(alike) * len(recipe.seeds),
+        "text": text,
+        "decides": decides,
+        "place": f"techniques.{alike[0]}.signals",
         **{**common, "keys": {"rows": "training.tokens", **common["keys"]}},
-    )
+    }
+    if (served := _served_signals(recipe, alike[0])) is None:
+        return Capture(**settings)
+    probe = ProbeSignals(asked=served)
+    return CaptureServed(teacher=served.teacher, probe=probe.name, after=after, **settings)
+
+
+def _served_signals(recipe: Recipe, index: int) -> ServedSignals | None:
+    """What is asked of a teacher that is called so that a technique has its signals; None: nothing."""
+    asked = _asked(recipe.techniques[index])
+    if asked is None or not isinstance(recipe.teacher, ServedTeacher):
+        return None
+    return ServedSignals(recipe.teacher, asked[0], asked[1], f"techniques.{index}")
 
 
 def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | None] | None:
@@ -354,14 +353,6 @@ def _asked(technique: Technique) -> tuple[Signals, float, bool, Generation | Non
         return None
     assert isinstance(technique, Soft)
     return section, technique.temperature, technique.signals == "auto", technique.generation
-
-
-def side_by_side(capture: Capture, workers: int) -> list[Stage]:
-    """A capture, and the parts of it that several processes do before."""
-    if workers == 1:
-        return [capture]
-    parts = [replace(capture, part=(i, workers)) for i in range(workers)]
-    return [*parts, replace(capture, parts=tuple(part.name for part in parts))]
 
 
 def _train(
@@ -384,11 +375,6 @@ def _train(
         capture=capture,
         **{**common, "keys": keys},
     )
-
-
-def student_key(recipe: Recipe, name: str) -> str:
-    """Where a student stands in the recipe."""
-    return "student" if recipe.student is not None else f"students.{name}"
 
 
 def recipe_keys(recipe: Recipe) -> dict[str, str]:
@@ -418,7 +404,7 @@ def enough_to_train(recipe: Recipe) -> Enough:
     elif not isinstance(recipe.teacher, ServedTeacher) and recipe.teacher.correct is not None:
         asked.append(recipe.teacher.correct.tokens)
     prompts_asked = 0
-    for generation in _generations(recipe).values():
+    for generation in generations_of(recipe).values():
         if is_sampled(recipe, generation):
             prompts_asked = max(prompts_asked, generation.max_prompts or WHOLE)
             continue
@@ -433,16 +419,33 @@ def enough_to_train(recipe: Recipe) -> Enough:
 
 @dataclass
 class Checked:
-    """What looking at a recipe has shown. ``notes``: what people should know of its models; ``warnings``: what is
-    hardly meant so."""
+    """What looking at a recipe has shown.
+
+    Attributes:
+        tokenizer: the run's; None for one that is still to be trained.
+        notes: what people should know of its models.
+        warnings: what is hardly meant so.
+        parameters: of every model, by its name (``teacher``, and students). Of a student that keeps only the tokens of
+            its data, as many as it has at most.
+        read: of the documents that were tokenised, how many there are, their tokens, and those that are labels.
+    """
 
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    read: tuple[int, int, int] | None = None
 
 
-def check(recipe: Recipe) -> Checked:
+def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
     """Refuse what cannot work, spending nothing: configurations, headers and tokenizers are read, never weights.
+
+    What it finds is kept for files and sections that are the same (``commands/checking/look.py``). So what it asks of
+    `training`, `evaluation` or the machine has to be in the key there, or be asked every time, in ``look``.
+
+    Args:
+        recipe: the recipe.
+        first: documents to tokenise; default: the first of every source.
 
     Raises:
         RecipeError: names the key and the fix.
@@ -452,25 +455,28 @@ def check(recipe: Recipe) -> Checked:
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
     check_stored(recipe.techniques)
-    notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
-    first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
+    notes = check_verifiers(verifiers_of(recipe), isinstance(recipe.teacher, ServedTeacher))
+    if first is None:
+        first = [document for _, document in first_documents(data.corpus, FIRST_DOCUMENTS)]
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
-    found.warnings += checks.few_steps(recipe.training, data.seq_len)
     if found.tokenizer is not None:
-        encode_batch([document for _, document in first], found.tokenizer, data.date)
+        encoded = encode_batch(first, found.tokenizer, data.date)
+        masks = [each.loss_mask for each in encoded]
+        labels = sum(sum(kind != MASKED for kind in mask) for mask in masks)
+        found.read = len(encoded), sum(map(len, masks)), labels
     if isinstance(recipe.teacher, ServedTeacher):
         _check_served(recipe, recipe.teacher, found, absent)
         return found
     teacher = _check_teacher(recipe, found)
+    check_windows(recipe.techniques, teacher.lm.traits.max_positions)
     found.warnings += biased(recipe.techniques)
-    tokens = recipe.training.tokens * len(recipe.seeds)
-    found.notes += check_stores(recipe.techniques, tokens, teacher.lm, run_path(recipe.run))
+    found.parameters["teacher"] = teacher.n_parameters(_to_be_trained(recipe))
     for name, student in students.items():
         key = student_key(recipe, name)
         if isinstance(student, CutStudent):
             with under(key):
-                checks.check_cut(teacher, student)
+                found.parameters[name] = checks.check_cut(teacher, student)
             layers = teacher.lm.n_layers if student.layers is None else student.layers
             depth = layers if isinstance(layers, int) else len(layers)
             checks.check_layer_pairs(recipe.techniques, depth, teacher.lm.n_layers)
@@ -479,14 +485,15 @@ def check(recipe: Recipe) -> Checked:
                     checks.check_adapters(teacher, student.lora)  # a cut model has its teacher's modules
             continue
         checks.check_layer_pairs(recipe.techniques, None, teacher.lm.n_layers)
-        model = _check_student(recipe, student, key, found)
+        model = _check_student(recipe, student, name, found)
         found.warnings += checks.not_smaller(model, teacher, key)
     return found
 
 
 def _check_student(
-    recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, key: str, found: Checked
+    recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, name: str, found: Checked
 ) -> checks.Inspected:
+    key = student_key(recipe, name)
     with under(key):
         if not isinstance(student, ConfigStudent):
             checks.check_tokenizer_of(student, found.tokenizer)
@@ -498,6 +505,7 @@ def _check_student(
     if not isinstance(student, ConfigStudent) and student.lora is not None:
         with under(f"{key}.lora"):
             checks.check_adapters(model, student.lora)
+    found.parameters[name] = model.n_parameters(_to_be_trained(recipe))
     return model
 
 
@@ -518,11 +526,11 @@ def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent
     Args:
         absent: places of students that cannot be read now.
     """
-    found.notes += check_served(teacher, recipe.data, _generations(recipe))
+    found.notes += check_served(teacher, recipe.data, generations_of(recipe))
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
         if student_key(recipe, name) not in absent:
-            _check_student(recipe, student, student_key(recipe, name), found)
+            _check_student(recipe, student, name, found)
 
 
 def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from limbeck.errors import LimbeckError, RecipeError, counted, under
+from limbeck.errors import LimbeckError, RecipeError, under
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.headers import require_whole_files
 from limbeck.models.folders.saved import one_line
@@ -19,7 +20,7 @@ from limbeck.models.proof import prove
 from limbeck.models.skeleton import skeleton, small_copy
 from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer
 from limbeck.pipeline.shared.base import located, require_packing
-from limbeck.pruning.architectures import architecture_of
+from limbeck.pruning.architectures import architecture_of, parameters_of
 from limbeck.pruning.depth import choose_layers
 from limbeck.pruning.vocabulary import choose_tokens
 from limbeck.pruning.width import check_width
@@ -56,6 +57,12 @@ class Inspected:
     @property
     def rows(self) -> int:
         return self.lm.rows
+
+    def n_parameters(self, vocabulary: int | None) -> int:
+        """Its parameters. ``vocabulary``: tokens of a tokenizer that is still to be trained; None: it exists."""
+        added = 0 if vocabulary is None else vocabulary - self.rows
+        inputs, outputs = self.lm.model.get_input_embeddings().weight, self.lm.head().weight_VD
+        return self.lm.n_parameters() + added * inputs.shape[1] * (1 if outputs is inputs else 2)
 
 
 def inspect(spec: PathModel | PackageModel | ConfigModel, tokenizer: Any, data: Data) -> Inspected:
@@ -96,21 +103,6 @@ def check_techniques(techniques: Iterable[Technique], students: list[str], data:
                 key=f"techniques.{i}.generation.prompt_tokens",
                 fix="Lower it, or raise data.seq_len",
             )
-
-
-FEW_STEPS = 50
-
-
-def few_steps(section: Training, seq_len: int) -> list[str]:
-    """A warning where a training is over before it has begun."""
-    tokens = section.micro_batch_size * section.gradient_accumulation_steps * seq_len
-    steps = -(-section.tokens // tokens)  # rows are nearly full of labels
-    if steps >= FEW_STEPS:
-        return []
-    return [
-        f"training: {section.tokens:,} tokens are about {counted(steps, 'step')} of {tokens:,} tokens, which teach "
-        "little; raise training.tokens, or lower micro_batch_size or gradient_accumulation_steps"
-    ]
 
 
 def not_smaller(student: Inspected, teacher: Inspected, key: str) -> list[str]:
@@ -164,8 +156,12 @@ def check_layer_pairs(techniques: Iterable[Technique], student: int | None, teac
             raise RecipeError(what, key=f"techniques.{i}.hidden.layers", fix="Layers count from 0")
 
 
-def check_cut(teacher: Inspected, spec: CutStudent) -> None:
-    """Refuse an impossible cut before the teacher is tuned or measured for it."""
+def check_cut(teacher: Inspected, spec: CutStudent) -> int:
+    """Refuse an impossible cut before the teacher is tuned or measured for it.
+
+    Returns:
+        Parameters of the student; where it keeps only the tokens of its data, as many as it has at most.
+    """
     model, n_layers = teacher.lm.model, teacher.lm.n_layers
     architecture_of(model)
     # A resolved recipe names the defaults too, so these pass.
@@ -182,7 +178,11 @@ def check_cut(teacher: Inspected, spec: CutStudent) -> None:
             raise RecipeError(
                 f"got {chosen}", key=".layers", fix=f"Write layers from 0 to {n_layers - 1}, ascending, each once"
             )
-    check_width(model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden)
+    sizes = check_width(model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden)
+    layers = n_layers if spec.layers is None else spec.layers
+    most = spec.vocabulary.size if spec.vocabulary is not None else None
+    depth = layers if isinstance(layers, int) else len(layers)
+    return parameters_of(model, dataclasses.replace(sizes, layers=depth, vocab=min(sizes.vocab, most or sizes.vocab)))
 
 
 def check_vocabulary(teacher: Inspected, section: Vocabulary) -> None:

@@ -11,7 +11,6 @@ from limbeck.errors import RecipeError, under
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
 from limbeck.generation.verify import check_verifier
-from limbeck.models.tokenizer import load_tokenizer
 from limbeck.recipe import Data, Endpoint, Generation, PathModel, ServedTeacher, Verify
 from limbeck.recipe.verify import Judge
 
@@ -59,6 +58,8 @@ def unreachable(student: object, place: str) -> str | None:
     """A line on a student whose hub cannot be reached now, so that nothing of it can be checked."""
     if not isinstance(student, PathModel) or Path(student.path).expanduser().exists():
         return None
+    from limbeck.models.tokenizer import load_tokenizer  # torch
+
     try:
         load_tokenizer(student.path, revision=student.revision)
     except RecipeError as error:

@@ -65,6 +65,7 @@ from limbeck.recipe.techniques import (
     Technique,
     Weight,
 )
+from limbeck.recipe.techniques.generation import Example
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.verify import Verify
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
@@ -85,6 +86,7 @@ __all__ = [
     "Divergence",
     "Endpoint",
     "Evaluation",
+    "Example",
     "FilesSource",
     "Filters",
     "Generation",
@@ -248,7 +250,9 @@ class Recipe(Section):
             if isinstance(student, CutStudent):
                 raise ValueError(f"{key}: a teacher that is called has no weights to cut; name a student by `path`")
         for i, technique in enumerate(self.techniques):
-            if technique.kind not in ("alone", "hard"):
+            if isinstance(technique, Soft):
+                self._check_served_signals(i, technique)
+            elif technique.kind not in ("alone", "hard"):
                 raise ValueError(
                     f"techniques.{i}: {technique.kind!r} needs the teacher's weights, and this one is only called "
                     "(access: text); write `hard`"
@@ -263,6 +267,19 @@ class Recipe(Section):
             raise ValueError(
                 "tokenizer: neither a teacher that is called nor a student from a config brings one; write "
                 "`tokenizer: {path: ...}`"
+            )
+
+    def _check_served_signals(self, i: int, technique: Soft) -> None:
+        """A server may say what it thinks of a text: a few log-probabilities a token, which are kept."""
+        if not isinstance(technique.signals, Signals) or technique.signals.scheme != "top_k":
+            raise ValueError(
+                f"techniques.{i}.signals: a teacher that is called gives a few log-probabilities a token; write "
+                "`signals: {scheme: top_k, k: 20}` if its server has `prompt_logprobs`, else `hard`"
+            )
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            raise ValueError(
+                f"techniques.{i}: signals are of the teacher's own tokens; write `tokenizer: {{path: ...}}` with its "
+                "tokenizer, or `hard`"
             )
 
     def _check_controls(self) -> None:

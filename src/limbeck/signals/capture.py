@@ -42,6 +42,11 @@ class Captured:
     positions: int = 0
     n_bytes: int = 0
 
+    def count(self, signal: SpanSignal) -> None:
+        encoded = signal.encoded
+        self.positions += int(np.count_nonzero(encoded.counts))
+        self.n_bytes += _bytes_of(encoded)
+
     @property
     def bytes_a_token(self) -> float:
         return self.n_bytes / max(self.positions, 1)
@@ -76,10 +81,8 @@ def capture(
     so_far, flushed = Captured(), time.monotonic()
     for group in batches(found, BATCH_TOKENS):
         for signal in signals_of(lm, group, scheme, precision):
-            encoded = signal.encoded
-            so_far.positions += int(np.count_nonzero(encoded.counts))
-            so_far.n_bytes += _bytes_of(encoded)
             writer.add(signal)
+            so_far.count(signal)
         if time.monotonic() - flushed > FLUSH_SECONDS:
             writer.flush()
             flushed = time.monotonic()
@@ -87,13 +90,24 @@ def capture(
     return so_far
 
 
-def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision: str) -> Iterator[SpanSignal]:
-    """The signals of a batch's spans, in order. Logits are held a chunk of positions at a time."""
+def signals_of(
+    lm: CausalLM,
+    group: Sequence[Reading],
+    scheme: Scheme,
+    precision: str,
+    last_BTE: torch.Tensor | None = None,
+) -> Iterator[SpanSignal]:
+    """The signals of a batch's spans, in order. Logits are held a chunk of positions at a time.
+
+    Args:
+        last_BTE: the teacher's last hidden states, where somebody kept them; None: it reads the batch.
+    """
     batch = collate([reading.row for reading in group])
     learned_BT = batch.labels_BT != IGNORED
     on_device = batch.to(lm.device)
     with torch.no_grad(), lm.autocast(precision):
-        last_BTE = lm.hidden(on_device.ids_BT, on_device.positions_BT)
+        if last_BTE is None:
+            last_BTE = lm.hidden(on_device.ids_BT, on_device.positions_BT)
         target = lm.as_target(last_BTE[on_device.labels_BT != IGNORED])
         if precision == "bf16":  # as the live teacher's
             target = target.multiplied_in(torch.bfloat16)
@@ -115,7 +129,7 @@ def signals_of(lm: CausalLM, group: Sequence[Reading], scheme: Scheme, precision
                 + (", or write `precision: fp32`" if precision == "bf16" else ""),
             ) from None
         parts.append(encode(drawn, lm.vocab_size))
-    yield from _cut(_joined(parts), group, keys_N, offsets_N)
+    yield from cut_spans(_joined(parts), group, keys_N, offsets_N)
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:
@@ -128,8 +142,16 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def _cut(encoded: Encoded, group: Sequence[Reading], keys_N: np.ndarray, offsets_N: np.ndarray) -> Iterator[SpanSignal]:
-    """A batch's signals, a span at a time."""
+def cut_spans(
+    encoded: Encoded, group: Sequence[Reading], keys_N: np.ndarray, offsets_N: np.ndarray
+) -> Iterator[SpanSignal]:
+    """A batch's signals, a span at a time.
+
+    Args:
+        encoded: of the N positions with a label.
+        group: what was read; its spans lie one after another.
+        keys_N, offsets_N: uint64 and int64, the positions' documents, and where they are in them.
+    """
     ends_N = np.concatenate([[0], np.cumsum(encoded.counts, dtype=np.int64)])
     at = 0
     for span in (span for reading in group for span in reading.spans):

@@ -13,7 +13,8 @@ A number x >= 0 (a negative logarithm, an entropy) is stored as code = round(sca
 
 Larger x are read as the largest: a label with p = 1e-20 (x = 46.05) keeps its logarithm to .0067, one with
 p = 1e-40 is read as 1.7e-28. The highest code stands for p = 0 exactly and is read as -inf. Nothing changes in a
-second round: what was decoded, encoded again, is decoded to the same numbers.
+second round: what was decoded, encoded again, is decoded to the same numbers. The highest code of an entropy is NaN: it
+is not known, as of a served teacher.
 
 An entry is a uint32, for vocabularies of up to 262,144 tokens:
 
@@ -120,9 +121,14 @@ def decode(encoded: Encoded, vocab_size: int) -> Decoded:
         counts=counts,
         ids=ids,
         logprobs=logprobs,
-        entropy=np.square(encoded.entropy.astype(np.float32) / np.float32(ENTROPY_SCALE)),
+        entropy=_ENTROPIES[encoded.entropy],
         tail=None if encoded.tail is None else _TAILS[encoded.tail],
     )
+
+
+def entries_in(words: np.ndarray) -> int:
+    """How many entries words hold: a pair has two."""
+    return len(words) + (int(np.count_nonzero(words & PAIR)) if words.dtype == np.uint32 else 0)
 
 
 def _narrow(counts: np.ndarray, ids: np.ndarray, logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -206,5 +212,12 @@ def _logs(scale: int, bits: int) -> np.ndarray:
     return logs
 
 
+def _entropies() -> np.ndarray:
+    nats = np.square(np.arange(1 << 16) / ENTROPY_SCALE)
+    nats[-1] = np.nan
+    return nats
+
+
+_ENTROPIES = _entropies().astype(np.float32)
 _LOGPROBS = _logs(LOGPROB_SCALE, LOGPROB_BITS).astype(np.float32)
 _TAILS = np.exp(_logs(TAIL_SCALE, 16)).astype(np.float32)

@@ -114,7 +114,7 @@ class Draw:
         logprobs: float32 [R], natural logarithms of probabilities (of weights, where drawn). Of the label it is exact
             however unlikely it is; -inf where its logit is (p = 0).
         tail_n: float32, probability outside the entries; ``top_k`` only.
-        entropy_n: float32, of the whole distribution at the scheme's temperature, nats.
+        entropy_n: float32, of the whole distribution at the scheme's temperature, nats; NaN: not known.
     """
 
     counts_n: Tensor
@@ -132,7 +132,7 @@ class Decoded:
         counts: int64 [n].
         ids: int64 [R].
         logprobs: float32 [R].
-        entropy: float32 [n], nats.
+        entropy: float32 [n], nats; NaN: not known.
         tail: float32 [n], or None.
     """
 
@@ -165,6 +165,7 @@ def to_sparse(source: Draw | Decoded, scheme: Scheme) -> Sparse:
             tail_n=tail,
             entropy_n=torch.from_numpy(source.entropy),
         )
+    entropy_n = None if bool(source.entropy_n.isnan().any()) else source.entropy_n
     offsets_M = torch.cat([source.counts_n.new_zeros(1), source.counts_n.cumsum(0)])
     logprobs = source.logprobs
     if scheme.kind in ("threshold", "multinomial"):
@@ -177,7 +178,7 @@ def to_sparse(source: Draw | Decoded, scheme: Scheme) -> Sparse:
             source.ids,
             logprobs,
             "threshold_sampling",
-            entropy_N=source.entropy_n,
+            entropy_N=entropy_n,
             threshold=threshold,
             temperature=scheme.temperature,
         )
@@ -188,6 +189,6 @@ def to_sparse(source: Draw | Decoded, scheme: Scheme) -> Sparse:
         logprobs,
         "top_k_tail",
         tail_N=tail_n,
-        entropy_N=source.entropy_n,
+        entropy_N=entropy_n,
         temperature=scheme.temperature,
     )

@@ -92,6 +92,19 @@ def test_the_budget_is_compared(corpus: Path, usd: float | None, said: str) -> N
     assert said in captured.get()
 
 
+def test_signals_are_counted(corpus: Path, tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    raw = recipe(corpus).model_dump(mode="json", exclude_none=True)
+    soft = {"kind": "soft", "signals": {"scheme": "top_k", "k": 20}}
+    raw |= {"tokenizer": {"path": str(tmp_path / "tokenizer")}, "seeds": [0, 1]}
+    raw["techniques"] = ["alone", soft, {**soft, "name": "more", "divergence": "reverse_kl"}]
+    console = Console(record=True, width=200)
+    show_costs(parse_recipe(raw), [], console)
+    said = console.export_text()
+    assert "techniques.1 and techniques.2: signals of about 2,000 tokens" in said
+    assert "about $0.002" in said
+
+
 def test_a_model_without_prices_is_a_question(corpus: Path) -> None:
     with pytest.raises(RecipeError, match="prices") as caught:
         costs_of(recipe(corpus, {"prices": None}))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from limbeck.signals.codec import CODEC, NARROW, Encoded
+from limbeck.signals.codec import CODEC, Encoded, encode
+from limbeck.signals.scheme import Decoded
 from limbeck.signals.store import Identity, Span, SpanSignal, StoreWriter
 
 IDENTITY = Identity(
@@ -28,20 +29,22 @@ def identity(**changes: object) -> Identity:
 
 
 def encoded(span: Span, *, vocab_size: int = 1_000, tail: bool = False, unlabelled: float = 0.2) -> Encoded:
-    """Entries that are sensible for the codec, and depend on the span and its digest."""
+    """What a capture would write: some exact entries, and drawn ones that share a weight. It depends on the span and
+    its digest."""
     random = np.random.default_rng([span.key, span.start, span.length, span.context, span.digest])
-    counts = random.integers(1, 20, span.length).astype(np.uint16)
+    counts = random.integers(1, 20, span.length)
     counts[random.random(span.length) < unlabelled] = 0
-    n = int(counts.sum())
-    ids = random.integers(0, vocab_size, n)
-    if vocab_size <= NARROW:
-        words = (ids | (random.integers(0, 1 << 13, n) << 18)).astype(np.uint32)
-    else:
-        words = ids.astype(np.uint64) | (
-            np.log(random.random(n)).astype(np.float32).view(np.uint32).astype(np.uint64) << 32
-        )
-    entropy, tails = random.integers(0, 1 << 16, (2, span.length)).astype(np.uint16)
-    return Encoded(words, counts, entropy, tails if tail else None)
+    position = np.repeat(np.arange(span.length), counts)
+    places = np.unique(position * vocab_size + random.integers(0, vocab_size, len(position)))
+    logprobs = np.where(random.random(len(places)) < 0.4, -4 * random.random(len(places)), np.log(0.02))
+    decoded = Decoded(
+        counts=np.bincount(places // vocab_size, minlength=span.length),
+        ids=places % vocab_size,
+        logprobs=logprobs.astype(np.float32),
+        entropy=(5 * random.random(span.length)).astype(np.float32),
+        tail=random.random(span.length).astype(np.float32) if tail else None,
+    )
+    return encode(decoded, vocab_size)
 
 
 def signal(span: Span, **settings: object) -> SpanSignal:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from limbeck.data.chat.encode import MASKED, WORDS
 from limbeck.data.corpus import Corpus
@@ -24,6 +25,7 @@ from limbeck.signals.codec import CODEC, decode
 from limbeck.signals.exchange.distillkit import CONFIG, Packing, export_distillkit, read_distillkit
 from limbeck.signals.exchange.foreign import import_texts
 from limbeck.signals.exchange.scored import Scored, top_k
+from limbeck.signals.exchange.states import import_states
 from limbeck.signals.scheme import Scheme
 from limbeck.signals.spans import readings
 from limbeck.signals.store import Identity, Store, StoreWriter
@@ -40,6 +42,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def lm(make_lm: Callable[..., CausalLM]) -> CausalLM:
     lm = make_lm(seed=3, initializer_range=0.2)  # far from uniform, so that what is wrong shows
     lm.model.eval().requires_grad_(False)
+    lm.decoder.norm.weight.copy_(
+        torch.linspace(0.3, 2.0, 32)
+    )  # a norm of ones changes nothing when it is applied twice
     return lm
 
 
@@ -368,3 +373,59 @@ def test_top_k_of_more_entries() -> None:
     assert found.tail is not None
     assert np.allclose(found.tail, [0.3, 1.0, 0.1]), "of nothing, all is tail"
     assert np.allclose(found.entropy[2], -(0.6 * np.log(0.6) + 0.3 * np.log(0.3) + 0.1 * np.log(0.1)))
+
+
+def keep_states(lm: CausalLM, data: Corpus, folder: Path, layers: int = 3, *, normed: bool = False) -> Path:
+    """What vLLM's ``extract_hidden_states`` writes: a file a text, the last layer last, before the final norm."""
+    folder.mkdir()
+    last = lm.n_layers - 1
+    for d in range(len(data)):
+        ids = torch.from_numpy(data.document(d)[0].astype(np.int64))
+        hidden, states = lm.hidden_of_layers(ids[None], torch.arange(len(ids))[None], [last])
+        kept = torch.stack([torch.zeros_like(states[0][0])] * (layers - 1) + [hidden[0] if normed else states[0][0]], 1)
+        save_file({"hidden_states": kept.contiguous(), "token_ids": ids}, folder / f"{d:03d}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["threshold", "top_k"])
+def test_kept_hidden_states_are_what_a_capture_stores(lm: CausalLM, tmp_path: Path, kind: Any) -> None:
+    data, whose = corpus(), identity(lm, scheme=Scheme(kind, k=K).plain())
+    done = import_states(keep_states(lm, data, tmp_path / "states"), tmp_path / "store", whose, data, lm)
+    assert (done.texts, done.matched) == (len(data), len(data))
+    assert done.proof.positions >= 32
+    assert done.proof.error < 1e-4
+    store, wanted = Store(tmp_path / "store", whose), captured(lm, data, tmp_path / "captured", whose)
+    ours = {signal.span: decode(signal.encoded, lm.vocab_size) for signal in store.signals()}
+    compared = 0
+    for signal in wanted.signals():
+        if signal.span.context == 0:
+            theirs = decode(signal.encoded, lm.vocab_size)
+            mine = ours.pop(signal.span)
+            assert np.array_equal(mine.counts, theirs.counts)
+            assert np.array_equal(mine.ids, theirs.ids)
+            assert np.allclose(mine.logprobs, theirs.logprobs, atol=5e-3)
+            compared += len(theirs)
+    assert compared > 300
+    assert not ours
+
+
+def test_hidden_states_of_something_else_are_refused(
+    lm: CausalLM, make_lm: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    data, whose = corpus(), identity(lm)
+    other = make_lm(seed=4, initializer_range=0.2)
+    with torch.no_grad():
+        keep_states(other, data, tmp_path / "other")
+    keep_states(lm, data, tmp_path / "normed", normed=True)
+    for source in ("other", "normed"):
+        with pytest.raises(InputError, match="not what this teacher's last layer gives to its final norm"):
+            import_states(tmp_path / source, tmp_path / "store", whose, data, lm)
+    keep_states(make_lm(hidden_size=48), data, tmp_path / "wide")
+    with pytest.raises(InputError, match="width 48, and the teacher 32"):
+        import_states(tmp_path / "wide", tmp_path / "store", whose, data, lm)
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="holds no"):
+        import_states(tmp_path / "torn.safetensors", tmp_path / "store", whose, data, lm)
+    with pytest.raises(StoreError, match="context row"):
+        import_states(tmp_path / "other", tmp_path / "store", identity(lm, context="row"), data, lm)
+    assert not (tmp_path / "store").exists()

@@ -12,18 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from limbeck import cli
-from limbeck.commands.signals import show_summary
+from limbeck.commands.signals.stores import show_summary
 from limbeck.errors import InputError, StoreError
+from limbeck.signals.codec import PAIR, decode
 from limbeck.signals.exchange.parquet import export_parquet, exported_signals
-from limbeck.signals.store import Span, SpanSignal, Store, StoreWriter
+from limbeck.signals.store import Span, SpanSignal, Store, StoreWriter, manifest
 from limbeck.signals.store.manifest import FILE
 from limbeck.signals.store.writer import WRITING
 from limbeck.signals.upkeep.check import verify
 from limbeck.signals.upkeep.join import copy_into, merge
-from limbeck.signals.upkeep.look import summary_of
+from limbeck.signals.upkeep.look import summary_of, unnamed_files
 from limbeck.signals.upkeep.mend import ASIDE, repair
 from tests.unit.signals.stores import IDENTITY, WIDE, encoded, equal, grid, identity, write
 
@@ -79,7 +82,7 @@ def test_a_summary_counts_what_is_there(store: Path) -> None:
     arrays = [encoded(span) for span in [*SPANS, *SPANS[:2]]]
     assert (found.documents, found.spans, found.twice) == (30, len(SPANS), 2)
     assert found.positions == sum(int(np.count_nonzero(each.counts)) for each in arrays)
-    assert found.entries == sum(len(each.words) for each in arrays)
+    assert found.entries == sum(len(decode(each, 1_000).ids) for each in arrays)
     assert found.bytes == sum(file.stat().st_size for file in store.glob("*.arrow"))
     assert found.fingerprint == IDENTITY.fingerprint
     assert not found.faults
@@ -140,7 +143,7 @@ def test_verify_reads_entries(tmp_path: Path) -> None:
     span = Span(1, 0, 8, 0, 7)
     good = encoded(span)
     with StoreWriter(tmp_path / "store", IDENTITY) as writer:
-        writer.add(SpanSignal(span, dataclasses.replace(good, words=good.words | np.uint32(0x3FFFF))))
+        writer.add(SpanSignal(span, dataclasses.replace(good, words=(good.words | np.uint32(0x3FFFF)) & ~PAIR)))
     (fault,) = verify(tmp_path / "store").faults
     assert "no token's probability" in fault
 
@@ -191,6 +194,44 @@ def test_repair_sets_aside_what_is_torn_or_not_needed(store: Path, tmp_path: Pat
         assert why in said
     assert len(list((store / ASIDE).iterdir())) == 4
     assert repair(store).said == []
+    same(store, SPANS)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.booleans())
+def test_repair_takes_whatever_lies_there(
+    tmp_path_factory: pytest.TempPathFactory, where: float, bit: int, cut: bool
+) -> None:
+    """An unnamed shard with a flipped bit, or cut: adopted or set aside, and the store is whole afterwards."""
+    folder = tmp_path_factory.mktemp("lies") / "store"
+    write(folder, SPANS[:20], shard_tokens=600)
+    lines = (folder / FILE).read_bytes().splitlines(keepends=True)
+    (folder / FILE).write_bytes(b"".join(lines[:-1]))
+    (unnamed,) = unnamed_files(folder, {shard.name for shard in Store(folder).shards})
+    place = int(where * unnamed.stat().st_size)
+    if cut:
+        os.truncate(unnamed, place)
+    else:
+        data = bytearray(unnamed.read_bytes())
+        data[place] ^= 1 << bit
+        unnamed.write_bytes(data)
+    assert repair(folder).said
+    assert not verify(folder).faults
+    assert not summary_of(folder).unnamed
+
+
+def test_other_files_are_left_alone(store: Path) -> None:
+    (store / "cache-1.arrow").write_bytes(b"another program's")
+    assert repair(store).said == []
+    assert (store / "cache-1.arrow").exists()
+
+
+def test_a_shard_lies_in_the_folder(store: Path) -> None:
+    """A manifest that somebody wrote names nothing outside."""
+    line = dataclasses.asdict(Store(store).shards[0])
+    with (store / FILE).open("a") as file:
+        file.write(manifest._line({**line, "name": "../elsewhere.arrow"}) + "\n")
+    assert len(summary_of(store).faults) == 1
     same(store, SPANS)
 
 

@@ -16,7 +16,7 @@ from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages import without_nulls
 from limbeck.data.documents.rows import UNLEARNED, RowReader, Seen
 from limbeck.data.reading.containers import Container, Rows
-from limbeck.data.reading.folders import beside, files_of, refuse_splits, set_aside, splits_of
+from limbeck.data.reading.folders import beside, files_of, library_files, refuse_splits, set_aside, splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
@@ -188,11 +188,7 @@ def _hub(source: HubSource, key: str) -> Rows:
 def _stdlib(source: StdlibSource) -> Iterator[Document]:
     """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if skip & set(inside.parts):
-            continue
+    for path in library_files(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
@@ -205,7 +201,7 @@ def _stdlib(source: StdlibSource) -> Iterator[Document]:
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
 
 

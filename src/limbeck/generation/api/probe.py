@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from limbeck.errors import BudgetError, LimbeckError, RecipeError, TeacherGoneError
+from limbeck.errors import RecipeError
 from limbeck.generation.api.protocols import MalformedError, encode, wire_format
 from limbeck.generation.api.protocols.reasoning import reasoning_field
 from limbeck.generation.api.teacher import LENGTH_FIELDS, api_key
+from limbeck.generation.api.transport.asking import as_error, ask_json
 from limbeck.generation.api.transport.client import Client
-from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, parse
-from limbeck.generation.api.transport.pacing import backoff
+from limbeck.generation.api.transport.faults import Fault, FaultKind
 from limbeck.generation.request import Completion, Request
 from limbeck.recipe.served import Endpoint
 
-TRIES = 4
-SECONDS = 120.0
 MANY = 50
 """So many alternatives are more than any limit in use: an endpoint that gives them has none."""
 
@@ -151,22 +149,8 @@ class _Probe:
 
     async def _post(self, body: Mapping[str, Any]) -> Any | Fault:
         """The JSON of an answer, or a fault that stayed after some tries."""
-        fault = Fault(FaultKind.UNREACHABLE, "not tried")
-        for tries in range(TRIES):
-            reply = await self.client.post(
-                self.format.url(self.endpoint), self.format.headers(self._key), encode(body), SECONDS
-            )
-            if not isinstance(reply, Fault):
-                broken = of_reply(reply.status, reply.headers, reply.raw, 0.0)
-                if broken is None:
-                    return parse(reply.raw)
-                reply = broken
-            fault = replace(reply, message=reply.message.replace(self._key, "***") if self._key else reply.message)
-            last = tries == TRIES - 1
-            if last or not fault.passing or fault.kind is FaultKind.LATE or (fault.wait or 0) > SECONDS:
-                break
-            await asyncio.sleep(fault.wait if fault.wait is not None else backoff(tries) / 2)
-        return fault
+        url, headers = self.format.url(self.endpoint), self.format.headers(self._key)
+        return await ask_json(self.client, url, headers, encode(body), self._key)
 
     async def _ask(self, request: Request) -> tuple[Any, Completion] | Fault:
         return await self._read(self.format.body(self.endpoint, request, self.length), request)
@@ -191,7 +175,7 @@ class _Probe:
             self.length = LENGTH_FIELDS.get(self.length, self.length)
             answer = await self._ask(self.asked)
         if isinstance(answer, Fault):
-            raise _error(self.endpoint, answer)
+            raise as_error(self.endpoint, answer)
         return answer
 
     async def _settings(self, request: Request | None) -> dict[str, str]:
@@ -211,7 +195,7 @@ class _Probe:
             name = _NAMES.get(name, name)
             if answer.kind is not FaultKind.PARAMETER or name not in settings:
                 if request is not None:
-                    raise _error(self.endpoint, answer)
+                    raise as_error(self.endpoint, answer)
                 # It refuses one without a name: they are tried one by one.
                 for each, value in settings.items():
                     if isinstance(alone := await self._ask(replace(self.asked, **{each: value})), Fault):
@@ -274,21 +258,3 @@ def _has_prompt(plain: Any, request: Request) -> bool:
     choice = plain["choices"][0]
     values = (choice.get("logprobs") or {}).get("token_logprobs") or []
     return str(choice.get("text", "")).startswith(request.text or "") and len(values) > request.max_new_tokens
-
-
-def _error(endpoint: Endpoint, fault: Fault) -> LimbeckError:
-    what = f"{endpoint.model} at {endpoint.api} does not answer: {fault.message}"
-    if fault.kind is FaultKind.BILLING:
-        return BudgetError(what, fix="Add credit to the account.")
-    if fault.kind is FaultKind.KEY:
-        fix = f"Look at {endpoint.api_key_env}." if endpoint.api_key_env else "Name its variable in `api_key_env`."
-        return RecipeError(what, key=".api_key_env", fix=fix)
-    if fault.kind is FaultKind.WITHDRAWN:
-        return RecipeError(what, key=".model", fix="Look at `api`, `model` and `protocol`.")
-    if fault.kind is FaultKind.PARAMETER:
-        return RecipeError(what, key=f".{fault.parameter}", fix="Leave it out.")
-    if fault.kind is FaultKind.TERMS:
-        return TeacherGoneError(what, fix="Its terms do not allow this use; take another teacher.")
-    if fault.kind in (FaultKind.BAD_REQUEST, FaultKind.MALFORMED, FaultKind.TOO_LONG):
-        return RecipeError(what, key=".protocol", fix="Look at `api`, `protocol` and `extra`.")
-    return TeacherGoneError(what, fix="Is the server up?")

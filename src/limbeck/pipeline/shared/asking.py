@@ -7,17 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from limbeck.generation.api.scoring.spending import spent_on_signals
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
+from limbeck.generation.journal.rows import Spent
 from limbeck.generation.local import LocalTeacher
 from limbeck.generation.request import Completion, Request
 from limbeck.generation.verify.judge import Ask
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.tokenizer import load_tokenizer
 from limbeck.pipeline.shared.base import located, pool
-from limbeck.recipe import Endpoint, PackageModel, PathModel, ServedTeacher, Verify, fingerprint
+from limbeck.recipe import Budget, Endpoint, PackageModel, PathModel, ServedTeacher, Verify, fingerprint
 from limbeck.recipe.verify import Judge
 from limbeck.runtime.pool import ModelRef
 
@@ -29,12 +31,31 @@ def journal_of(endpoint: Endpoint, run: Path, folder: str | None) -> Path:
     return home / f"{plain}-{fingerprint(endpoint.identity)[:8]}.sqlite"
 
 
+def spending_of(journal: Path) -> Path:
+    """Beside a teacher's journal, the file that says what its signals cost."""
+    return journal.with_suffix(".signals.json")
+
+
+def spent_on_text(path: Path) -> Spent:
+    """What the answers in a journal cost; nothing where there is none."""
+    if not path.exists():
+        return Spent()
+    with Journal(path, read_only=True) as journal:
+        return journal.spent()
+
+
+def ledger_of(budget: Budget | None, journal: Journal) -> Ledger:
+    """A budget, less what a teacher's answers and signals cost so far."""
+    text, signals = journal.spent(), spent_on_signals(spending_of(journal.path))
+    return Ledger(budget, Spent(text.nano_usd + signals.nano_usd, text.tokens + signals.tokens))
+
+
 def ask_chain(
     served: ServedTeacher, requests: Sequence[Request], journal: Journal, progress: Callable[[int, str], None]
 ) -> Summary:
     """Have requests answered by a teacher that is called, or by what stands behind it, within its budget."""
     chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
-    return ServedSampler(chain, journal, Ledger(served.budget, journal.spent())).write(requests, progress)
+    return ServedSampler(chain, journal, ledger_of(served.budget, journal)).write(requests, progress)
 
 
 def local_fallback(spec: PathModel | PackageModel) -> LocalTeacher:
@@ -64,8 +85,7 @@ def judge_of(section: Verify, served: ServedTeacher | None, run: Path) -> Ask | 
     def ask(requests: Sequence[Request]) -> list[tuple[Request, Completion]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(path) as journal:
-            ledger = Ledger(budget, journal.spent())
-            ServedSampler([endpoint], journal, ledger).write(requests, lambda done, line: None)
+            ServedSampler([endpoint], journal, ledger_of(budget, journal)).write(requests, lambda done, line: None)
             found = [(request, journal.get(request.key(endpoint.identity))) for request in requests]
         return [(request, completion) for request, completion in found if completion is not None]
 

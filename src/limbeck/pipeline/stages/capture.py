@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limbeck.data.corpus import Corpus, open_corpus
@@ -22,22 +22,21 @@ from limbeck.pipeline.shared.base import (
     precision,
 )
 from limbeck.pipeline.shared.fit import batches_of
-from limbeck.pipeline.shared.storing import (
+from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.pipeline.stored.needed import Missing, Needed, Survey
+from limbeck.pipeline.stored.room import bytes_a_token, free_bytes
+from limbeck.pipeline.stored.stores import (
     Asked,
-    bytes_a_token,
-    bytes_said,
     fingerprint_of_text,
-    free_bytes,
     scheme_of,
     store_of,
 )
-from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.recipe import Data, Signals, Training, fingerprint
+from limbeck.report.numbers import size
 from limbeck.signals.capture import Captured, capture
-from limbeck.signals.spans import Reading, lacking, readings, shared
-from limbeck.signals.store import Identity, Store, StoreWriter
-from limbeck.signals.store.manifest import FILE
-from limbeck.workflow.stage import Context, Facts, Plain, Task
+from limbeck.signals.codec import CODEC
+from limbeck.signals.store import Identity, StoreWriter
+from limbeck.workflow.stage import Context, Facts, Plain, Stage, Task
 
 PAYS = 1.5
 """`auto` stores signals where the teacher would otherwise be asked so many times as often."""
@@ -78,6 +77,7 @@ class Capture(PipelineStage):
     parts: tuple[str, ...] = ()
     recomputable = True
     urgency = 2  # others wait for it
+    version = CODEC
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -93,6 +93,13 @@ class Capture(PipelineStage):
     def title(self) -> str:
         worker = "" if self.part is None else f", {self.part[0] + 1} of {self.part[1]}"
         return f"capture signals{worker}"
+
+    def side_by_side(self, workers: int) -> list[Stage]:
+        """The stages of several processes that do a part each, and this one, which captures what is left."""
+        if workers == 1:
+            return [self]
+        parts = [replace(self, part=(i, workers)) for i in range(workers)]
+        return [*parts, replace(self, parts=tuple(part.name for part in parts))]
 
     def n_threads(self, up: Facts) -> int:
         return max(super().n_threads(up) // (1 if self.part is None else self.part[1]), 1)
@@ -111,9 +118,9 @@ class Capture(PipelineStage):
 
     def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
         """A shard that is gone or has another size."""
-        for path, size in result.get("shards", {}).items():
+        for path, n_bytes in result.get("shards", {}).items():
             file = folder.absolute() / path
-            if not file.is_file() or file.stat().st_size != size:
+            if not file.is_file() or file.stat().st_size != n_bytes:
                 return file.name
         return None
 
@@ -137,53 +144,62 @@ class Capture(PipelineStage):
         needed = self._needed(up, run, open_text(run))
         return needed.folder, needed.identity, needed.rows.corpus
 
-    def _needed(self, up: Facts, run: Path, text: Text) -> _Needed:
+    def _needed(self, up: Facts, run: Path, text: Text) -> Needed:
         corpus = open_corpus(run / "text" / self.text / "corpus") if self.text is not None else text.train
-        name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
-        with under(self.place):
-            asked = Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
+        asked = self.asked(up, run, text)
         identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
-        return _Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+        return Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+
+    def asked(self, up: Facts, run: Path, text: Text) -> Asked:
+        """What is kept of the teacher."""
+        name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
+        with under(self.place):
+            return Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
 
     def _is_rounded(self, up: Facts) -> bool:
         return precision(self.training.precision, up[MACHINE]) == "bf16"
 
-    def _live(self, positions: int, needed: _Needed, context: Context) -> str | None:
+    def _live(self, positions: int, needed: Needed, context: Context) -> str | None:
         """Why the teacher is to answer every batch; None: to store what it says pays. A run keeps what was decided."""
         if context.previous is not None and "signals" in context.previous:
             return "as was decided before" if context.previous["signals"] is None else None
         asked = self.arms * self.training.tokens
         if asked < PAYS * positions:
             return f"of {asked:,} positions that are learned, {positions:,} are different ones"
-        takes, free = positions * bytes_a_token(self.section, needed.identity.vocab_size), free_bytes(needed.folder)
+        takes, free = positions * bytes_a_token(self.section), free_bytes(needed.folder)
         if takes > ROOM * free:
-            return f"signals would take about {bytes_said(takes)}, and the disk has {bytes_said(free)}"
+            return f"signals would take about {size(takes)}, and the disk has {size(free)}"
         return None
 
-    def _capture(self, needed: _Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
-        """Have the teacher read what the store lacks."""
-        rounded, spec = self._is_rounded(up), teacher_spec(up, context.folder)
+    def _capture(self, needed: Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
+        """Write what the store lacks."""
         worker = "0" if self.part is None else str(self.part[0])
         with (
             context.task(self.title, found.missing, "tokens") as task,
             StoreWriter(needed.folder, needed.identity, worker) as writer,
-            lease_teacher(spec, text, rounded=rounded, seq_len=found.longest) as lm,
         ):
-            assert lm.vocab_size == needed.identity.vocab_size
-            captured = capture(
-                lm,
-                needed.missing(self.part),
-                writer,
-                scheme_of(self.section, self.temperature),
-                precision="bf16" if rounded else "fp32",
-                progress=_progress(task),
-            )
+            work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
+            captured = self.have_read(work, up, context, text)
             task.note = _bytes(captured)
         return captured
 
-    def _facts(self, needed: _Needed, captured: int, run: Path) -> dict[str, Plain]:
+    def have_read(self, work: Missing, up: Facts, context: Context, text: Text) -> Captured:
+        """Have the teacher read what the store lacks."""
+        rounded, spec = self._is_rounded(up), teacher_spec(up, context.folder)
+        with lease_teacher(spec, text, rounded=rounded, seq_len=work.longest) as lm:
+            assert lm.vocab_size == work.writer.identity.vocab_size
+            return capture(
+                lm,
+                work.found,
+                work.writer,
+                scheme_of(self.section, self.temperature),
+                precision="bf16" if rounded else "fp32",
+                progress=work.progress,
+            )
+
+    def _facts(self, needed: Needed, captured: int, run: Path) -> dict[str, Plain]:
         found, store = needed.survey(), needed.store()
         if found.missing or store is None:
             raise StoreError(
@@ -195,9 +211,11 @@ class Capture(PipelineStage):
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
         decided = "auto: stored" if self.decides else "stored"
         new = f"{captured:,} captured" if captured else "all were there"
+        identity = needed.identity.plain()
         return {
-            "signals": needed.identity.fingerprint,
-            "identity": needed.identity.plain(),
+            # Arms that were trained stay what they are when the codec becomes another one.
+            "signals": fingerprint({name: value for name, value in identity.items() if name != "codec"}),
+            "identity": identity,
             "positions": found.positions,
             "captured": captured,
             "bytes_a_token": round(a_token, 2),
@@ -206,65 +224,9 @@ class Capture(PipelineStage):
             },
             "notes": [
                 f"{self.place}: {decided}, {reads} {found.positions:,} positions ({new}); "
-                f"{needed.folder.name} takes {bytes_said(n_bytes)}, {a_token:.1f} bytes a token"
+                f"{needed.folder.name} takes {size(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What is needed of a store.
-
-    Attributes:
-        positions: with a label.
-        missing: of them, those that it lacks.
-        longest: tokens that the teacher reads at a time for these.
-    """
-
-    positions: int
-    missing: int
-    longest: int
-
-
-@dataclass(frozen=True)
-class _Needed:
-    """What the arms of a run read, and the store that is to hold it.
-
-    Attributes:
-        rows: of the corpus; ``chosen``: numbers of those that are read.
-        identity: whose signals.
-        folder: of the store, which need not be there; ``key``: where the recipe names it.
-    """
-
-    rows: Rows
-    chosen: list[int]
-    identity: Identity
-    folder: Path
-    key: str
-
-    def store(self) -> Store | None:
-        """The store as it is now.
-
-        Raises:
-            StoreError: it holds other signals, or is damaged.
-        """
-        with under(self.key, StoreError):
-            return Store(self.folder, self.identity) if (self.folder / FILE).exists() else None
-
-    def all(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
-        found = readings(self.rows, self.chosen, self.identity.context, self.identity.window)
-        return found if part is None else shared(found, *part)
-
-    def missing(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
-        return lacking(self.all(part), self.store())
-
-    def survey(self, part: tuple[int, int] | None = None) -> Survey:
-        positions = sum(reading.count() for reading in self.all(part))
-        missing = longest = 0
-        for reading in self.missing(part):
-            missing += reading.count()
-            longest = max(longest, len(reading.row))
-        return Survey(positions, missing, longest)
 
 
 def _progress(task: Task) -> Callable[[Captured], None]:

@@ -29,9 +29,9 @@ from limbeck.pipeline.shared.base import (
     settings,
 )
 from limbeck.pipeline.shared.fit import Fit
-from limbeck.pipeline.shared.storing import bytes_said, read_of, store_of
 from limbeck.pipeline.stages.cut import cut_folder, cut_name
 from limbeck.pipeline.stages.teacher import skipped_notes, teacher_spec
+from limbeck.pipeline.stored.stores import read_of, store_of
 from limbeck.recipe import (
     AnyStudent,
     Co,
@@ -44,6 +44,7 @@ from limbeck.recipe import (
     Technique,
     Training,
 )
+from limbeck.report.numbers import size
 from limbeck.runtime.world import device
 from limbeck.signals.live import LiveTeacher
 from limbeck.signals.source import SignalSource
@@ -257,7 +258,7 @@ class Train(PipelineStage):
     def _read_said(self, read: Mapping[str, float]) -> list[str]:
         if not read:
             return []
-        step, token = bytes_said(read["bytes_a_step"]), read["bytes_a_token"]
+        step, token = size(read["bytes_a_step"]), read["bytes_a_token"]
         return [f"{self.arm.name}: a step reads {step} of stored signals, {token:.1f} bytes a token"]
 
     def _origins(self) -> list[str]:

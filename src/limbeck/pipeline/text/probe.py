@@ -18,9 +18,11 @@ class Probe(PipelineStage):
 
     Attributes:
         teacher: section of the recipe.
+        writes: whether it is asked for text; of its signals, another stage asks.
     """
 
     teacher: ServedTeacher
+    writes: bool = True
     recomputable = True
     needs = (MACHINE,)
 
@@ -33,7 +35,7 @@ class Probe(PipelineStage):
         return f"probe {self.teacher.model}"
 
     def key(self, up: Facts) -> dict[str, Plain]:
-        return {"teacher": {"endpoint": self.teacher.endpoint.identity}}
+        return {"teacher": {"endpoint": self.teacher.endpoint.identity}, **({} if self.writes else {"writes": False})}
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         teacher = self.teacher
@@ -42,6 +44,8 @@ class Probe(PipelineStage):
             "served": teacher.model,
             "notes": [],
         }
+        if not self.writes:
+            return facts
         with context.task(self.title) as task:
             try:
                 with under(TEACHER):

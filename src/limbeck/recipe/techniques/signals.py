@@ -48,6 +48,11 @@ class Signals(Section):
         None, description="Where stores are, or a store. Default: `signals` beside the run folder."
     )
 
+    @property
+    def draws(self) -> int:
+        """Samples of a drawn scheme."""
+        return self.samples or (GEMMA_SAMPLES if self.scheme == "gemma" else MULTINOMIAL_SAMPLES)
+
     @model_validator(mode="after")
     def _read(self) -> Signals:
         for name in ("threshold", "k", "samples"):

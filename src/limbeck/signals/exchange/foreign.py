@@ -28,6 +28,14 @@ from limbeck.signals.store import Identity, Span, SpanSignal
 from limbeck.signals.upkeep.join import Copied, copy_into
 
 
+@dataclass
+class Seen:
+    """Texts in a file; ``matched``: of them, those that are documents of the corpus."""
+
+    texts: int = 0
+    matched: int = 0
+
+
 @dataclass(frozen=True)
 class Imported:
     """What came of an import.
@@ -107,10 +115,10 @@ def import_texts(
         )
     documents = Documents(corpus)
     proof = prove(lm, _first(source, documents, identity.vocab_size), float(scheme["temperature"]))
-    counts = {"texts": 0, "matched": 0}
-    signals = _signals(texts_of(source), documents, corpus, identity, proof.shift, counts)
+    seen = Seen()
+    signals = _signals(texts_of(source), documents, corpus, identity, proof.shift, seen)
     copied = copy_into(folder, identity, signals, progress)
-    return Imported(copied, counts["texts"], counts["matched"], proof)
+    return Imported(copied, seen.texts, seen.matched, proof)
 
 
 def _first(source: Path, documents: Documents, vocab_size: int) -> list[Scored]:
@@ -138,13 +146,13 @@ def _signals(
     corpus: Corpus,
     identity: Identity,
     shift: int,
-    counts: dict[str, int],
+    seen: Seen,
 ) -> Iterator[SpanSignal]:
     for text in texts:
-        counts["texts"] += 1
+        seen.texts += 1
         text.check(identity.vocab_size)
         found = documents.find(text.ids)
-        counts["matched"] += bool(found)
+        seen.matched += bool(found)
         for d, common in found:
             yield from _of_document(text.shifted(shift), corpus, d, common, identity)
 

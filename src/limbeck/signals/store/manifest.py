@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
         if not line.strip():
             continue
         plain = _plain(line)
-        if plain is None:
+        if plain is None or "/" in plain.get("name", ""):  # a shard lies in the folder itself
             damaged.append(number)
         elif "identity" in plain:
             identity = identity or _identity(plain, path)

@@ -1,7 +1,7 @@
 """Shards: Arrow IPC streams, one row a span, that are memory-mapped by their readers.
 
 ``datasets.Dataset.from_file`` opens a shard, too. Its columns: ``key`` uint64, ``start``, ``length`` and ``context``
-int32, ``digest`` uint64, and lists: ``words`` (the encoded entries of all positions), ``counts`` (entries a position),
+int32, ``digest`` uint64, and lists: ``words`` (the encoded entries of all positions), ``counts`` (words a position),
 ``entropy`` and, where the scheme has one, ``tail`` (a value a position).
 
 Shape letters: S spans of a shard; n positions; R entries.
@@ -23,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from limbeck.errors import StoreError
-from limbeck.signals.codec import Encoded
+from limbeck.signals.codec import Encoded, entries_in
 from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
-SUFFIX = ".arrow"
+PREFIX, SUFFIX = "shard-", ".arrow"
+"""Of the names of shards; other files in a store are nobody's."""
 END = b"\xff\xff\xff\xff\0\0\0\0"
 """What a stream ends with."""
 
@@ -146,10 +147,7 @@ class Shard:
                 columns["tail"] = _one(table.column("tail"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise self.damaged(str(error)) from None
-        metadata = (table.schema.metadata or {}).get(METADATA)
-        if metadata is None:
-            raise self.damaged("its schema does not say whose signals it holds")
-        self.identity = Identity.from_plain(json.loads(metadata))
+        self.identity = self._whose(table.schema)
         self.rows = table.num_rows
         self.index = {name: _view(columns[name]) for name in COLUMNS}
         self._lists = {
@@ -159,6 +157,20 @@ class Shard:
         }
         self.words, self.counts, self.entropy = (self._lists[name] for name in ("words", "counts", "entropy"))
         self.tail = self._lists.get("tail")
+
+    def _whose(self, schema: pa.Schema) -> Identity:
+        """What the schema says; it must be one of ours."""
+        try:
+            identity = Identity.from_plain(json.loads((schema.metadata or {})[METADATA]))
+        except (KeyError, ValueError, TypeError):
+            raise self.damaged("its schema does not say whose signals it holds") from None
+        for name, dtype in COLUMNS.items():
+            if schema.field(name).type != pa.from_numpy_dtype(dtype):
+                raise self.damaged(f"its column {name} is {schema.field(name).type}")
+        for name in set(schema.names) - set(COLUMNS):
+            if not pa.types.is_list(schema.field(name).type):
+                raise self.damaged(f"its column {name} is {schema.field(name).type}")
+        return identity
 
     def damaged(self, why: str) -> StoreError:
         return StoreError(f"{self.path} is no whole shard of signals ({why})", fix=self._fix)
@@ -195,9 +207,10 @@ class Shard:
         first, last = counts.offsets[0], counts.offsets[-1]
         ends = np.concatenate([[0], np.cumsum(counts.values[first:last], dtype=np.int64)])
         if not np.array_equal(np.diff(ends[counts.offsets - first]), np.diff(self.words.offsets)):
-            raise self.damaged("entries and counts do not fit each other")
+            raise self.damaged("words and counts do not fit each other")
         positions = int(np.count_nonzero(counts.values[first:last]))
-        return Facts(self.rows, positions, int(ends[-1]), data_fingerprint(self.index))
+        entries = entries_in(self.words.values[self.words.offsets[0] : self.words.offsets[-1]])
+        return Facts(self.rows, positions, entries, data_fingerprint(self.index))
 
     def release(self) -> None:
         """Let the system take back the memory of pages that were read; they are read again when they are needed."""

@@ -15,14 +15,15 @@ import numpy as np
 
 from limbeck.errors import StoreWriteError
 from limbeck.files import fsync
+from limbeck.signals.codec import entries_in
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
 from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, locked, read_manifest
-from limbeck.signals.store.shards import COLUMNS, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
+from limbeck.signals.store.shards import COLUMNS, PREFIX, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
 
 SHARD_TOKENS = 1 << 18
 """Positions of a shard: some 15 MB at 60 bytes a token. What a killed writer loses is less than this."""
 
-_MOST_ENTRIES = 1 << 30
+_MOST_WORDS = 1 << 30
 """Of a shard: its lists have 32-bit offsets."""
 
 WRITING = ".writing"
@@ -53,7 +54,7 @@ class StoreWriter:
         self.folder, self.identity, self.shard_tokens = folder, identity, shard_tokens
         self._worker = re.sub(r"[^A-Za-z0-9_]+", "_", worker) or "0"
         self._signals: list[SpanSignal] = []
-        self._length = self._entries = 0
+        self._length = self._words = 0
         self._dtypes: Dtypes | None = None
         self.positions = self.entries = self.bytes = 0
         with writing(folder):
@@ -73,8 +74,8 @@ class StoreWriter:
         self._check(signal)
         self._signals.append(signal)
         self._length += signal.span.length
-        self._entries += len(signal.encoded.words)
-        if self._length >= self.shard_tokens or self._entries >= _MOST_ENTRIES:
+        self._words += len(signal.encoded.words)
+        if self._length >= self.shard_tokens or self._words >= _MOST_WORDS:
             self.flush()
 
     def _check(self, signal: SpanSignal) -> None:
@@ -85,7 +86,7 @@ class StoreWriter:
         if any(len(array) != span.length for array in arrays) or encoded.counts.dtype != np.uint16:
             raise ValueError(f"{span} has {span.length} positions, and its arrays have others")
         if int(encoded.counts.sum(dtype=np.int64)) != len(encoded.words):
-            raise ValueError(f"{span} has {len(encoded.words)} entries, and its counts say otherwise")
+            raise ValueError(f"{span} has {len(encoded.words)} words, and its counts say otherwise")
         dtypes = Dtypes.of(encoded)
         self._dtypes = self._dtypes or dtypes
         if dtypes != self._dtypes:
@@ -101,7 +102,8 @@ class StoreWriter:
             return
         batch = record_batch(self._signals, self.identity)
         positions = int(sum(np.count_nonzero(signal.encoded.counts) for signal in self._signals))
-        name = f"shard-{self._worker}-{secrets.token_hex(6)}{SUFFIX}"
+        entries = sum(entries_in(signal.encoded.words) for signal in self._signals)
+        name = f"{PREFIX}{self._worker}-{secrets.token_hex(6)}{SUFFIX}"
         scratch = self.folder / f"{name}{WRITING}"
         with writing(self.folder):
             try:
@@ -112,7 +114,7 @@ class StoreWriter:
                     os.fsync(file.fileno())
                     index = {column: batch.column(column).to_numpy() for column in COLUMNS}
                     line = ShardLine(
-                        name, sha256, len(self._signals), positions, self._entries, n_bytes, data_fingerprint(index),
+                        name, sha256, len(self._signals), positions, entries, n_bytes, data_fingerprint(index),
                         self._worker,
                     )  # fmt: skip
                     with locked(self.folder):
@@ -123,9 +125,9 @@ class StoreWriter:
                 with suppress(OSError):
                     scratch.unlink(missing_ok=True)
                 raise
-        self._signals, self._length, self._entries = [], 0, 0
+        self._signals, self._length, self._words = [], 0, 0
         self.positions += positions
-        self.entries += line.entries
+        self.entries += entries
         self.bytes += n_bytes
 
     def close(self) -> None:

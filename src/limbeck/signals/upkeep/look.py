@@ -11,7 +11,7 @@ from limbeck.errors import StoreError
 from limbeck.signals.store.hashes import cheap_fault, repair_fix
 from limbeck.signals.store.index import SpanIndex
 from limbeck.signals.store.manifest import FILE, read_manifest
-from limbeck.signals.store.shards import SUFFIX, Shard
+from limbeck.signals.store.shards import PREFIX, SUFFIX, Shard
 from limbeck.signals.store.writer import WRITING
 
 
@@ -58,7 +58,7 @@ class Summary:
 
 def unnamed_files(folder: Path, named: set[str]) -> list[Path]:
     """Files of shards, whole or being written, that a manifest does not name."""
-    files = [*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*{SUFFIX}{WRITING}")]
+    files = [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"{PREFIX}*{SUFFIX}{WRITING}")]
     return sorted(file for file in files if file.name not in named)
 
 

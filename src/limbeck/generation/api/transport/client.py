@@ -57,7 +57,11 @@ class Client:
         await self._session.close()
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, seconds: float) -> Reply | Fault:
-        """Send ``body`` and read the whole answer.
+        """Send ``body`` and read the whole answer; see :meth:`send`."""
+        return await self.send(url, headers, body, seconds)
+
+    async def send(self, url: str, headers: Mapping[str, str], body: bytes | None, seconds: float) -> Reply | Fault:
+        """POST ``body``, or GET where there is none, and read the whole answer.
 
         Redirects are not followed: they would carry the key elsewhere.
 
@@ -68,8 +72,13 @@ class Client:
         aiohttp = self._aiohttp
         limits = aiohttp.ClientTimeout(total=max(seconds, 0.001), sock_connect=CONNECT_SECONDS)
         try:
-            async with self._session.post(
-                url, data=body, headers=headers, timeout=limits, allow_redirects=False
+            async with self._session.request(
+                "GET" if body is None else "POST",
+                url,
+                data=body,
+                headers=headers,
+                timeout=limits,
+                allow_redirects=False,
             ) as response:
                 return Reply(response.status, response.headers, await response.read())
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:

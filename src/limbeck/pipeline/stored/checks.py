@@ -1,13 +1,12 @@
-"""What can be refused of stored signals before anything is spent, and what should be known of them."""
+"""What can be refused of stored signals before anything is spent, and what they do not teach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from limbeck.errors import RecipeError, under
-from limbeck.models.causal_lm import CausalLM
-from limbeck.pipeline.shared.storing import bytes_a_token, bytes_said, free_bytes, home_of, window_of
+from limbeck.pipeline.stored.room import stored
+from limbeck.pipeline.stored.stores import window_of
 from limbeck.recipe import Signals, Soft, Technique
 from limbeck.training.techniques import loss_terms_of
 
@@ -32,6 +31,13 @@ def check_stored(techniques: Iterable[Technique]) -> None:
             )
 
 
+def check_windows(techniques: Iterable[Technique], longest: int | None) -> None:
+    """Refuse what the teacher cannot read. ``longest``: tokens that it reads; None: any."""
+    for place, _, section in _stored(techniques):
+        with under(place):
+            window_of(section, longest)
+
+
 def biased(techniques: Iterable[Technique]) -> list[str]:
     """Warnings of what stored signals do not teach as the live teacher would."""
     warnings = []
@@ -47,43 +53,8 @@ def biased(techniques: Iterable[Technique]) -> list[str]:
     return warnings
 
 
-def check_stores(techniques: Iterable[Technique], tokens: int, teacher: CausalLM, run: Path) -> list[str]:
-    """Refuse what the teacher cannot read and folders that cannot be; returns lines on the room that signals take.
-
-    Args:
-        tokens: that are learned by all seeds together.
-        teacher: without weights.
-        run: the run folder.
-    """
-    notes: list[str] = []
-    for place, technique, section in _stored(techniques):
-        with under(place):
-            window_of(section, teacher.traits.max_positions)
-        home = home_of(section, run)
-        there = next(each for each in (home, *home.parents) if each.exists())
-        if not there.is_dir():
-            raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
-        each = bytes_a_token(section, teacher.vocab_size)
-        takes, free = each * tokens, free_bytes(home)
-        if_stored = "if they are stored, " if technique.signals == "auto" else ""
-        more = " (more where parts of documents are read: spans are whole)" if section.context == "document" else ""
-        line = (
-            f"{if_stored}{tokens:,} positions at most{more} of about {each:.0f} bytes, {bytes_said(takes)} in {home}, "
-            f"where {bytes_said(free)} are free"
-        )
-        if takes > free:
-            line += "; if that is not enough, the capture stops and goes on with more room"
-        notes.append(f"{place}: {line}")
-    return notes
-
-
 def _stored(techniques: Iterable[Technique]) -> Iterator[tuple[str, Soft, Signals]]:
-    """Techniques that may read signals from disk, with their places in the recipe."""
-    for i, technique in enumerate(techniques):
-        section = stored_signals(technique)
-        if section is not None:
-            assert isinstance(technique, Soft)
-            yield f"techniques.{i}.signals", technique, section
+    return (found for found in stored(techniques) if stored_signals(found[1]) is not None)
 
 
 def _is_linear(technique: Soft) -> bool:

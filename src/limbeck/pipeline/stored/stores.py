@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from limbeck.errors import RecipeError
 from limbeck.models.causal_lm import Traits
 from limbeck.models.folders.configuration import configuration
 from limbeck.models.tokenizer import vocabulary_size
+from limbeck.pipeline.stored.room import home_of
 from limbeck.recipe import Data, PathModel, Signals, fingerprint
-from limbeck.recipe.techniques.signals import GEMMA_SAMPLES, MULTINOMIAL_SAMPLES
-from limbeck.signals.codec import CODEC, NARROW
+from limbeck.signals.codec import CODEC
 from limbeck.signals.scheme import Scheme
 from limbeck.signals.source import SignalSource
 from limbeck.signals.spans import WINDOW
@@ -27,13 +26,9 @@ from limbeck.signals.store.manifest import FILE
 from limbeck.signals.stored import StoredTeacher
 from limbeck.workflow.stage import Plain
 
-BESIDE = 6.5
-"""Bytes of a token beside its entries: their count, entropy, and its part of the span's own columns."""
-
 
 def scheme_of(section: Signals, temperature: float) -> Scheme:
-    samples = section.samples or (GEMMA_SAMPLES if section.scheme == "gemma" else MULTINOMIAL_SAMPLES)
-    return Scheme(section.scheme, section.threshold, section.k, samples, temperature, section.seed)
+    return Scheme(section.scheme, section.threshold, section.k, section.draws, temperature, section.seed)
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,6 @@ def window_of(section: Signals, longest: int | None) -> int:
     return section.window or min(longest or WINDOW, WINDOW)
 
 
-def home_of(section: Signals, run: Path) -> Path:
-    """The folder of stores: the recipe's, else beside the run folder."""
-    return Path(section.folder).expanduser() if section.folder else run.absolute().parent / "signals"
-
-
 def store_of(section: Signals, run: Path, identity: Identity) -> Path:
     """The folder of a store: what the recipe names, if that is a store itself, else one in the folder of stores."""
     home = home_of(section, run)
@@ -130,38 +120,9 @@ def fingerprint_of_text(corpus: Corpus) -> str:
     return digest.hexdigest()[:16]
 
 
-def bytes_a_token(section: Signals, vocab_size: int) -> float:
-    """About so many bytes of a store a token, before anything is captured.
-
-    Entries of ``threshold`` and of the drawn schemes are what language models of 0.1 to 8B parameters give on text
-    (`make bench-signals`); those of ``top_k`` are known.
-    """
-    scheme = scheme_of(section, 1.0)
-    entries = {
-        "threshold": 0.24 / scheme.threshold,
-        "top_k": float(min(scheme.k, vocab_size)),
-        "top_k_renormalised": float(min(scheme.k, vocab_size)),
-        "multinomial": 0.45 * scheme.samples,
-        "gemma": 0.25 * scheme.samples,
-    }[scheme.kind]
-    return entries * (4 if vocab_size <= NARROW else 8) + BESIDE + (2 if scheme.kind == "top_k" else 0)
-
-
-def free_bytes(folder: Path) -> int:
-    """Of the disk that a folder is on, or would be."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
-
-
 def read_of(teacher: SignalSource | None, result: Mapping[str, Plain]) -> dict[str, float]:
     """Bytes of a store that a training reads, a step and a token; empty where it read none in this process."""
     if not isinstance(teacher, StoredTeacher) or not teacher.positions:
         return {}
     token = teacher.store.bytes_read / teacher.positions
     return {"bytes_a_token": round(token, 2), "bytes_a_step": round(token * result["tokens"] / result["steps"])}
-
-
-def bytes_said(n: float) -> str:
-    """``52 MB``."""
-    size, unit = next(((n / size, unit) for size, unit in ((1e9, "GB"), (1e6, "MB")) if n >= size), (n / 1e3, "kB"))
-    return f"{size:.1f} {unit}" if size < 10 else f"{size:.0f} {unit}"

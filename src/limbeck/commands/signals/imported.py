@@ -11,9 +11,11 @@ from limbeck.pipeline.build import build
 from limbeck.pipeline.shared.base import lease_teacher, open_text
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.teacher import teacher_spec
-from limbeck.recipe import Recipe
+from limbeck.recipe import Recipe, ServedTeacher
 from limbeck.signals.exchange.foreign import Imported, import_texts
+from limbeck.signals.exchange.states import SUFFIX, import_states
 from limbeck.workflow.lock import run_path
+from limbeck.workflow.stage import Stage
 
 
 def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> str:
@@ -23,8 +25,9 @@ def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> 
     teacher are run, or gone on with.
 
     Args:
-        recipe: with a `soft` technique of `signals: {scheme: top_k, context: document}`.
-        source: a file or folder of DistillKit's, vLLM's or axolotl's.
+        recipe: with a `soft` technique of `signals: {scheme: top_k, context: document}`; of any scheme for hidden
+            states.
+        source: a file or folder of DistillKit's, vLLM's or axolotl's; or of hidden states that vLLM kept.
         display: where progress is shown; default: the terminal.
 
     Returns:
@@ -33,21 +36,40 @@ def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> 
     Raises:
         LimbeckError: what the user can mend: the recipe, or a file that is not what its teacher says.
     """
-    stages = build(recipe)
-    captures = [stage for stage in stages if isinstance(stage, Capture) and stage.part is None]
-    fitting = [stage for stage in captures if (stage.section.scheme, stage.section.context) == ("top_k", "document")]
-    if not fitting:
+    if isinstance(recipe.teacher, ServedTeacher):
         raise RecipeError(
-            "no technique reads stored signals of scheme top_k and context document",
-            key="techniques",
-            fix="Write `signals: {scheme: top_k, k: K}` in a `soft` technique",
+            "an import is proven by the teacher's weights, and this one is called",
+            key="teacher",
+            fix="Name the folder of its weights: `teacher: {path: ...}`",
         )
-    facts = carry_out(recipe, stages, display or Display(), wanted=fitting[0].needs)
+    stages = build(recipe)
+    states = is_of_states(source)
+    scheme = "any scheme" if states else "scheme top_k"
+    for stage in stages:
+        if not isinstance(stage, Capture) or stage.part is not None or stage.section.context != "document":
+            continue
+        if states or stage.section.scheme == "top_k":
+            return _import(recipe, source, stages, stage, display or Display())
+    raise RecipeError(
+        f"no technique reads stored signals of {scheme} and context document",
+        key="techniques",
+        fix="Write `signals: stored`" if states else "Write `signals: {scheme: top_k, k: K}` in a `soft` technique",
+    )
+
+
+def is_of_states(source: Path) -> bool:
+    """Whether hidden states were kept, and not log-probabilities."""
+    return source.suffix == SUFFIX or (source.is_dir() and any(source.glob(f"*{SUFFIX}")))
+
+
+def _import(recipe: Recipe, source: Path, stages: list[Stage], capture: Capture, display: Display) -> str:
+    facts = carry_out(recipe, stages, display, wanted=capture.needs)
     run = run_path(recipe.run)
-    folder, identity, corpus = fitting[0].target(facts, run)
+    folder, identity, corpus = capture.target(facts, run)
+    read = import_states if is_of_states(source) else import_texts
     with lease_teacher(teacher_spec(facts, run), open_text(run), rounded=identity.teacher.endswith("-bf16")) as lm:
         lm.model.eval()
-        done = import_texts(source, folder, identity, corpus, lm)
+        done = read(source, folder, identity, corpus, lm)
     return f"{folder}: {said(done)}"
 
 

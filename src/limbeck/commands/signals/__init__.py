@@ -1,0 +1,1 @@
+"""``limbeck signals``, a file for what is done with stores and one for what others wrote."""
