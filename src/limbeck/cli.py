@@ -123,20 +123,28 @@ def status(
 
 
 @app.command()
-def check(recipe: _RecipeFile, overrides: _Overrides = None, debug: _Debug = False) -> None:
-    """Say whether a recipe is right, without spending anything. Prints it resolved, defaults and all.
+def check(
+    recipe: _RecipeFile,
+    overrides: _Overrides = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no server of a teacher that is called.")] = False,
+    debug: _Debug = False,
+) -> None:
+    """Say whether a recipe is right. Prints it resolved, defaults and all.
 
-    Configurations, tokenizers and the first documents are read, and no weights.
+    Configurations, tokenizers and the first documents are read, and no weights. A teacher behind an API whose key is
+    set is asked a handful of short questions: whether it takes the recipe's settings.
     """
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    from limbeck.pipeline.build import askings, resolved
     from limbeck.pipeline.build import check as refuse
-    from limbeck.pipeline.build import resolved
+    from limbeck.pipeline.checks_served import check_servers
 
     checked = refuse(loaded)
+    asked = check_servers(askings(loaded), offline=offline)
     print(resolved(loaded), end="")
-    for note in checked.notes:
+    for note in [*checked.notes, *asked]:
         print(f"limbeck: {note}", file=sys.stderr)
     for warning in checked.warnings:
         print(f"limbeck: warning: {warning}", file=sys.stderr)

@@ -18,7 +18,8 @@ from limbeck.commands.run import run
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
 from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
-from limbeck.pipeline.build import check
+from limbeck.pipeline.build import askings, check
+from limbeck.pipeline.checks_served import check_servers
 from limbeck.recipe import load_recipe, parse_recipe
 from tests.servers.faulty import Fault, FaultyServer
 
@@ -178,9 +179,11 @@ def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_fo
 
 def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOY_KEY")
-    notes = "\n".join(check(parse_recipe(served_recipe)).notes)
-    for said in ("no server was asked", "$TOY_KEY is not set", "$1", "terms"):
+    recipe = parse_recipe(served_recipe)
+    notes = "\n".join([*check(recipe).notes, *check_servers(askings(recipe), offline=False)])
+    for said in ("$TOY_KEY is not set, so the server was not asked", "$1", "terms"):
         assert said in notes
+    assert "no server was asked" in check_servers(askings(recipe), offline=True)[0]
     no = {"may_train_students": "no", "source": "https://x.y", "date": "2026-01-01", "quote": "You may not."}
     with pytest.raises(RecipeError, match=r"teacher\.terms\.may_train_students.*override"):
         check(parse_recipe({**served_recipe, "teacher": {**served_recipe["teacher"], "terms": no}}))
@@ -190,6 +193,62 @@ def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest
     wrong = {**served_recipe["teacher"], "protocol": "completions"}
     with pytest.raises(RecipeError, match=r"teacher\.protocol.*chat"):
         check(parse_recipe({**served_recipe, "teacher": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("refused", "change", "place"),
+    [
+        ("temperature", {}, "techniques.0.generation.temperature"),
+        ("temperature", {"generation": {"temperature": None}}, "evaluation.accuracy.temperature"),
+        ("seed", {"generation": {"seed": 3}}, "techniques.0.generation.seed"),
+        ("reasoning_effort", {"teacher": {"extra": {"reasoning_effort": "low"}}}, "teacher.extra.reasoning_effort"),
+        ("top_p", {"fallback": True, "generation": {"top_p": 0.9}}, "techniques.0.generation.top_p"),
+    ],
+)
+def test_a_setting_that_an_endpoint_refuses_is_an_error_before_anything_is_bought(
+    served_recipe: dict[str, Any], refused: str, change: dict[str, Any], place: str
+) -> None:
+    generation = {**RIGHT, **change.get("generation", {})}
+    with FaultyServer(text="yes", refuses=(refused,)) as server, FaultyServer(text="yes") as other:
+        raw = at(served_recipe, server, **change.get("teacher", {}))
+        if change.get("fallback"):
+            behind = {name: raw["teacher"][name] for name in ("api", "model", "prices", "api_key_env")}
+            raw["teacher"] |= {"api": f"{other.url}/v1", "fallbacks": [behind]}
+        recipe = parse_recipe({**raw, "techniques": [{"kind": "hard", "generation": generation}]})
+        with pytest.raises(RecipeError) as at_check:
+            check_servers(askings(recipe), offline=False)
+        with pytest.raises(RecipeError) as at_run:
+            run(recipe, Display(quiet=True))
+        asked = [*server.bodies, *other.bodies]
+    assert (at_check.value.key, at_run.value.key) == (place, place)
+    assert refused in at_run.value.what
+    assert at_run.value.fix
+    assert not [body for body in asked if "does the number" in json.dumps(body)]
+    assert not list((Path(recipe.run).parent / "journals").glob("*"))
+
+
+def test_what_the_protocol_has_no_field_for_is_refused_by_its_place(served_recipe: dict[str, Any]) -> None:
+    techniques = [{"kind": "hard", "generation": {**RIGHT, "seed": 3}}]
+    teacher = {**served_recipe["teacher"], "protocol": "anthropic"}
+    with pytest.raises(RecipeError, match=r"techniques\.0\.generation\.seed.*anthropic"):
+        check(parse_recipe({**served_recipe, "teacher": teacher, "techniques": techniques}))
+
+
+def test_the_command_check_asks_the_server(served_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+
+    def limbeck_check(raw: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str]:
+        path.write_text(json.dumps(raw))
+        command = [sys.executable, "-m", "limbeck", "check", str(path), *more]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TOY_KEY": KEY})
+
+    assert "does not answer" in limbeck_check(served_recipe).stderr
+    with FaultyServer(refuses=("temperature",)) as server:
+        refused = limbeck_check(at(served_recipe, server))
+        offline = limbeck_check(at(served_recipe, server), "--offline")
+    assert (refused.returncode, offline.returncode) == (2, 0)
+    assert refused.stderr.startswith("limbeck: techniques.1.generation.temperature: toy refuses"), refused.stderr
+    assert "no server was asked" in offline.stderr
 
 
 @pytest.mark.parametrize("name", ["closed-api", "deepseek-r1"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,20 +89,29 @@ def requests_for(
     prompt: Prompt, generation: Generation, max_new_tokens: int, *, samples: int | None = None
 ) -> Iterator[Request]:
     """One request for each sample of a prompt; ``samples``: how many, if not as many as the recipe says."""
+    settings = sampling_of(generation)
     for sample in range(generation.samples if samples is None else samples):
-        yield Request(
+        yield replace(
+            settings,
             messages=prompt.messages,
             text=prompt.text,
             tools=prompt.tools,
             max_new_tokens=generation.max_new_tokens or max_new_tokens,
-            temperature=generation.temperature,
-            top_p=generation.top_p if generation.top_p < 1 else None,
-            top_k=generation.top_k or None,
             # Samples of one seed would be equal.
             seed=generation.seed + sample if generation.seed else None,
-            stop=generation.stop,
             sample=sample,
         )
+
+
+def sampling_of(generation: Generation) -> Request:
+    """A request without a prompt: what a section sends beside it."""
+    return Request(
+        temperature=generation.temperature,
+        top_p=generation.top_p if generation.top_p < 1 else None,
+        top_k=generation.top_k or None,
+        seed=generation.seed or None,
+        stop=generation.stop,
+    )
 
 
 def _is_among(key: int, keys: np.ndarray) -> bool:

@@ -17,14 +17,18 @@ from limbeck.data.chat.encode import encode_batch
 from limbeck.data.corpus import Enough
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
+from limbeck.generation.prompts import sampling_of
+from limbeck.generation.request import Request
+from limbeck.generation.verify.judge import judge_settings
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
+from limbeck.pipeline.checks_served import check_served, check_verifiers, endpoints_of, unreachable
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
+from limbeck.pipeline.shared.asking import Asking
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.corpus import CorpusStage
 from limbeck.pipeline.stages.cut import Cut
@@ -190,7 +194,7 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
     if isinstance(teacher, ServedTeacher):
-        return [Probe(teacher=teacher, **common)]
+        return [Probe(teacher=teacher, asked=askings(recipe), **common)]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -216,6 +220,26 @@ def _verifiers(recipe: Recipe) -> dict[str, Verify]:
     if recipe.evaluation.accuracy is not None:
         found["evaluation.accuracy.verify"] = recipe.evaluation.accuracy.verify
     return {place: section for place, section in found.items() if section is not None}
+
+
+def askings(recipe: Recipe) -> tuple[Asking, ...]:
+    """Who is asked over HTTP, and with which settings: a called teacher, its fallbacks, and judges."""
+    teacher = recipe.teacher
+    found: list[Asking] = []
+    settings = {
+        place: sampling_of(section) for place, section in _generations(recipe).items() if is_sampled(recipe, section)
+    }
+    if recipe.evaluation.accuracy is not None:
+        settings["evaluation.accuracy"] = Request(temperature=recipe.evaluation.accuracy.temperature)
+    judges = {place: section for place, section in _verifiers(recipe).items() if isinstance(section, Judge)}
+    if isinstance(teacher, ServedTeacher):
+        own = {place: judge_settings(section) for place, section in judges.items() if section.teacher is None}
+        for place, endpoint in endpoints_of(teacher):
+            found.append(Asking(place, endpoint, settings | (own if place == "teacher" else {})))
+    for place, section in judges.items():
+        if section.teacher is not None:
+            found.append(Asking(f"{place}.teacher", section.teacher, {place: judge_settings(section)}))
+    return tuple(found)
 
 
 class _Texts:
@@ -455,6 +479,8 @@ def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent
         absent: places of students that cannot be read now.
     """
     found.notes += check_served(teacher, recipe.data, _generations(recipe))
+    for asking in askings(recipe):
+        asking.check()
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
         if student_key(recipe, name) not in absent:

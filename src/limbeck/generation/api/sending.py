@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 from limbeck.errors import BudgetError, RecipeError
+from limbeck.generation.api.probe import refused_parameter
 from limbeck.generation.api.protocols import MalformedError
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
@@ -332,11 +333,7 @@ class Sending:
         reason = WHY[fault.kind]
         if fault.kind is FaultKind.PARAMETER:
             # Another teacher would hide it: the recipe is to be changed.
-            raise RecipeError(
-                f"{teacher.name} refuses the parameter `{fault.parameter}`: {message}",
-                key=f".{fault.parameter}",
-                fix="Leave it out of the recipe.",
-            )
+            raise refused_parameter(teacher.name, fault.parameter or "", message, teacher.endpoint.extra)
         teacher.leave(f"{reason} ({message})", fault)
         return self._move(reason)
 

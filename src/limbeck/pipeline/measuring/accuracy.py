@@ -172,7 +172,7 @@ class AccuracyOfTeacher(_AccuracyOf):
         path = journal_of(self.served.endpoint, run, self.served.journal or "")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task, under(TEACHER):
-            task.summary = ask_chain(self.served, requests, journal, task.update).line()
+            task.summary = ask_chain(self.served, requests, journal, task.update, "evaluation.accuracy").line()
             identity = self.served.endpoint.identity
             return [journal.get(request.key(identity)) for request in requests]
 

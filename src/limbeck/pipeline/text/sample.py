@@ -138,7 +138,7 @@ class Sample(PipelineStage):
                     write_batches(requests, local, journal, task.update)
                 else:
                     assert self.served is not None
-                    summary = ask_chain(self.served, requests, journal, task.update)
+                    summary = ask_chain(self.served, requests, journal, task.update, f"{self.place}.generation")
                     self._require_answers(summary, len(requests))
                     task.summary = summary.line()
                     notes.append(f"{self.title}: {summary.line()}")
