@@ -135,6 +135,17 @@ def test_another_run_buys_nothing_twice(short_recipe: dict[str, Any]) -> None:
     assert len(server.billed) == asked, "only what was probed is asked again"
 
 
+def test_samples_are_asked_for_together_where_the_server_gives_several(short_recipe: dict[str, Any]) -> None:
+    technique = {"kind": "hard", "generation": {**RIGHT, "samples": 3, "max_prompts": 8}}
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe({**at(short_recipe, server), "techniques": [technique]})
+        run(recipe, Display(quiet=True))
+        asked = [body for body in server.bodies if "does the number" in json.dumps(body)]
+    assert [body["n"] for body in asked] == [3] * 8
+    ((_, chosen),) = texts(Path(recipe.run)).items()
+    assert chosen["answers"] == 24
+
+
 def test_a_dead_teacher_leaves_what_was_answered(short_recipe: dict[str, Any]) -> None:
     raw = short_recipe
     with pytest.raises(TeacherGoneError) as failed:

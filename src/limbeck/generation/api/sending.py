@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import islice
 from typing import TypeVar
@@ -46,17 +46,37 @@ class Fate(Enum):
 
 @dataclass
 class Row:
-    """A request and its place in the journal.
+    """What one request asks for, and its places in the journal: one answer, or samples of one prompt (``n``).
 
     Attributes:
+        until: when each teacher's time for it is over, once it was asked.
         busy: it is in flight, or its answer is on its way to the disk; it does not only wait.
         slot: it holds a slot of its endpoint.
     """
 
-    request: Request
-    key: str
+    requests: tuple[Request, ...]
+    keys: tuple[str, ...]
+    until: dict[str, float] = field(default_factory=dict)
     busy: bool = False
     slot: bool = False
+
+    @property
+    def request(self) -> Request:
+        """The first."""
+        return self.requests[0]
+
+    @property
+    def key(self) -> str:
+        """Of the first."""
+        return self.keys[0]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def alone(self) -> Iterator[Row]:
+        """Each sample as a row of its own."""
+        for request, key in zip(self.requests, self.keys, strict=True):
+            yield Row((request,), (key,), dict(self.until))
 
 
 class Sending:
@@ -75,7 +95,7 @@ class Sending:
         self.problem: BaseException | None = None
         self.stopping = False
         self._tasks: dict[asyncio.Task[None], Row] = {}
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, Row] = {}
         self._busy = 0
         self._settled = asyncio.Condition()
         self._poor = 0
@@ -98,11 +118,16 @@ class Sending:
                         self.summary.left += len(chunk)  # and whatever comes after it
                         break
                     await asyncio.to_thread(self.journal.add, chunk, identity)
+                    new: dict[str, Request] = {}
                     for request in chunk:
-                        row = Row(request, request.key(identity))
+                        if self._to_do(key := request.key(identity), new):
+                            new[key] = request
+                    to_do = [(request, key) for key, request in new.items()]
+                    while to_do:
+                        row = self._together(to_do)
                         if self._over():
-                            self.summary.left += 1
-                        elif self._to_do(row):
+                            self.summary.left += len(row)
+                        else:
                             await room.acquire()
                             self._start(client, row, room)
             except BaseException:
@@ -132,9 +157,23 @@ class Sending:
     def _over(self) -> bool:
         return self.stopping or (not self.local and all(teacher.gone for teacher in self.teachers))
 
-    def _to_do(self, row: Row) -> bool:
-        state = self.journal.state(row.key)
-        if state is RowState.ANSWERED or row.key in self._under_way:
+    def _together(self, to_do: list[tuple[Request, str]]) -> Row:
+        """Take the next row: as many samples of the first prompt as one request may ask for."""
+        first = to_do[0][0]
+        teacher = next((teacher for teacher in self.teachers if teacher.gone is None), None)
+        most = 1
+        # Samples of one seed would be equal, as greedy ones are.
+        if teacher is not None and first.seed is None and first.temperature != 0:
+            most = teacher.several
+        count = 1
+        while count < min(most, len(to_do)) and replace(first, sample=to_do[count][0].sample) == to_do[count][0]:
+            count += 1
+        taken, to_do[:count] = to_do[:count], []
+        return Row(tuple(request for request, _ in taken), tuple(key for _, key in taken))
+
+    def _to_do(self, key: str, new: Mapping[str, Request]) -> bool:
+        state = self.journal.state(key)
+        if state is RowState.ANSWERED or key in self._under_way or key in new:
             self.summary.kept += 1
         elif state is RowState.FAILED:
             self.summary.failed["before"] += 1
@@ -142,25 +181,45 @@ class Sending:
             return True
         return False
 
-    def _start(self, client: Client, row: Row, room: asyncio.Semaphore) -> None:
+    def _start(self, client: Client, row: Row, room: asyncio.Semaphore | None = None) -> None:
         task = asyncio.create_task(self._row(client, row))
         self._tasks[task] = row
-        self._under_way.add(row.key)
+        self._under_way |= dict.fromkeys(row.keys, row)
 
         def ended(task: asyncio.Task[None]) -> None:
-            room.release()
+            if room is not None:
+                room.release()
             del self._tasks[task]
             if not (self.for_local and self.for_local[-1] is row):
-                self._under_way.discard(row.key)
+                for key in row.keys:
+                    if self._under_way.get(key) is row:  # and not a part of it that goes on alone
+                        del self._under_way[key]
             if task.cancelled():
-                self.summary.left += 1
+                self.summary.left += len(row)
             elif (problem := task.exception()) is not None:
-                self.summary.left += 1
+                self.summary.left += len(row)
                 self.stop(problem)
 
         task.add_done_callback(ended)
 
+    async def _several(self, client: Client, row: Row) -> None:
+        """Ask for several samples at once. Those that are still to do go on one by one."""
+        teacher = next((teacher for teacher in self.teachers if teacher.gone is None), None)
+        if teacher is not None and teacher.several >= len(row):
+            await self._ask(client, teacher, row)
+        for one in row.alone():
+            state = self.journal.state(one.key)
+            if state is RowState.FAILED:
+                self.summary.failed["unknown"] += 1
+            elif state is not RowState.ANSWERED and self._over():
+                self.summary.left += 1
+            elif state is not RowState.ANSWERED:
+                self._start(client, one)
+
     async def _row(self, client: Client, row: Row) -> None:
+        if len(row) > 1:
+            await self._several(client, row)
+            return
         for teacher in self.teachers:
             if teacher.gone is not None:
                 continue
@@ -177,7 +236,6 @@ class Sending:
 
     async def _ask(self, client: Client, teacher: Asked, row: Row) -> Fate:
         """Ask one teacher until it answers; all tries share one deadline."""
-        deadline: float | None = None
         tries = 0
         while True:
             if not await teacher.pacer.acquire():
@@ -185,7 +243,7 @@ class Sending:
             row.slot = True
             try:
                 now = self.clock.now()
-                deadline = now + teacher.endpoint.deadline_seconds if deadline is None else deadline
+                deadline = row.until.setdefault(teacher.name, now + teacher.endpoint.deadline_seconds)
                 if self.stopping:
                     return Fate.LEFT
                 if now >= deadline:
@@ -209,11 +267,16 @@ class Sending:
     async def _send(self, client: Client, teacher: Asked, row: Row, seconds: float) -> Fate | Fault:
         """Send a row once. A fault that is returned is to be tried again."""
         used = teacher.length
-        body = teacher.body(row.request)
-        bound = teacher.bound(body, row.request)
-        reservation = await self._reserve(teacher, bound)
+        body = teacher.body(row.request, len(row))
+        bound = teacher.bound(body, row.request, len(row))
+        try:
+            reservation = await self._reserve(teacher, bound)
+        except BudgetError:
+            if len(row) > 1:
+                return Fate.LEFT  # there may be money for fewer
+            raise
         most = teacher.endpoint.max_usd_per_answer
-        if most is not None and reservation.nano_usd > most * 1e9:
+        if most is not None and reservation.nano_usd > len(row) * most * 1e9:
             await self._free(reservation)
             return self._move("over price")
         if self.stopping or teacher.gone is not None:
@@ -224,32 +287,35 @@ class Sending:
         self._busy += 1
         try:
             try:
-                attempt = await self.journal.sent(
-                    row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
+                attempts = await self.journal.sent_together(
+                    row.keys, teacher.identity, body, reservation.nano_usd, reservation.tokens
                 )
             except BaseException:
                 self.ledger.release(reservation)
                 raise
             reply = await client.post(teacher.url, teacher.headers, body, seconds)
-            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.request)
+            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.requests)
             if isinstance(answer, Fault):
-                return await self._failed(teacher, row, (attempt, reservation, began, used), answer)
-            if answer[1].outcome is Outcome.REFUSED and _against_terms(answer[1]):
-                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(answer[1]))))
+                return await self._failed(teacher, row, (attempts, reservation, began, used), answer)
+            for completion in answer[1]:
+                if completion.outcome is Outcome.REFUSED and _against_terms(completion):
+                    self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
             _give_back(teacher, row)  # the endpoint need not wait for the disk
-            await self._answered(teacher, (attempt, reservation), *answer)
+            await self._answered(teacher, (attempts, reservation), *answer)
             return Fate.DONE
         finally:
             self._busy -= 1
 
-    def _read(self, teacher: Asked, reply: Reply, request: Request) -> tuple[bytes, Completion] | Fault:
+    def _read(
+        self, teacher: Asked, reply: Reply, requests: tuple[Request, ...]
+    ) -> tuple[bytes, list[Completion]] | Fault:
         """An answer: its bytes, without the key should the server send that back, and what it says."""
         wall = self.clock.wall()
         raw = teacher.redact_bytes(reply.raw)
         fault = of_reply(reply.status, reply.headers, raw, wall)
         if fault is not None and fault.kind is FaultKind.FILTERED:
             message = {"role": "assistant", "refusal": fault.message}
-            return raw, Completion(Outcome.FILTERED, "", message=message)
+            return raw, [Completion(Outcome.FILTERED, "", message=message)]
         if fault is not None:
             return fault
         if wait := exhausted_for(reply.headers, wall):
@@ -258,49 +324,62 @@ class Sending:
         try:
             if not isinstance(plain, dict):
                 raise MalformedError(f"no JSON object: {one_line(raw[:200].decode('utf-8', errors='replace'), 80)}")
-            completion = teacher.format.completion(plain, request)
+            found = teacher.format.completions(plain, requests)
         except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
             return Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
-        if completion.outcome is Outcome.COMPLETE and _against_terms(completion):
-            completion = replace(completion, outcome=Outcome.REFUSED)
-        return raw, completion
+        return raw, [
+            replace(each, outcome=Outcome.REFUSED)
+            if each.outcome is Outcome.COMPLETE and _against_terms(each)
+            else each
+            for each in found
+        ]
 
     async def _answered(
-        self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
+        self, teacher: Asked, sent: tuple[list[int], Reservation], raw: bytes, completions: list[Completion]
     ) -> None:
-        attempt, reservation = sent
-        if completion.outcome is Outcome.FILTERED and completion.usage is None:
+        attempts, reservation = sent
+        usage = completions[0].usage  # of all of them
+        if completions[0].outcome is Outcome.FILTERED and usage is None:
             self.ledger.release(reservation)  # refused before anything was written
             cost = 0
         else:
-            cost = self.ledger.settle(reservation, completion.usage)
+            cost = self.ledger.settle(reservation, usage)
         teacher.pacer.succeeded()
         self._succeeded = True
-        await self.journal.answered(attempt, raw, completion, cost)
+        if len(completions) < len(attempts):
+            teacher.several = len(completions)
+        await self.journal.answered_together(attempts, raw, completions, cost)
         await self._wake()
-        self.summary.answered[completion.outcome.value] += 1
-        self.summary.by_teacher[teacher.name] += 1
+        self.summary.answered.update(completion.outcome.value for completion in completions)
+        self.summary.by_teacher[teacher.name] += len(completions)
         self.summary.nano_usd += cost
-        if completion.usage is not None:
-            self.summary.tokens += completion.usage.input + completion.usage.output
+        if usage is not None:
+            self.summary.tokens += usage.input + usage.output
 
     async def _failed(
-        self, teacher: Asked, row: Row, sent: tuple[int, Reservation, float, str], fault: Fault
+        self, teacher: Asked, row: Row, sent: tuple[list[int], Reservation, float, str], fault: Fault
     ) -> Fate | Fault:
-        attempt, reservation, began, used = sent
+        attempts, reservation, began, used = sent
         if fault.maybe_served:
             self.summary.nano_usd += self.ledger.settle(reservation, None)
         else:
             self.ledger.release(reservation)
         renamed = teacher.learns(fault, used)
-        stops = fault.stops and not renamed
-        final = not (fault.passing or stops or renamed)
+        stops = fault.stops and not renamed and not (len(row) > 1 and fault.parameter == "n")
+        # Of several samples that fail, each has a try of its own.
+        final = len(row) == 1 and not (fault.passing or stops or renamed)
         message = teacher.redact(fault.message)
-        await self.journal.failed(attempt, fault.kind.value, message, final=final, maybe_served=fault.maybe_served)
+        for attempt in attempts:
+            await self.journal.failed(attempt, fault.kind.value, message, final=final, maybe_served=fault.maybe_served)
         await self._wake()
         if renamed:
             return Fault(FaultKind.PARAMETER, message)
         self.summary.faults[fault.kind.value] += 1
+        if len(row) > 1 and not (stops or fault.passing):
+            if fault.parameter == "n":
+                teacher.several = 1
+            teacher.pacer.succeeded()
+            return Fate.LEFT
         if stops:
             return self._leave(teacher, fault)
         if final:
@@ -320,6 +399,9 @@ class Sending:
         if teacher.pacer.exhausted:
             teacher.leave(WHY.get(fault.kind, "down") + f" ({message})", fault)
             return self._move(WHY.get(fault.kind, "down"))
+        if fault.maybe_served and len(row) > 1:
+            self.summary.possibly_paid_twice += len(row)
+            return Fate.LEFT
         if fault.maybe_served and self.journal.state(row.key) is RowState.FAILED:
             self.summary.failed["unknown"] += 1
             return Fate.DONE

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from limbeck.generation.request import Completion, Request
 from limbeck.recipe.served import Endpoint
 
 PROGRESS_SECONDS = 2.0
+SEVERAL = 16
+"""Samples of a prompt that one request asks for at most."""
 
 
 class LocalTeacher(Protocol):
@@ -45,6 +47,7 @@ class ServedSampler:
         chain: endpoints, and possibly a local model as the last.
         journal: where requests and answers go. It is open for writing.
         ledger: what may be spent.
+        several: identities of endpoints of which one request may ask for several samples of a prompt.
         clock: the time; tests bring their own.
 
     Raises:
@@ -58,11 +61,12 @@ class ServedSampler:
         journal: Journal,
         ledger: Ledger,
         *,
+        several: Collection[Mapping[str, str]] = (),
         clock: Clock | None = None,
     ) -> None:
         import_aiohttp()
         self.chain, self.journal, self.ledger = tuple(chain), journal, ledger
-        self.clock: Clock = clock or SystemClock()
+        self.several, self.clock = several, clock or SystemClock()
         self._endpoints = [each for each in self.chain if isinstance(each, Endpoint)]
         locals_ = [each for each in self.chain if not isinstance(each, Endpoint)]
         if len(locals_) > 1 or (locals_ and self.chain[-1] is not locals_[0]):
@@ -102,7 +106,11 @@ class ServedSampler:
 
     async def _write(self, requests: Iterable[Request], progress: Callable[[int, str], None]) -> Summary:
         # One that takes batches does not take calls instead: they cost twice as much.
-        teachers = [Asked(endpoint, self.clock) for endpoint in self._endpoints if not endpoint.batch]
+        teachers = [
+            Asked(endpoint, self.clock, several=SEVERAL if endpoint.identity in self.several else 1)
+            for endpoint in self._endpoints
+            if not endpoint.batch
+        ]
         sending = Sending(teachers, self._local is not None, self.journal, self.ledger, self.clock)
         reporter = asyncio.create_task(_report(sending, teachers, progress))
         interrupted = False

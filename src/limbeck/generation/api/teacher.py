@@ -58,9 +58,10 @@ class Asked:
     Attributes:
         gone: why it is not asked any more; None: it is.
         answers: how many it gave.
+        several: how many samples of a prompt one request may ask for (``n``).
     """
 
-    def __init__(self, endpoint: Endpoint, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, clock: Clock, *, several: int = 1) -> None:
         self.endpoint = endpoint
         self.identity: Mapping[str, str] = endpoint.identity
         self.format = wire_format(endpoint.protocol)
@@ -69,6 +70,7 @@ class Asked:
         self.url, self.headers = self.format.url(endpoint), self.format.headers(self._key)
         self.pacer = Pacer(endpoint.concurrency, endpoint.patience_seconds, clock)
         self.length = self.format.length_field(endpoint)
+        self.several = several
         self.gone: str | None = None
         self.fault: Fault | None = None
         self.answers = 0
@@ -79,13 +81,14 @@ class Asked:
     def name(self) -> str:
         return f"{self.endpoint.model} at {self.endpoint.api}"
 
-    def body(self, request: Request) -> bytes:
-        """The exact bytes to send."""
-        return encode(self.format.body(self.endpoint, request, self.length))
+    def body(self, request: Request, several: int = 1) -> bytes:
+        """The exact bytes to send; ``several``: how many samples are asked for."""
+        plain = self.format.body(self.endpoint, request, self.length)
+        return encode(plain if several == 1 else {**plain, "n": several})
 
-    def bound(self, body: bytes, request: Request) -> tuple[int, int]:
-        """The most tokens of the prompt and of the answer."""
-        return input_bound(body), request.max_new_tokens
+    def bound(self, body: bytes, request: Request, several: int = 1) -> tuple[int, int]:
+        """The most tokens of the prompt and of the answers."""
+        return input_bound(body), several * request.max_new_tokens
 
     def redact(self, text: str) -> str:
         """``text`` without the key."""

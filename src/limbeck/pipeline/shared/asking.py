@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,14 +95,16 @@ def ask_chain(
     journal: Journal,
     progress: Callable[[int, str], None],
     place: str = "techniques",
+    several: Collection[Mapping[str, str]] = (),
 ) -> Summary:
     """Have requests answered by a teacher that is called, or by what stands behind it, within its budget.
 
     Args:
         place: of the section with the settings of the sampling, for errors.
+        several: identities of endpoints of which one request may ask for several samples of a prompt.
     """
     chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
-    sampler = ServedSampler(chain, journal, Ledger(served.budget, journal.spent()))
+    sampler = ServedSampler(chain, journal, Ledger(served.budget, journal.spent()), several=several)
     with settings_under(place):
         return sampler.write(requests, progress)
 

@@ -46,11 +46,13 @@ class Probe(PipelineStage):
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         notes: list[str] = []
         warnings: list[str] = []
+        several: list[dict[str, str]] = []
         facts: dict[str, Plain] = {
             "fingerprint": fingerprint(self.teacher.endpoint.identity),
             "served": self.teacher.model,
             "notes": notes,
             "warnings": warnings,
+            "several": several,
         }
         with context.task(self.title) as task:
             for asking in self.asked:
@@ -61,6 +63,8 @@ class Probe(PipelineStage):
                     warnings.append(error.line())
                     continue
                 notes.append(f"{asking.place}: {found.line()}")
+                if found.several:
+                    several.append(asking.endpoint.identity)
                 if asking.place == TEACHER:
                     facts["capabilities"] = found.line()
             task.summary = str(facts.get("capabilities", "does not answer"))

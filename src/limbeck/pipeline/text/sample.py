@@ -109,7 +109,8 @@ class Sample(PipelineStage):
         local = self._local(up, run, text) if self.served is None else None
         identity = local.identity if local is not None else self._endpoint.identity
         with Journal(path) as journal:
-            asked, notes = self._rounds(prompts, identity, local, journal, context)
+            several = up[TEACHER].get("several", ())
+            asked, notes = self._rounds(prompts, (identity, several), local, journal, context)
             facts = self._facts(asked, identity, journal)
         with whole_folder(run / "text" / self.name) as scratch:
             write_asked(scratch, asked, identity)
@@ -118,12 +119,17 @@ class Sample(PipelineStage):
     def _rounds(
         self,
         prompts: list[Prompt],
-        identity: Mapping[str, str],
+        teacher: tuple[Mapping[str, str], Sequence[Mapping[str, str]]],
         local: LocalTeacher | None,
         journal: Journal,
         context: Context,
     ) -> tuple[list[Asked], list[str]]:
-        """(what was asked, notes). Where prompts are asked until enough answers are right, again and again."""
+        """(what was asked, notes). Where prompts are asked until enough answers are right, again and again.
+
+        Args:
+            teacher: who is asked first, and which endpoints give several samples at once.
+        """
+        identity, several = teacher
         generation, keep = self.generation, self.generation.keep or Keep()
         samples = [more_samples(0, 0, keep, generation.samples)] * len(prompts)
         notes: list[str] = []
@@ -138,7 +144,9 @@ class Sample(PipelineStage):
                     write_batches(requests, local, journal, task.update)
                 else:
                     assert self.served is not None
-                    summary = ask_chain(self.served, requests, journal, task.update, f"{self.place}.generation")
+                    summary = ask_chain(
+                        self.served, requests, journal, task.update, f"{self.place}.generation", several
+                    )
                     self._require_answers(summary, len(requests))
                     task.summary = summary.line()
                     notes.append(f"{self.title}: {summary.line()}")
