@@ -21,6 +21,7 @@ from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
 from limbeck.pipeline.build import askings, check
 from limbeck.pipeline.checks_served import check_servers
 from limbeck.recipe import load_recipe, parse_recipe
+from tests.servers.batches import BatchServer
 from tests.servers.faulty import Fault, FaultyServer
 
 RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
@@ -319,6 +320,50 @@ def test_a_killed_run_buys_again_no_more_than_was_in_flight(
     assert found["repeats"] <= killed * 2 + 12, found  # two in flight at each kill; the probe's own requests
     ((_, chosen),) = texts(Path(raw["run"])).items()
     assert chosen["answers"] >= 40
+
+
+def test_a_run_that_is_killed_while_its_batch_is_in_progress_goes_on_with_it(
+    short_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    command = [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", "1"]
+    environment = {**os.environ, "TOY_KEY": KEY}
+    with BatchServer(text="yes") as server:
+        teacher = {**short_recipe["teacher"], "api": f"{server.url}/v1", "batch": True}
+        path.write_text(json.dumps({**short_recipe, "teacher": teacher}))
+        server.held = True
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        until = time.monotonic() + 240
+        while not any(each["looks"] for each in server.batches.values()) and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        assert len(server.batches) == 1
+        server.held = False
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.batches) == 1, "nothing is sent again"
+    assert set(server.billed.values()) == {1}
+    assert not [body for body in server.called if "does the number" in json.dumps(body)], "all of it at half the price"
+    run_folder = Path(short_recipe["run"])
+    ((_, chosen),) = texts(run_folder).items()
+    assert chosen["answers"] == len(server.billed)
+    assert chosen["learned"] > 0
+    assert (run_folder / "arms/right-seed0/students/student/model.safetensors").is_file()
+    (sampled,) = (json.loads(p.read_text())["result"] for p in (run_folder / "stages").glob("sample-*.json"))
+    assert sampled["nano_usd"] == len(server.billed) * (20 * 1000 + 5 * 2000) // 2
+    assert sampled["possibly_paid_twice"] == 0
+
+
+def test_a_fallback_that_would_take_hours_is_refused_by_name(short_recipe: dict[str, Any]) -> None:
+    behind = {**short_recipe["teacher"], "batch": True}
+    raw = {**short_recipe, "teacher": {**short_recipe["teacher"], "fallbacks": [behind]}}
+    with pytest.raises(RecipeError, match=r"teacher\.fallbacks\.0\.batch.*hours"):
+        parse_recipe(raw)
+    gemini = {**short_recipe["teacher"], "batch": True, "protocol": "gemini"}
+    with pytest.raises(RecipeError, match=r"teacher\.batch.*gemini.*has no batches"):
+        check(parse_recipe({**short_recipe, "teacher": gemini}))
 
 
 def test_limits_and_failures_lose_no_prompt(short_recipe: dict[str, Any]) -> None:

@@ -24,15 +24,20 @@ class BatchServer(ThreadedServer):
     ``empty``: it fails as a whole. ``status``: all is counted and there, and the status says it is still under way.
     """
 
-    def __init__(self, *faults: str, key: str = "") -> None:
+    def __init__(self, *faults: str, key: str = "", text: str | None = None) -> None:
         self.faults = list(faults)
-        self.key = key
+        self.key, self.text = key, text
+        self.held = False
+        """While it is true, batches are in progress."""
+        self.called: list[dict[str, Any]] = []
+        """Bodies of requests that were not part of a batch."""
         self.billed: Counter[str] = Counter()
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
 
     def routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/files", self._upload)
+        app.router.add_post("/v1/chat/completions", self._call)
         app.router.add_get("/v1/files/{name}/content", self._content)
         app.router.add_post("/v1/batches", self._create)
         app.router.add_get("/v1/batches", self._list)
@@ -40,6 +45,10 @@ class BatchServer(ThreadedServer):
         app.router.add_post("/v1/messages/batches", self._create_messages)
         app.router.add_get("/v1/messages/batches/{name}", self._look_messages)
         app.router.add_get("/v1/messages/batches/{name}/results", self._results)
+
+    async def _call(self, request: web.Request) -> web.Response:
+        self.called.append(await request.json())
+        return web.json_response(_chat(self.called[-1], self.text))
 
     async def _upload(self, request: web.Request) -> web.Response:
         fields = await request.post()
@@ -84,7 +93,7 @@ class BatchServer(ThreadedServer):
             return web.json_response({"error": {"message": "no such batch"}}, status=404)
         batch["looks"] += 1
         asked, fault = batch["asked"], batch["fault"]
-        if batch["looks"] < 2:
+        if batch["looks"] < 2 or self.held:
             counts = {"total": len(asked), "completed": 0, "failed": 0}
             return web.json_response({"id": batch["id"], "status": "in_progress", "request_counts": counts})
         if "state" not in batch:
@@ -104,7 +113,12 @@ class BatchServer(ThreadedServer):
         for key, body in good:
             self.billed[key] += 1
             lines.append(
-                {"id": "r", "custom_id": key, "response": {"status_code": 200, "body": _chat(body)}, "error": None}
+                {
+                    "id": "r",
+                    "custom_id": key,
+                    "response": {"status_code": 200, "body": _chat(body, self.text)},
+                    "error": None,
+                }
             )
         if fault == "ids":
             lines = [*reversed(lines), *lines, {**lines[0], "custom_id": ""}, {**lines[0], "custom_id": "foreign"}]
@@ -172,8 +186,9 @@ class BatchServer(ThreadedServer):
         return web.Response(body=b"\n".join(json.dumps(line).encode() for line in reversed(lines)))
 
 
-def _chat(body: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": f"answer to {body['messages'][-1]['content']}"}
+def _chat(body: dict[str, Any], text: str | None = None) -> dict[str, Any]:
+    said = f"answer to {body['messages'][-1]['content']}" if text is None else text
+    message = {"role": "assistant", "content": said}
     return {
         "id": "c",
         "model": body["model"],

@@ -12,6 +12,7 @@ import pytest
 from limbeck.errors import BudgetError, RecipeError, RunFolderError, TeacherGoneError
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.batch.provider import OpenAi
 from limbeck.generation.batch.sampler import BatchSampler
 from limbeck.generation.journal.batches import Batches
@@ -222,6 +223,16 @@ def test_the_sampler_of_a_chain_sends_batches_and_falls_back_where_none_is_taken
         alone = ServedSampler([teacher], journal, Ledger(None, Spent()))
         with pytest.raises(TeacherGoneError):
             alone.write(ask(31), lambda *_: None)
+
+
+def test_the_name_of_the_length_is_known_before_a_batch_is_sent(journal: Journal) -> None:
+    with BatchServer() as server:
+        teacher = endpoint(server)
+        probed = [Probed(teacher.identity, False, "max_completion_tokens")]
+        sampler = BatchSampler(teacher, journal, Ledger(None, Spent()), probed=probed, clock=JumpingClock())
+        sampler.write(ask(3), lambda *_: None)
+        (batch,) = server.batches.values()
+    assert all("max_completion_tokens" in body and "max_tokens" not in body for _, body in batch["asked"])
 
 
 def test_gemini_has_none_here(journal: Journal) -> None:

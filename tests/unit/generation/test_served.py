@@ -18,6 +18,7 @@ import pytest
 from limbeck.errors import BudgetError, LimbeckError, MachineError, RecipeError, TeacherGoneError
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import RowState, Spent
@@ -265,7 +266,9 @@ def send_together(
     journal: Journal, server: FaultyServer, rows: list[Request], *, budget: Budget | None = None, **more: Any
 ) -> Summary:
     teacher = endpoint(server, **more)
-    sampler = ServedSampler([teacher], journal, Ledger(budget, journal.spent()), several=[teacher.identity])
+    sampler = ServedSampler(
+        [teacher], journal, Ledger(budget, journal.spent()), probed=[Probed(teacher.identity, True, "max_tokens")]
+    )
     return sampler.write(rows, lambda done, line: None)
 
 

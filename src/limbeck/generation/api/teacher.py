@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from limbeck.errors import RecipeError
 from limbeck.generation.api.protocols import encode, wire_format
@@ -52,6 +53,25 @@ def api_key(endpoint: Endpoint) -> str | None:
     return key
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What the probe found of an endpoint, as far as it decides how requests are written.
+
+    Attributes:
+        identity: ``Endpoint.identity``.
+        several: one request may ask for several samples of a prompt (``n``).
+        length_field: its name for the longest answer.
+    """
+
+    identity: Mapping[str, str]
+    several: bool
+    length_field: str
+
+
+SEVERAL = 16
+"""Samples of a prompt that one request asks for at most."""
+
+
 class Asked:
     """An endpoint, its pace, and what became of it.
 
@@ -61,7 +81,7 @@ class Asked:
         several: how many samples of a prompt one request may ask for (``n``).
     """
 
-    def __init__(self, endpoint: Endpoint, clock: Clock, *, several: int = 1) -> None:
+    def __init__(self, endpoint: Endpoint, clock: Clock, probed: Iterable[Probed] = ()) -> None:
         self.endpoint = endpoint
         self.identity: Mapping[str, str] = endpoint.identity
         self.format = wire_format(endpoint.protocol)
@@ -69,8 +89,9 @@ class Asked:
         self._key = api_key(endpoint)
         self.url, self.headers = self.format.url(endpoint), self.format.headers(self._key)
         self.pacer = Pacer(endpoint.concurrency, endpoint.patience_seconds, clock)
-        self.length = self.format.length_field(endpoint)
-        self.several = several
+        found = next((each for each in probed if each.identity == self.identity), None)
+        self.length = found.length_field if found else self.format.length_field(endpoint)
+        self.several = SEVERAL if found and found.several else 1
         self.gone: str | None = None
         self.fault: Fault | None = None
         self.answers = 0

@@ -16,6 +16,7 @@ from limbeck.generation.api.transport.client import Reply, import_aiohttp
 from limbeck.generation.api.transport.clock import Clock
 from limbeck.generation.api.transport.faults import Fault, FaultKind, of_reply, one_line
 from limbeck.generation.journal.batches import Sending
+from limbeck.recipe.served import Endpoint
 
 TRIES = 6
 SECONDS = 600.0
@@ -303,11 +304,16 @@ def provider_of(asked: Asked, clock: Clock) -> Provider:
     """
     if asked.endpoint.protocol == "anthropic":
         return Anthropic(asked, clock)
-    if asked.endpoint.protocol in ("chat", "completions"):
-        return OpenAi(asked, clock)
-    raise RecipeError(
-        f"the protocol `{asked.endpoint.protocol}` has no batches here", key=".batch", fix="Leave `batch` out"
-    )
+    require_batches(asked.endpoint)
+    return OpenAi(asked, clock)
+
+
+def require_batches(endpoint: Endpoint) -> None:
+    """Refuse an endpoint with ``batch: true`` whose protocol has none here."""
+    if endpoint.batch and endpoint.protocol not in ("chat", "completions", "anthropic"):
+        raise RecipeError(
+            f"the protocol `{endpoint.protocol}` has no batches here", key=".batch", fix="Leave `batch` out"
+        )
 
 
 def project_of(asked: Asked) -> str:

@@ -21,7 +21,7 @@ from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
 from limbeck.pipeline.measuring.evaluate import lease_trained
-from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of
+from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of, probed_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, lease_teacher, open_text
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
@@ -172,7 +172,9 @@ class AccuracyOfTeacher(_AccuracyOf):
         path = journal_of(self.served.endpoint, run, self.served.journal or "")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task, under(TEACHER):
-            task.summary = ask_chain(self.served, requests, journal, task.update, "evaluation.accuracy").line()
+            task.summary = ask_chain(
+                self.served, requests, journal, task.update, "evaluation.accuracy", probed_of(up[TEACHER])
+            ).line()
             identity = self.served.endpoint.identity
             return [journal.get(request.key(identity)) for request in requests]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from limbeck.generation.api.probe import Capabilities, probe
 from limbeck.generation.api.protocols import wire_format
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.local import LocalTeacher
@@ -73,6 +74,11 @@ class Asking:
         return found
 
 
+def probed_of(facts: Mapping[str, Any]) -> list[Probed]:
+    """What the stage ``teacher`` found of endpoints."""
+    return [Probed(**each) for each in facts.get("probed", ())]
+
+
 @contextmanager
 def settings_under(place: str) -> Iterator[None]:
     """Complete the keys of errors about settings of the sampling; others are about the endpoint, and pass."""
@@ -95,16 +101,16 @@ def ask_chain(
     journal: Journal,
     progress: Callable[[int, str], None],
     place: str = "techniques",
-    several: Collection[Mapping[str, str]] = (),
+    probed: Sequence[Probed] = (),
 ) -> Summary:
     """Have requests answered by a teacher that is called, or by what stands behind it, within its budget.
 
     Args:
         place: of the section with the settings of the sampling, for errors.
-        several: identities of endpoints of which one request may ask for several samples of a prompt.
+        probed: what was found of its endpoints.
     """
     chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
-    sampler = ServedSampler(chain, journal, Ledger(served.budget, journal.spent()), several=several)
+    sampler = ServedSampler(chain, journal, Ledger(served.budget, journal.spent()), probed=probed)
     with settings_under(place):
         return sampler.write(requests, progress)
 

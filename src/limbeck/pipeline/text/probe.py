@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from limbeck.errors import TeacherGoneError, under
 from limbeck.generation.api.probe import settings_of
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.request import Request, canonical
 from limbeck.pipeline.shared.asking import Asking
 from limbeck.pipeline.shared.base import MACHINE, TEACHER, PipelineStage
@@ -46,13 +47,13 @@ class Probe(PipelineStage):
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         notes: list[str] = []
         warnings: list[str] = []
-        several: list[dict[str, str]] = []
+        probed: list[dict[str, Plain]] = []
         facts: dict[str, Plain] = {
             "fingerprint": fingerprint(self.teacher.endpoint.identity),
             "served": self.teacher.model,
             "notes": notes,
             "warnings": warnings,
-            "several": several,
+            "probed": probed,
         }
         with context.task(self.title) as task:
             for asking in self.asked:
@@ -63,8 +64,7 @@ class Probe(PipelineStage):
                     warnings.append(error.line())
                     continue
                 notes.append(f"{asking.place}: {found.line()}")
-                if found.several:
-                    several.append(asking.endpoint.identity)
+                probed.append(asdict(Probed(asking.endpoint.identity, found.several, found.length_field)))
                 if asking.place == TEACHER:
                     facts["capabilities"] = found.line()
             task.summary = str(facts.get("capabilities", "does not answer"))

@@ -15,6 +15,7 @@ from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, TeacherGoneError, under
 from limbeck.files import whole_folder
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.asked import Asked, candidates_of, write_asked
 from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.journal.journal import Journal
@@ -27,7 +28,7 @@ from limbeck.generation.select import more_samples
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
-from limbeck.pipeline.shared.asking import ask_chain, journal_of
+from limbeck.pipeline.shared.asking import ask_chain, journal_of, probed_of
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -109,8 +110,7 @@ class Sample(PipelineStage):
         local = self._local(up, run, text) if self.served is None else None
         identity = local.identity if local is not None else self._endpoint.identity
         with Journal(path) as journal:
-            several = up[TEACHER].get("several", ())
-            asked, notes = self._rounds(prompts, (identity, several), local, journal, context)
+            asked, notes = self._rounds(prompts, (identity, probed_of(up[TEACHER])), local, journal, context)
             facts = self._facts(asked, identity, journal)
         with whole_folder(run / "text" / self.name) as scratch:
             write_asked(scratch, asked, identity)
@@ -119,7 +119,7 @@ class Sample(PipelineStage):
     def _rounds(
         self,
         prompts: list[Prompt],
-        teacher: tuple[Mapping[str, str], Sequence[Mapping[str, str]]],
+        teacher: tuple[Mapping[str, str], Sequence[Probed]],
         local: LocalTeacher | None,
         journal: Journal,
         context: Context,
@@ -127,9 +127,9 @@ class Sample(PipelineStage):
         """(what was asked, notes). Where prompts are asked until enough answers are right, again and again.
 
         Args:
-            teacher: who is asked first, and which endpoints give several samples at once.
+            teacher: who is asked first, and what was found of endpoints.
         """
-        identity, several = teacher
+        identity, probed = teacher
         generation, keep = self.generation, self.generation.keep or Keep()
         samples = [more_samples(0, 0, keep, generation.samples)] * len(prompts)
         notes: list[str] = []
@@ -144,9 +144,7 @@ class Sample(PipelineStage):
                     write_batches(requests, local, journal, task.update)
                 else:
                     assert self.served is not None
-                    summary = ask_chain(
-                        self.served, requests, journal, task.update, f"{self.place}.generation", several
-                    )
+                    summary = ask_chain(self.served, requests, journal, task.update, f"{self.place}.generation", probed)
                     self._require_answers(summary, len(requests))
                     task.summary = summary.line()
                     notes.append(f"{self.title}: {summary.line()}")
@@ -212,6 +210,12 @@ class Sample(PipelineStage):
                 f"none of {requests:,} requests was answered ({failed})",
                 key=TEACHER,
                 fix="Is the server up? `limbeck generate retry` asks again",
+            )
+        if summary.left:
+            raise TeacherGoneError(
+                f"{summary.left:,} of {requests:,} requests have no answer yet",
+                key=TEACHER,
+                fix="What was answered is kept. Run the same command again to go on",
             )
 
     @property
