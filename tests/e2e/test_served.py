@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from limbeck.commands.generate import status_of
 from limbeck.commands.run import run
 from limbeck.data.corpus import open_corpus
+from limbeck.data.documents.document import Document
 from limbeck.display import Display
 from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
 from limbeck.pipeline.build import askings, check
@@ -117,7 +119,14 @@ def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None
         assert len(open_corpus(home / "corpus")) == texts(folder)[name]["learned"]
         rows = [json.loads(line) for line in (home / "dataset" / "data.jsonl").read_text().splitlines()]
         assert len(rows) == texts(folder)[name]["learned"]
-        assert "toy" in (home / "dataset" / "README.md").read_text()
+        card = (home / "dataset" / "README.md").read_text()
+        assert "toy" in card
+        nobody = [json.loads(line) for line in (home / "dataset" / "unsolved.jsonl").read_text().splitlines()]
+        assert len(nobody) == texts(folder)[name]["unsolved"] > 0
+        assert all(row["reference"] == "no" and row["messages"][-1]["role"] == "user" for row in nobody)
+        assert f"`unsolved.jsonl`: the {len(nobody)} prompts" in card
+        (said,) = (text for text in status_of(folder).texts if text.name == name)
+        assert said.unsolved_file == str(home / "dataset" / "unsolved.jsonl")
     card = (folder / "arms/right-seed0/students/student/README.md").read_text()
     assert "distilled from a teacher" in card
     assert "trained without a teacher" not in card
@@ -145,6 +154,73 @@ def test_samples_are_asked_for_together_where_the_server_gives_several(short_rec
     assert [body["n"] for body in asked] == [3] * 8
     ((_, chosen),) = texts(Path(recipe.run)).items()
     assert chosen["answers"] == 24
+
+
+HELD_OUT = "which of the two small brown dogs that sleep in the old barn near the river barks first at night"
+
+
+def test_questions_without_answers_are_asked_and_nothing_that_is_measured_on(
+    short_recipe: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    rows = [{"role": "user", "content": f"is {n} a number ? "} for n in range(12)]
+    asked = [{"messages": [row]} for row in rows]
+    answered = [json.loads(line) for line in questions.read_text().splitlines()]
+    asked += [{"prompt": row["prompt"]} for row in answered]  # some of these are held out
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = {**short_recipe["data"], "heldout": 0.9, "prompts": [{"jsonl": str(tmp_path / "asked.jsonl")}]}
+    generation = {"max_new_tokens": 8, "filters": {"decontaminate": None, "exact_duplicates": False}}
+    techniques = ["alone", {"kind": "hard", "name": "right", "generation": generation}]
+    raw = {**short_recipe, "data": data, "techniques": techniques}
+    with FaultyServer(text="yes") as server:
+        run(parse_recipe(at(raw, server)), Display(quiet=True))
+        sent = [body["messages"][-1]["content"] for body in server.bodies]
+        folder = Path(raw["run"])
+        facts = json.loads((folder / "stages" / "data.json").read_text())["result"]
+        (sampled,) = (json.loads(p.read_text())["result"] for p in (folder / "stages").glob("sample-*.json"))
+        train = facts["train"]["documents"]
+        assert {row["content"] for row in rows} <= set(sent)
+        assert sampled["prompts"] == 12 + train
+        assert len([said for said in sent if "does the number" in said]) == train, "no held-out question is asked"
+        assert any(f"{60 - train:,} prompts are held out" in note for note in sampled["notes"])
+        ((_, chosen),) = texts(folder).items()
+        assert chosen["learned"] == 12 + train
+        before = len(sent)
+        asked.append({"prompt": "is it new ? "})
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+        again = {**raw, "run": raw["run"] + "-again"}
+        run(parse_recipe(at(again, server)), Display(quiet=True))
+        new = [body["messages"][-1]["content"] for body in server.bodies[before:]]
+    assert [said for said in new if "is it" in said or "number" in said] == ["is it new ? "], (
+        "a new one is bought alone"
+    )
+
+
+def test_prompts_that_overlap_with_what_is_measured_are_not_bought(
+    short_recipe: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": HELD_OUT, "response": "the first"}) + "\n" * 1)
+    key = int(prompt_key({"prompt": HELD_OUT, "response": "the first"})[:16], 16)
+    share = (key + 1) / 2**64  # just enough to hold it out
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": f"tell me , {HELD_OUT} ? "}) + "\n")
+    sources = [*short_recipe["data"]["corpus"], {"jsonl": str(tmp_path / "test.jsonl")}]
+    data = {**short_recipe["data"], "corpus": sources, "heldout": min(max(share, 0.01), 0.99)}
+    data["prompts"] = [{"jsonl": str(tmp_path / "asked.jsonl")}]
+    generation = {"max_new_tokens": 8, "keep": "all", "max_prompts": 200}
+    raw = {**short_recipe, "data": data, "techniques": [{"kind": "hard", "generation": generation}]}
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe(at(raw, server))
+        run(recipe, Display(quiet=True))
+        assert not [body for body in server.bodies if "brown dogs" in json.dumps(body)]
+    folder = Path(recipe.run)
+    (sampled,) = (json.loads(p.read_text())["result"] for p in (folder / "stages").glob("sample-*.json"))
+    assert sampled["overlapping"] == 1
+    (card,) = folder.glob("text/select-*/dataset/README.md")
+    assert "Not asked, because of an overlap with evaluation texts: 1 prompt" in card.read_text()
+
+
+def prompt_key(row: dict[str, str]) -> str:
+    turns = ({"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]})
+    return Document(messages=turns).key
 
 
 def test_a_dead_teacher_leaves_what_was_answered(short_recipe: dict[str, Any]) -> None:

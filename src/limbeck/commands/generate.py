@@ -19,7 +19,7 @@ from limbeck.generation.asked import FILE
 from limbeck.generation.candidate import Candidate
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent
-from limbeck.generation.select.data_set.card import usd
+from limbeck.generation.select.data_set.card import UNSOLVED, usd
 from limbeck.generation.select.data_set.rows import continuation, conversation, json_lines
 from limbeck.report.markup import one_line
 from limbeck.workflow.lock import is_run
@@ -55,6 +55,7 @@ class TextStatus:
         answers: how many there are.
         outcomes, verdicts, taken: answers by how they ended, by verdict, and by the filter that took them.
         unsolved: prompts of which every answer is wrong.
+        unsolved_file: where they are; None: there are none.
         learned: answers that are kept.
     """
 
@@ -65,6 +66,7 @@ class TextStatus:
     verdicts: dict[str, int] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
     unsolved: int = 0
+    unsolved_file: str | None = None
     learned: int = 0
 
     @property
@@ -145,9 +147,12 @@ def texts_of(run: Path) -> list[TextStatus]:
     for name in markers.names():
         marker = markers.read(name)
         if name.startswith(SELECT) and marker is not None and marker.result is not None:
-            names = TextStatus.__dataclass_fields__.keys() - {"name", "data_set"}
+            names = TextStatus.__dataclass_fields__.keys() - {"name", "data_set", "unsolved_file"}
             facts = {each: marker.result[each] for each in names if each in marker.result}
-            found.append(TextStatus(name, str(run / "text" / name / "dataset"), **facts))
+            home = run / "text" / name / "dataset"
+            unsolved = home / UNSOLVED
+            facts["unsolved_file"] = str(unsolved) if unsolved.is_file() else None
+            found.append(TextStatus(name, str(home), **facts))
     return found
 
 
@@ -184,7 +189,7 @@ def show_status(status: GenerationStatus, console: Console) -> None:
         _row(table, "learned", f"{text.learned:,} of {text.answers:,} answers", text.data_set)
         if text.pass_rate is not None:
             _row(table, "verified", f"{100 * text.pass_rate:.1f}% correct", _listed(text.verdicts))
-            _row(table, "unsolved prompts", f"{text.unsolved:,}", "")
+            _row(table, "unsolved prompts", f"{text.unsolved:,}", text.unsolved_file or "")
         if text.taken:
             _row(table, "filtered", f"{sum(text.taken.values()):,}", _listed(text.taken))
         console.print(table)

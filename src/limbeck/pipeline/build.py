@@ -37,6 +37,7 @@ from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeache
 from limbeck.pipeline.stages.train import Arm, Train
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
+from limbeck.pipeline.text.questions import Questions
 from limbeck.pipeline.text.sample import Sample
 from limbeck.pipeline.text.select import Select
 from limbeck.recipe import (
@@ -268,6 +269,9 @@ class _Texts:
             )
             self.stages.setdefault(text.name, text)
             return text
+        if recipe.data.prompts:
+            questions = Questions(data=recipe.data, **self.common)
+            self.stages.setdefault(questions.name, questions)
         place = f"techniques.{index}"
         sample, like = self._sample(generation, place), None
         if generation.as_many_as is not None:
@@ -316,7 +320,7 @@ class _Texts:
 
 def is_sampled(recipe: Recipe, generation: Generation) -> bool:
     """Whether answers are asked for prompt by prompt, rather than so many tokens of text."""
-    return generation.is_selected or isinstance(recipe.teacher, ServedTeacher)
+    return generation.is_selected or bool(recipe.data.prompts) or isinstance(recipe.teacher, ServedTeacher)
 
 
 def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[str, Any]) -> list[Stage]:
@@ -420,6 +424,7 @@ def check(recipe: Recipe) -> Checked:
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
     found.warnings += checks.few_steps(recipe.training, data.seq_len)
+    found.warnings += checks.check_prompts(data, asks=any(is_sampled(recipe, g) for g in _generations(recipe).values()))
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
     if isinstance(recipe.teacher, ServedTeacher):

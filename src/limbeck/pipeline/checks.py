@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from limbeck.data.questions import questions
 from limbeck.errors import LimbeckError, RecipeError, counted, under
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.headers import require_whole_files
@@ -28,11 +29,14 @@ from limbeck.recipe import (
     CutStudent,
     Data,
     Generation,
+    HubSource,
     Lora,
     PackageModel,
     PathModel,
     Soft,
+    StdlibSource,
     Technique,
+    TextSource,
     Training,
     Vocabulary,
 )
@@ -216,3 +220,24 @@ def check_tokenizer_of(student: PathModel | PackageModel, tokenizer: Any) -> Non
     found = located(student)[0]
     with under(".path"):
         require_equal_maps(tokenizer, load_tokenizer(found.path, revision=found.revision))
+
+
+FIRST_QUESTIONS = 20
+"""Of every source of ``data.prompts``, how many are read before anything is spent."""
+
+
+def check_prompts(data: Data, *, asks: bool) -> list[str]:
+    """Refuse questions that cannot be read; returns warnings.
+
+    Args:
+        asks: a technique has a teacher asked.
+    """
+    for source in data.prompts:
+        if isinstance(source, TextSource | StdlibSource):
+            raise RecipeError("plain text asks nothing", key="data.prompts", fix="Name files of rows with a `prompt`")
+    first = [source.model_copy(update={"max_documents": FIRST_QUESTIONS}) for source in data.prompts]
+    for _ in questions(tuple(source for source in first if not isinstance(source, HubSource))):
+        pass
+    if data.prompts and not asks:
+        return ["data.prompts: no technique has a teacher answer them; `alone` and `soft` learn the corpus"]
+    return []

@@ -25,6 +25,7 @@ from limbeck.generation.local import LocalTeacher, as_document
 from limbeck.generation.prompts import Prompt, prompts_among, requests_for
 from limbeck.generation.request import Outcome, Request
 from limbeck.generation.select import more_samples
+from limbeck.generation.select.prompts import ToAsk, prompts_to_ask
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
@@ -41,6 +42,7 @@ from limbeck.pipeline.shared.base import (
     precision,
 )
 from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.pipeline.text.questions import QUESTIONS, read_questions
 from limbeck.recipe import Data, Endpoint, Generation, Keep, ServedTeacher, fingerprint
 from limbeck.workflow.stage import Context, Facts, Plain
 
@@ -65,10 +67,16 @@ class Sample(PipelineStage):
     after: tuple[str, ...] = ()
     place: str = "techniques"
     urgency = 2  # others wait for it
+    version = 2
+
+    @property
+    def recomputable(self) -> bool:  # type: ignore[override]
+        """Answers of a teacher that is called are in its journal, whatever becomes of the run."""
+        return self.served is not None
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (MACHINE, DATA, TEACHER, *self.after)
+        return (MACHINE, DATA, TEACHER, *((QUESTIONS,) if self.data.prompts else ()), *self.after)
 
     @property
     def name(self) -> str:
@@ -84,6 +92,7 @@ class Sample(PipelineStage):
             "generation": self.generation.sampling(),
             "data": data_key(self.data, up[DATA], pack=False),
             "teacher": up[TEACHER]["fingerprint"],
+            **({"questions": up[QUESTIONS]["fingerprint"]} if self.data.prompts else {}),
             **({} if self.served else {"precision": precision(self.asked_precision, up[MACHINE])}),
         }
 
@@ -102,9 +111,8 @@ class Sample(PipelineStage):
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         run, text = context.folder, open_text(context.folder)
-        prompts, too_long = self._prompts(text)
-        if too_long:
-            context.note(f"{self.place}: {too_long:,} prompts leave no room for an answer in a row, and are not asked")
+        found = self._prompts(text, run)
+        prompts, said = found.prompts, [f"{self.place}: {line}" for line in found.lines()]
         path = self.journal(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         local = self._local(up, run, text) if self.served is None else None
@@ -114,7 +122,7 @@ class Sample(PipelineStage):
             facts = self._facts(asked, identity, journal)
         with whole_folder(run / "text" / self.name) as scratch:
             write_asked(scratch, asked, identity)
-        return {**facts, "journal": str(path), "notes": notes}
+        return {**facts, "overlapping": found.overlapping, "journal": str(path), "notes": [*said, *notes]}
 
     def _rounds(
         self,
@@ -223,31 +231,27 @@ class Sample(PipelineStage):
         assert self.served is not None
         return self.served.endpoint
 
-    def _prompts(self, text: Text) -> tuple[list[Prompt], int]:
-        """(what is asked, how many prompts are too long)."""
+    def _prompts(self, text: Text, run: Path) -> ToAsk:
         generation, data = self.generation, self.data
-        found = prompts_among(
-            documents(data.corpus),
-            text.train.keys,
-            text.tokenizer,
-            prompt_tokens=generation.prompt_tokens,
-            system=generation.system,
+        tokens, system = generation.prompt_tokens, generation.system
+        own, heldout = (
+            prompts_among(documents(data.corpus), part.keys, text.tokenizer, prompt_tokens=tokens, system=system)
+            for part in (text.train, text.heldout)
         )
-        kept: list[Prompt] = []
-        too_long = 0
-        for prompt in found:
-            if generation.max_prompts is not None and len(kept) == generation.max_prompts:
-                break
+
+        def fits(prompt: Prompt) -> bool:
             asked = as_document(Request(messages=prompt.messages, text=prompt.text, tools=prompt.tools))
-            if len(encode_prompt(asked, text.tokenizer, data.date)) > data.seq_len - SHORTEST_ANSWER:
-                too_long += 1
-            else:
-                kept.append(prompt)
-        if not kept:
+            return len(encode_prompt(asked, text.tokenizer, data.date)) <= data.seq_len - SHORTEST_ANSWER
+
+        given = read_questions(run, system) if data.prompts else ()
+        found = prompts_to_ask(own, given, heldout, generation, fits)
+        if not found.prompts:
             raise InputError(
-                "no document to train on asks anything", key="data.corpus", fix="Raise data.seq_len, or add documents"
+                f"there is nothing to ask{': ' if any(found.lines()) else ''}{'; '.join(found.lines())}",
+                key="data.corpus",
+                fix="Raise data.seq_len, add documents, or name questions in data.prompts",
             )
-        return kept, too_long
+        return found
 
     def _local(self, up: Facts, run: Path, text: Text) -> LocalTeacher:
         asked = precision(self.asked_precision, up[MACHINE])
