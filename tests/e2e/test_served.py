@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from limbeck.data.corpus import open_corpus
 from limbeck.data.documents.document import Document
 from limbeck.display import Display
 from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
+from limbeck.generation.journal.journal import Journal
 from limbeck.pipeline.build import askings, check
 from limbeck.pipeline.checks_served import check_servers
 from limbeck.recipe import load_recipe, parse_recipe
@@ -396,6 +398,49 @@ def test_a_killed_run_buys_again_no_more_than_was_in_flight(
     assert found["repeats"] <= killed * 2 + 12, found  # two in flight at each kill; the probe's own requests
     ((_, chosen),) = texts(Path(raw["run"])).items()
     assert chosen["answers"] >= 40
+
+
+@pytest.mark.parametrize(("jobs", "again"), [(1, False), (2, False), (2, True)], ids=["one", "two", "two-abandoned"])
+def test_ctrl_c_drains_what_is_in_flight_in_every_process(
+    short_recipe: dict[str, Any], tmp_path: Path, jobs: int, again: bool
+) -> None:
+    """Two stages run beside each other: one asks, another trains."""
+    path = tmp_path / "recipe.yaml"
+    with FaultyServer(text="yes", latency=0.4) as server:
+        raw = at(short_recipe, server, concurrency=3)
+        training = {**raw["training"], "tokens": 10_000_000}
+        path.write_text(json.dumps({**raw, "techniques": [*raw["techniques"], "alone"], "training": training}))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", str(jobs)],
+            env={**os.environ, "TOY_KEY": KEY}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # A job in the background of a shell ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        )  # fmt: skip
+        until = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < until:
+            if sum("does the number" in json.dumps(body) for body in server.bodies) >= 6:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        if again:
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        bodies = [body for body in server.bodies if "does the number" in json.dumps(body)]
+        time.sleep(0.5)
+        later = [body for body in server.bodies if "does the number" in json.dumps(body)]
+    assert len(later) == len(bodies) < 40, "nothing is sent after it"
+    (journal,) = (Path(raw["run"]).parent / "journals").glob("*.sqlite")
+    with Journal(journal) as opened:
+        counts = opened.counts()
+    answered = sum(counts.answered.values())
+    if again:
+        assert answered + counts.unknown >= len(bodies) - 1
+        assert counts.unknown > 0
+    else:
+        assert (counts.unknown, counts.sent, answered) == (0, 0, len(bodies))
 
 
 def test_a_run_that_is_killed_while_its_batch_is_in_progress_goes_on_with_it(

@@ -26,6 +26,7 @@ from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, 
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Accuracy, Data, ServedTeacher
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.stage import Context, Facts, Plain
 
 PROMPT_TOKENS = 12
@@ -42,6 +43,11 @@ class _AccuracyOf(PipelineStage):
     recomputable = True
     urgency = 3
     needs = (MACHINE, DATA, TEACHER)
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        """Money is in flight while a judge is asked."""
+        return isinstance(self.section.verify, Judge)
 
     @property
     @abstractmethod
@@ -149,6 +155,10 @@ class AccuracyOfTeacher(_AccuracyOf):
 
     served: ServedTeacher | None = None
     after: tuple[str, ...] = ()
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return self.served is not None or super().drains
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]

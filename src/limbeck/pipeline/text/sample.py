@@ -70,6 +70,10 @@ class Sample(PipelineStage):
     version = 2
 
     @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return self.served is not None
+
+    @property
     def recomputable(self) -> bool:  # type: ignore[override]
         """Answers of a teacher that is called are in its journal, whatever becomes of the run."""
         return self.served is not None

@@ -35,6 +35,7 @@ from limbeck.generation.verify import verify
 from limbeck.pipeline.shared.asking import judge_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, open_text
 from limbeck.recipe import Data, Endpoint, Filters, Generation, Keep, PackageModel, ServedTeacher, fingerprint
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.stage import Context, Facts, Plain
 
 
@@ -57,6 +58,10 @@ class Select(PipelineStage):
     place: str = "techniques"
     recomputable = True
     urgency = 2
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return isinstance(self.generation.verify, Judge)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
