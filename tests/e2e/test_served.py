@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from limbeck.commands.generate import status_of
+from limbeck.commands.generate import retry, status_of
 from limbeck.commands.run import run
 from limbeck.data.corpus import open_corpus
 from limbeck.data.documents.document import Document
 from limbeck.display import Display
-from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
+from limbeck.errors import BudgetError, RecipeError, RunFolderError, TeacherGoneError
 from limbeck.generation.journal.journal import Journal
 from limbeck.pipeline.build import askings, check
 from limbeck.pipeline.checks_served import check_servers
@@ -485,6 +485,43 @@ def test_a_fallback_that_would_take_hours_is_refused_by_name(short_recipe: dict[
     gemini = {**short_recipe["teacher"], "batch": True, "protocol": "gemini"}
     with pytest.raises(RecipeError, match=r"teacher\.batch.*gemini.*has no batches"):
         check(parse_recipe({**short_recipe, "teacher": gemini}))
+
+
+def test_what_is_retried_after_training_is_learned_by_another_run(short_recipe: dict[str, Any]) -> None:
+    generation = {**RIGHT, "keep": "all", "filters": {"decontaminate": None, "exact_duplicates": False}}
+    raw = {**short_recipe, "techniques": [{"kind": "hard", "name": "right", "generation": generation}]}
+    folder = Path(raw["run"])
+    with FaultyServer(text="yes") as server:
+        server.when = lambda: "bad_request" if "does the number 1" in json.dumps(server.bodies[-1]) else None
+        recipe = parse_recipe(at(raw, server))
+        run(recipe, Display(quiet=True))
+        failed = status_of(folder).journals[0].counts.failed["bad_request"]
+        assert failed >= 3
+        server.when = None
+        said = retry(folder, [])
+        assert f"{failed} requests are to do again. 1 arm of {folder} learned" in said
+        assert f"run={folder}-retried" in said
+        before = len(server.bodies)
+        run(recipe, Display(quiet=True))
+        assert len(server.bodies) == before, "the run is as it was"
+        run(parse_recipe({**at(raw, server), "run": f"{folder}-retried"}), Display(quiet=True))
+        asked = [body for body in server.bodies[before:] if "does the number" in json.dumps(body)]
+    assert len(asked) == failed
+    old, new = (next(iter(texts(Path(each)).values())) for each in (folder, f"{folder}-retried"))
+    assert new["learned"] == old["learned"] + failed
+
+
+def test_answers_that_change_after_training_are_refused_by_their_place(short_recipe: dict[str, Any]) -> None:
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe(at(short_recipe, server))
+        run(recipe, Display(quiet=True))
+    folder = Path(recipe.run)
+    (marker,) = (folder / "stages").glob("train-*.json")
+    plain = json.loads(marker.read_text())
+    plain["key"]["text"] = "0123456789abcdef"
+    marker.write_text(json.dumps(plain))
+    with pytest.raises(RunFolderError, match=r"techniques\.0\.generation: the answers .* have changed .*run=OTHER"):
+        run(recipe, Display(quiet=True))
 
 
 def test_limits_and_failures_lose_no_prompt(short_recipe: dict[str, Any]) -> None:

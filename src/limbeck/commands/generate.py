@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.errors import InputError, RunFolderError
+from limbeck.errors import InputError, RunFolderError, counted
 from limbeck.files import whole_folder
 from limbeck.generation.asked import FILE
 from limbeck.generation.candidate import Candidate
@@ -25,8 +25,8 @@ from limbeck.report.markup import one_line
 from limbeck.workflow.lock import is_run
 from limbeck.workflow.markers import Markers
 
-SAMPLE, SELECT = "sample-", "select-"
-"""Beginnings of the names of stages that ask a teacher, and that choose among its answers."""
+SAMPLE, SELECT, TRAIN = "sample-", "select-", "train-"
+"""Beginnings of the names of stages that ask a teacher, that choose among its answers, and that train an arm."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +288,9 @@ def _require_new(out: Path) -> None:
 def retry(run: Path, kinds: Sequence[str]) -> str:
     """Make requests that failed requests to do; returns a line for people.
 
+    A run whose students have begun to train keeps the answers that they learn: the requests are asked by another run
+    with the same teacher. Else the run itself asks them when it goes on.
+
     Raises:
         RunFolderError: there is no such run, or another process writes its journal.
         InputError: no request failed in one of those ways.
@@ -305,7 +308,18 @@ def retry(run: Path, kinds: Sequence[str]) -> str:
     for path in journals if known else []:
         with Journal(path) as journal:
             total += journal.retry(*kinds)
-    if total and run.is_dir():  # what lists the requests is gone, so that the run asks again
-        for asked in sorted((run / "text").glob(f"{SAMPLE}*/{FILE}")):
-            asked.unlink()
-    return f"{total:,} requests are to do again; `limbeck run` asks them" if total else "no request has failed"
+    if not total:
+        return "no request has failed"
+    said = f"{counted(total, 'request')} {'is' if total == 1 else 'are'} to do again"
+    if not run.is_dir():
+        return f"{said}; `limbeck run` asks them"
+    arms = [name for name in Markers(run).names() if name.startswith(TRAIN)]
+    if arms:
+        return (
+            f"{said}. {counted(len(arms), 'arm')} of {run} learned from the answers that are there, and "
+            f"{'stays as it is' if len(arms) == 1 else 'stay as they are'}. To learn from all of them, run the recipe "
+            f"under another name: `limbeck run RECIPE run={run}-retried`; nothing else is bought"
+        )
+    for asked in sorted((run / "text").glob(f"{SAMPLE}*/{FILE}")):
+        asked.unlink()  # what lists the requests is gone, so that the run asks again
+    return f"{said}; `limbeck run` asks them"
