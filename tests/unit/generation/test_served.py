@@ -19,6 +19,7 @@ from limbeck.errors import BudgetError, LimbeckError, MachineError, RecipeError,
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import Probed
+from limbeck.generation.api.transport.clock import SystemClock
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import RowState, Spent
@@ -555,7 +556,7 @@ def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
                 counts = journal.counts()
                 assert counts.sent == 0
                 in_flight += counts.unknown
-                assert counts.unknown <= 16 + 64, "in flight, and answers of one commit"
+                assert counts.unknown <= 16 + 16 // 4 + 64, "in flight, ahead of it, and answers of one commit"
         process = start(server.url, path, rows)
         process.communicate()
         assert process.returncode == 0
@@ -565,6 +566,21 @@ def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
     with Journal(path, read_only=True) as journal:
         assert journal.counts().answered == {"complete": rows}
         assert journal.counts().possibly_paid_twice == in_flight
+
+
+def test_few_rows_are_written_ahead_of_their_slots(journal: Journal) -> None:
+    most = 0
+
+    class Clock(SystemClock):
+        def now(self) -> float:  # asked before and after each request
+            nonlocal most
+            most = max(most, journal.counts().sent)
+            return super().now()
+
+    with FaultyServer(latency=0.05) as server:
+        assert send(journal, endpoint(server, concurrency=8), clock=Clock()).answered == {"complete": 60}
+        assert server.most_in_flight <= 8
+    assert 8 < most <= 8 + 8 // 4 + 64, "slots, those ahead of them, and answers of one commit"
 
 
 def test_ctrl_c_drains(tmp_path: Path) -> None:

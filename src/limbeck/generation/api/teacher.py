@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -68,6 +69,8 @@ class Probed:
     length_field: str
 
 
+AHEAD = 4
+"""One row is written ahead for so many slots: as many as are answered while the disk is flushed."""
 SEVERAL = 16
 """Samples of a prompt that one request asks for at most."""
 
@@ -78,6 +81,7 @@ class Asked:
     Attributes:
         gone: why it is not asked any more; None: it is.
         answers: how many it gave.
+        ahead: rows that are on disk as sent, and wait for their slot.
         several: how many samples of a prompt one request may ask for (``n``).
     """
 
@@ -92,6 +96,7 @@ class Asked:
         found = next((each for each in probed if each.identity == self.identity), None)
         self.length = found.length_field if found else self.format.length_field(endpoint)
         self.several = SEVERAL if found and found.several else 1
+        self.ahead = asyncio.Semaphore(max(1, endpoint.concurrency // AHEAD))
         self.gone: str | None = None
         self.fault: Fault | None = None
         self.answers = 0

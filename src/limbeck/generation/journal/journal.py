@@ -287,10 +287,13 @@ class Journal:
             future.add_done_callback(self._withdraw)  # it was never sent
             raise
 
+    def withdraw(self, attempts: Iterable[int]) -> list[asyncio.Future[None]]:
+        """Note that attempts were not sent: their rows stand where they stood. Futures: it is on disk."""
+        return [self._fail(attempt, "cancelled", "not sent", final=False, maybe_served=False) for attempt in attempts]
+
     def _withdraw(self, attempts: asyncio.Future[list[int]]) -> None:
         if not attempts.cancelled() and attempts.exception() is None and self._writer is not None:
-            for attempt in attempts.result():
-                self._fail(attempt, "cancelled", "not sent", final=False, maybe_served=False)
+            self.withdraw(attempts.result())
 
     async def answered(self, attempt: int, raw: bytes, completion: Completion, cost: int) -> None:
         """Keep an answer; it is on disk when this returns.

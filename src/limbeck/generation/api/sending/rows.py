@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from limbeck.generation.journal.budget import Reservation
 from limbeck.generation.request import Request
 
 
@@ -20,13 +21,29 @@ class Fate(Enum):
     """The next teacher is asked."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A row that is on disk as sent.
+
+    Attributes:
+        attempts: its numbers in the journal.
+        reservation: what it can cost.
+        body: the exact bytes to send; ``length``: the name in it for the longest answer.
+    """
+
+    attempts: list[int]
+    reservation: Reservation
+    body: bytes
+    length: str
+
+
 @dataclass
 class Row:
     """What one request asks for, and its places in the journal: one answer, or samples of one prompt (``n``).
 
     Attributes:
         until: when each teacher's time for it is over, once it was asked.
-        busy: it is in flight, or its answer is on its way to the disk; it does not only wait.
+        busy: it is in flight, or on its way to the disk, as its answer may be; it does not only wait.
         slot: it holds a slot of its endpoint.
     """
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from limbeck.errors import BudgetError, RecipeError
 from limbeck.generation.api.probe import refused_parameter
 from limbeck.generation.api.protocols import MalformedError
-from limbeck.generation.api.sending.rows import Fate, Row
+from limbeck.generation.api.sending.rows import Fate, Prepared, Row
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
 from limbeck.generation.api.transport.client import Client, Reply
@@ -50,6 +50,7 @@ class Sending:
         self.stopping = False
         self._tasks: dict[asyncio.Task[None], Row] = {}
         self._under_way: dict[str, Row] = {}
+        self._withdrawn: list[asyncio.Future[None]] = []
         self._busy = 0
         self._settled = asyncio.Condition()
         self._poor = 0
@@ -90,6 +91,7 @@ class Sending:
             finally:
                 while self._tasks:
                     await asyncio.wait(list(self._tasks))
+                await asyncio.gather(*self._withdrawn)
         if self.problem is not None:
             raise self.problem
 
@@ -192,19 +194,15 @@ class Sending:
         """Ask one teacher until it answers; all tries share one deadline."""
         tries = 0
         while True:
-            if not await teacher.pacer.acquire():
-                return self._move(teacher.gone or "stopped")
-            row.slot = True
+            prepared = await self._prepare(teacher, row)
+            if isinstance(prepared, Fate):
+                return prepared
+            deadline = row.until[teacher.name]
             try:
-                now = self.clock.now()
-                deadline = row.until.setdefault(teacher.name, now + teacher.endpoint.deadline_seconds)
-                if self.stopping:
-                    return Fate.LEFT
-                if now >= deadline:
-                    return self._move("late") if self._another(teacher) else Fate.LEFT
-                sent = await self._send(client, teacher, row, deadline - now)
+                sent = await self._send(client, teacher, row, prepared)
             finally:
                 row.busy = False
+                self._busy -= 1
                 _give_back(teacher, row)
             if isinstance(sent, Fate):
                 return sent
@@ -218,47 +216,81 @@ class Sending:
                 return Fate.LEFT
             await self.clock.sleep(pause)
 
-    async def _send(self, client: Client, teacher: Asked, row: Row, seconds: float) -> Fate | Fault:
-        """Send a row once. A fault that is returned is to be tried again."""
-        used = teacher.length
-        body = teacher.body(row.request, len(row))
-        bound = teacher.bound(body, row.request, len(row))
-        try:
-            reservation = await self._reserve(teacher, bound)
-        except BudgetError:
-            if len(row) > 1:
-                return Fate.LEFT  # there may be money for fewer
-            raise
-        most = teacher.endpoint.max_usd_per_answer
-        if most is not None and reservation.nano_usd > len(row) * most * 1e9:
-            await self._free(reservation)
-            return self._move("over price")
-        if self.stopping or teacher.gone is not None:
-            await self._free(reservation)
-            return self._move(teacher.gone or "stopped")
-        began = self.clock.now()
-        row.busy = True
-        self._busy += 1
-        try:
+    async def _prepare(self, teacher: Asked, row: Row) -> Prepared | Fate:
+        """A row that is on disk as sent, with a slot to send it in.
+
+        It is written before it has the slot: an endpoint need not wait for the disk. Few rows are ahead of their slots
+        (``Asked.ahead``): those that get none are withdrawn, and those of a process that is killed count as sent.
+        """
+        async with teacher.ahead:
+            used = teacher.length
+            body = teacher.body(row.request, len(row))
+            bound = teacher.bound(body, row.request, len(row))
             try:
+                reservation = await self._reserve(teacher, bound)
+            except BudgetError:
+                if len(row) > 1:
+                    return Fate.LEFT  # there may be money for fewer
+                raise
+            most = teacher.endpoint.max_usd_per_answer
+            if most is not None and reservation.nano_usd > len(row) * most * 1e9:
+                await self._free(reservation)
+                return self._move("over price")
+            if (instead := self._not_now(teacher, row)) is not None:
+                await self._free(reservation)
+                return instead
+            self._busy += 1
+            attempts: list[int] = []
+            try:
+                row.busy = True  # it is not cancelled on its way to the disk
                 attempts = await self.journal.sent_together(
                     row.keys, teacher.identity, body, reservation.nano_usd, reservation.tokens
                 )
+                row.busy = False
+                instead = self._not_now(teacher, row)
+                if instead is None:
+                    row.slot = await teacher.pacer.acquire()
+                    instead = self._not_now(teacher, row)
             except BaseException:
-                self.ledger.release(reservation)
+                row.busy = False
+                self._withdraw(attempts, reservation)
                 raise
-            reply = await client.post(teacher.url, teacher.headers, body, seconds)
-            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.requests)
-            if isinstance(answer, Fault):
-                return await self._failed(teacher, row, (attempts, reservation, began, used), answer)
-            for completion in answer[1]:
-                if completion.outcome is Outcome.REFUSED and _against_terms(completion):
-                    self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
-            _give_back(teacher, row)  # the endpoint need not wait for the disk
-            await self._answered(teacher, (attempts, reservation), *answer)
-            return Fate.DONE
-        finally:
-            self._busy -= 1
+            if instead is None:
+                row.busy = True
+                return Prepared(attempts, reservation, body, used)
+            _give_back(teacher, row)
+            self._withdraw(attempts, reservation)
+            await self._wake()
+            return instead
+
+    def _not_now(self, teacher: Asked, row: Row) -> Fate | None:
+        """What becomes of a row that is not to be sent; None: it is."""
+        if self.stopping or teacher.gone is not None:
+            return self._move(teacher.gone or "stopped")
+        now = self.clock.now()
+        if now >= row.until.setdefault(teacher.name, now + teacher.endpoint.deadline_seconds):
+            return self._move("late") if self._another(teacher) else Fate.LEFT
+        return None
+
+    def _withdraw(self, attempts: list[int], reservation: Reservation) -> None:
+        """A row that was prepared is not sent."""
+        self._withdrawn += self.journal.withdraw(attempts)
+        self.ledger.release(reservation)
+        self._busy -= 1
+
+    async def _send(self, client: Client, teacher: Asked, row: Row, prepared: Prepared) -> Fate | Fault:
+        """Send a row once. A fault that is returned is to be tried again."""
+        began = self.clock.now()
+        reply = await client.post(teacher.url, teacher.headers, prepared.body, row.until[teacher.name] - began)
+        answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.requests)
+        if isinstance(answer, Fault):
+            return await self._failed(teacher, row, prepared, began, answer)
+        for completion in answer[1]:
+            if completion.outcome is Outcome.REFUSED and _against_terms(completion):
+                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
+        _give_back(teacher, row)  # the endpoint need not wait for the disk
+        await self._answered(teacher, prepared, *answer)
+        return Fate.DONE
 
     def _read(
         self, teacher: Asked, reply: Reply, requests: tuple[Request, ...]
@@ -288,10 +320,8 @@ class Sending:
             for each in found
         ]
 
-    async def _answered(
-        self, teacher: Asked, sent: tuple[list[int], Reservation], raw: bytes, completions: list[Completion]
-    ) -> None:
-        attempts, reservation = sent
+    async def _answered(self, teacher: Asked, prepared: Prepared, raw: bytes, completions: list[Completion]) -> None:
+        attempts, reservation = prepared.attempts, prepared.reservation
         usage = completions[0].usage  # of all of them
         if completions[0].outcome is Outcome.FILTERED and usage is None:
             self.ledger.release(reservation)  # refused before anything was written
@@ -310,10 +340,8 @@ class Sending:
         if usage is not None:
             self.summary.tokens += usage.input + usage.output
 
-    async def _failed(
-        self, teacher: Asked, row: Row, sent: tuple[list[int], Reservation, float, str], fault: Fault
-    ) -> Fate | Fault:
-        attempts, reservation, began, used = sent
+    async def _failed(self, teacher: Asked, row: Row, prepared: Prepared, began: float, fault: Fault) -> Fate | Fault:
+        attempts, reservation, used = prepared.attempts, prepared.reservation, prepared.length
         if fault.maybe_served:
             self.summary.nano_usd += self.ledger.settle(reservation, None)
         else:
