@@ -482,9 +482,6 @@ def test_a_fallback_that_would_take_hours_is_refused_by_name(short_recipe: dict[
     raw = {**short_recipe, "teacher": {**short_recipe["teacher"], "fallbacks": [behind]}}
     with pytest.raises(RecipeError, match=r"teacher\.fallbacks\.0\.batch.*hours"):
         parse_recipe(raw)
-    gemini = {**short_recipe["teacher"], "batch": True, "protocol": "gemini"}
-    with pytest.raises(RecipeError, match=r"teacher\.batch.*gemini.*has no batches"):
-        check(parse_recipe({**short_recipe, "teacher": gemini}))
 
 
 def test_what_is_retried_after_training_is_learned_by_another_run(short_recipe: dict[str, Any]) -> None:

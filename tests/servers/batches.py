@@ -1,4 +1,4 @@
-"""A small server with the batch endpoints of OpenAI and Anthropic, and faults on demand.
+"""A small server with the batch endpoints of OpenAI, Anthropic and Gemini, and faults on demand.
 
 It counts what it wrote an answer to (``billed``, by custom id), and which batches it made.
 """
@@ -42,6 +42,9 @@ class BatchServer(ThreadedServer):
         app.router.add_post("/v1/batches", self._create)
         app.router.add_get("/v1/batches", self._list)
         app.router.add_get("/v1/batches/{name}", self._look)
+        app.router.add_post("/v1beta/models/{model}", self._create_contents)
+        app.router.add_get("/v1beta/batches", self._list_contents)
+        app.router.add_get("/v1beta/batches/{name}", self._look_contents)
         app.router.add_post("/v1/messages/batches", self._create_messages)
         app.router.add_get("/v1/messages/batches/{name}", self._look_messages)
         app.router.add_get("/v1/messages/batches/{name}/results", self._results)
@@ -144,6 +147,45 @@ class BatchServer(ThreadedServer):
             "error_file_id": f"{batch['id']}-err" if bad else None,
         }
 
+    async def _create_contents(self, request: web.Request) -> web.StreamResponse:
+        assert request.match_info["model"].endswith(":batchGenerateContent")
+        plain = (await request.json())["batch"]
+        fault = self.faults.pop(0) if self.faults else ""
+        asked = plain["inputConfig"]["requests"]["requests"]
+        batch = self._made(fault, plain["displayName"], [(each["metadata"]["key"], each["request"]) for each in asked])
+        if fault == "lost":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return web.json_response(_operation(batch, "PENDING"))
+
+    async def _list_contents(self, _: web.Request) -> web.Response:
+        return web.json_response({"operations": [_operation(each, "RUNNING") for each in self.batches.values()]})
+
+    async def _look_contents(self, request: web.Request) -> web.Response:
+        batch = self.batches[request.match_info["name"]]
+        batch["looks"] += 1
+        if batch["looks"] < 2 or self.held:
+            return web.json_response(_operation(batch, "RUNNING"))
+        asked = batch["asked"]
+        good = {"expired": asked[: len(asked) // 3], "errors": asked[1:]}.get(batch["fault"], asked)
+        answers: list[dict[str, Any]] = []
+        for key, body in asked:
+            if (key, body) not in good:
+                error = {"code": 3 if batch["fault"] == "errors" else 4, "message": "broken"}
+                answers.append({"error": error, "metadata": {"key": key}})
+                continue
+            if "state" not in batch:
+                self.billed[key] += 1
+            text = f"answer to {body['contents'][-1]['parts'][0]['text']}" if self.text is None else self.text
+            candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP"}
+            usage = {"promptTokenCount": 20, "candidatesTokenCount": 5, "totalTokenCount": 25}
+            answer = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"}
+            answers.append({"response": answer, "metadata": {"key": key}})
+        batch["state"] = {}
+        state = "EXPIRED" if batch["fault"] == "expired" else "SUCCEEDED"
+        return web.json_response(_operation(batch, state, list(reversed(answers)), len(good)))
+
     async def _create_messages(self, request: web.Request) -> web.StreamResponse:
         assert request.headers["anthropic-version"]
         plain = await request.json()
@@ -184,6 +226,18 @@ class BatchServer(ThreadedServer):
             message |= {"stop_reason": "end_turn", "usage": usage}
             lines.append({"custom_id": key, "result": {"type": "succeeded", "message": message}})
         return web.Response(body=b"\n".join(json.dumps(line).encode() for line in reversed(lines)))
+
+
+def _operation(
+    batch: dict[str, Any], state: str, answers: list[dict[str, Any]] | None = None, good: int = 0
+) -> dict[str, Any]:
+    """A long-running operation of Google's, whose 64-bit numbers are strings."""
+    stats = {"requestCount": str(len(batch["asked"])), "successfulRequestCount": str(good)}
+    metadata = {"state": f"BATCH_STATE_{state}", "displayName": batch["metadata"], "batchStats": stats}
+    plain: dict[str, Any] = {"name": f"batches/{batch['id']}", "metadata": metadata}
+    if answers is not None:
+        plain |= {"done": True, "response": {"inlinedResponses": {"inlinedResponses": answers}}}
+    return plain
 
 
 def _chat(body: dict[str, Any], text: str | None = None) -> dict[str, Any]:

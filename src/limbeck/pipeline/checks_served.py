@@ -8,7 +8,6 @@ from pathlib import Path
 
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import RecipeError, TeacherGoneError, under
-from limbeck.generation.batch.provider import require_batches
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
 from limbeck.generation.verify import check_verifier
@@ -34,7 +33,6 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
     for place, endpoint in endpoints_of(teacher):
         with under(place):
             prices = prices_of(endpoint)
-            require_batches(endpoint)
         notes.append(f"{place}: {prices.line()}")
     first = [document for _, document in first_documents(data.corpus, 20)]
     plain = any(document.text is not None or not document.template for document in first)

@@ -43,7 +43,7 @@ class BatchSampler:
         clock: the time; tests bring their own.
 
     Raises:
-        RecipeError: the protocol has no batches, a key is missing, or a price is not known.
+        RecipeError: a key is missing, or a price is not known.
     """
 
     def __init__(
