@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from limbeck.data.documents.document import Document
 from limbeck.data.tokenise import plain_ids_and_offsets
+from limbeck.errors import RecipeError
 from limbeck.generation.request import Request
-from limbeck.recipe import Generation
+from limbeck.recipe import Example, Generation
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,17 @@ def _clean(messages: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ..
 def requests_for(
     prompt: Prompt, generation: Generation, max_new_tokens: int, *, samples: int | None = None
 ) -> Iterator[Request]:
-    """One request for each sample of a prompt; ``samples``: how many, if not as many as the recipe says."""
+    """One request for each sample of a prompt; ``samples``: how many, if not as many as the recipe says.
+
+    Raises:
+        RecipeError: there are examples, and the prompt is no conversation.
+    """
+    messages = shown(prompt, generation.examples)
     settings = sampling_of(generation)
     for sample in range(generation.samples if samples is None else samples):
         yield replace(
             settings,
-            messages=prompt.messages,
+            messages=messages,
             text=prompt.text,
             tools=prompt.tools,
             max_new_tokens=generation.max_new_tokens or max_new_tokens,
@@ -128,6 +134,29 @@ def sampling_of(generation: Generation) -> Request:
         seed=generation.seed or None,
         stop=generation.stop,
     )
+
+
+def shown(prompt: Prompt, examples: Sequence[Example]) -> tuple[Mapping[str, Any], ...]:
+    """The messages that a teacher sees: the prompt's, with examples after its system text.
+
+    Raises:
+        RecipeError: there are examples, and the prompt is no conversation.
+    """
+    if not examples:
+        return prompt.messages
+    if prompt.text is not None:
+        raise RecipeError(
+            "examples stand before conversations, and the data holds plain text or pairs without a template",
+            key=".generation.examples",
+            fix="Leave them out, or add conversations to data.corpus",
+        )
+    first = next((i for i, each in enumerate(prompt.messages) if each["role"] not in ("system", "developer")), 0)
+    turns = [
+        {"role": role, "content": content}
+        for each in examples
+        for role, content in (("user", each.prompt), ("assistant", each.answer))
+    ]
+    return (*prompt.messages[:first], *turns, *prompt.messages[first:])
 
 
 def _is_among(key: int, keys: np.ndarray) -> bool:

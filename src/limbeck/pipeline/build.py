@@ -329,8 +329,9 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
         return []
     served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
     shared = {"section": section, "data": data, "judge": served, **common}
+    examples = next((each.examples for each in _generations(recipe).values() if each.examples), ())
     return [
-        AccuracyOfTeacher(served=served, after=texts.last, **shared),
+        AccuracyOfTeacher(served=served, after=texts.last, examples=examples, **shared),
         *(AccuracyOfTrained(arm=arm, member=member, **shared) for arm, member in compared.models()),
     ]
 

@@ -53,6 +53,7 @@ from limbeck.recipe.models import (
 )
 from limbeck.recipe.served import Budget, Endpoint, Prices, Terms
 from limbeck.recipe.techniques import KINDS, Alone, Co, Divergence, Generation, Hard, Ramp, Soft, Technique, Weight
+from limbeck.recipe.techniques.generation import Example
 from limbeck.recipe.training import Optimiser, Training
 from limbeck.recipe.verify import Verify
 from limbeck.recipe.yaml_file import apply_overrides, explain, read_yaml
@@ -73,6 +74,7 @@ __all__ = [
     "Divergence",
     "Endpoint",
     "Evaluation",
+    "Example",
     "FilesSource",
     "Filters",
     "Generation",

@@ -95,6 +95,22 @@ def test_a_change_buys_only_what_changed() -> None:
     assert {r.key(teacher) for r in requests_for(swapped, Generation(), 64)} == keys()
 
 
+def test_the_teacher_alone_is_shown_examples() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    prompt, generation = (
+        Prompt((system, *ASKED), None, (), "x", "d"),
+        Generation(examples=[{"prompt": "1+1?", "answer": "2"}], samples=2),
+    )
+    first, second = requests_for(prompt, generation, 64)
+    shown = ({"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"})
+    assert first.messages == second.messages == (system, *shown, *ASKED)
+    assert prompt.messages == (system, *ASKED)
+    (without,) = requests_for(Prompt(ASKED, None, (), "x", "d"), generation.model_copy(update={"samples": 1}), 64)
+    assert without.messages == (*shown, *ASKED)
+    with pytest.raises(RecipeError, match="examples stand before conversations"):
+        list(requests_for(Prompt((), "Once", (), "x", "d"), generation, 64))
+
+
 def test_recipes_without_choosing_keep_their_fingerprints() -> None:
     assert set(Generation().model_dump()) == {
         "tokens", "prompt_tokens", "max_new_tokens", "temperature", "top_p", "top_k", "batch_size", "seed"

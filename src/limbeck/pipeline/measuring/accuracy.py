@@ -15,7 +15,7 @@ from limbeck.errors import InputError, under
 from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.local import LocalTeacher, as_document
-from limbeck.generation.prompts import Prompt, prompts_among
+from limbeck.generation.prompts import Prompt, prompts_among, shown
 from limbeck.generation.request import Completion, Request
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
@@ -25,7 +25,7 @@ from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of, prob
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, lease_teacher, open_text
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
-from limbeck.recipe import Accuracy, Data, ServedTeacher
+from limbeck.recipe import Accuracy, Data, Example, ServedTeacher
 from limbeck.recipe.verify import Judge
 from limbeck.workflow.stage import Context, Facts, Plain
 
@@ -35,11 +35,16 @@ PROMPT_TOKENS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class _AccuracyOf(PipelineStage):
-    """A verdict on a model's answer to each held-out prompt: ``{"verdicts": [...], "accuracy": share}``."""
+    """A verdict on a model's answer to each held-out prompt: ``{"verdicts": [...], "accuracy": share}``.
+
+    Attributes:
+        examples: turns that the model is shown before every conversation: the teacher is asked as for its students.
+    """
 
     section: Accuracy
     data: Data
     judge: ServedTeacher | None = None
+    examples: tuple[Example, ...] = ()
     recomputable = True
     urgency = 3
     needs = (MACHINE, DATA, TEACHER)
@@ -62,7 +67,9 @@ class _AccuracyOf(PipelineStage):
         return f"answers of {self.model_name}"
 
     def key(self, up: Facts) -> dict[str, Plain]:
-        return {"accuracy": self.section.model_dump(mode="json"), "data": data_key(self.data, up[DATA], pack=False)}
+        examples = {"examples": [each.model_dump() for each in self.examples]} if self.examples else {}
+        section = self.section.model_dump(mode="json")
+        return {"accuracy": section, "data": data_key(self.data, up[DATA], pack=False), **examples}
 
     @abstractmethod
     def answers(self, requests: list[Request], up: Facts, context: Context, text: Text) -> list[Completion | None]:
@@ -72,8 +79,8 @@ class _AccuracyOf(PipelineStage):
         text = open_text(context.folder)
         asked = self._prompts(text)
         requests = [
-            Request(messages=p.messages, text=p.text, tools=p.tools, max_new_tokens=self.section.max_new_tokens,
-                    temperature=self._temperature())
+            Request(messages=shown(p, self.examples), text=p.text, tools=p.tools,
+                    max_new_tokens=self.section.max_new_tokens, temperature=self._temperature())
             for p in asked
         ]  # fmt: skip
         answers = self.answers(requests, up, context, text)

@@ -11,9 +11,16 @@ from limbeck.recipe.filters import Filters, Keep
 from limbeck.recipe.verify import Verify
 
 SELECTED = (
-    "samples", "system", "stop", "max_prompts", "reasoning", "verify", "filters", "keep", "as_many_as",
+    "samples", "system", "examples", "stop", "max_prompts", "reasoning", "verify", "filters", "keep", "as_many_as",
 )  # fmt: skip
 """Settings of a generation whose answers are asked for prompt by prompt, verified and chosen."""
+
+
+class Example(Section):
+    """One turn of a conversation: what is asked, and how it should be answered."""
+
+    prompt: str = Field(min_length=1, description="What the user asks.")
+    answer: str = Field(min_length=1, description="What the assistant answers.")
 
 
 class Generation(Section):
@@ -35,6 +42,11 @@ class Generation(Section):
     seed: Seed = Field(0, description="Seed of the sampling. 0: an endpoint is sent none.")
     samples: Count = Field(1, description="Answers to each prompt.")
     system: str | None = Field(None, description="System text before conversations that have none; learned along.")
+    examples: tuple[Example, ...] = Field(
+        (),
+        description="Turns that the teacher is shown before every conversation, after its system text. Students do "
+        "not see them: they learn to answer without.",
+    )
     stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
     max_prompts: Count | None = Field(None, description="Prompts, by the hash of their documents; default: all.")
     reasoning: Literal["keep", "drop"] = Field(
