@@ -20,7 +20,7 @@ from limbeck.commands.run import run
 from limbeck.data.corpus import open_corpus
 from limbeck.data.documents.document import Document
 from limbeck.display import Display
-from limbeck.errors import BudgetError, RecipeError, RunFolderError, TeacherGoneError
+from limbeck.errors import BudgetError, InputError, RecipeError, RunFolderError, TeacherGoneError
 from limbeck.generation.journal.journal import Journal
 from limbeck.pipeline.build import askings, check
 from limbeck.pipeline.checks_served import check_servers
@@ -195,6 +195,26 @@ def test_questions_without_answers_are_asked_and_nothing_that_is_measured_on(
     assert [said for said in new if "is it" in said or "number" in said] == ["is it new ? "], (
         "a new one is bought alone"
     )
+
+
+def test_questions_are_checked_before_anything_is_asked(
+    short_recipe: dict[str, Any], raw_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": "is it ? "}\n')
+    prompts = {"prompts": [{"jsonl": str(path)}]}
+    raw = {**short_recipe, "data": {**short_recipe["data"], **prompts}}
+    (warning,) = (each for each in check(parse_recipe(raw)).warnings if "data.prompts" in each)
+    assert warning.startswith("techniques.0.generation.verify: 1 of the first questions")
+    assert "`exact` cannot decide" in warning
+    alone = {**raw_recipe, "data": {**raw_recipe["data"], **prompts}, "techniques": ["alone"]}
+    assert any("no technique has a teacher answer them" in each for each in check(parse_recipe(alone)).warnings)
+    path.write_text('{"text": "A text."}\n')
+    with pytest.raises(InputError, match=r"data\.prompts\.0.*asks nothing"):
+        check(parse_recipe(raw))
+    raw["data"]["prompts"] = [{"stdlib": "sources"}]
+    with pytest.raises(RecipeError, match=r"data\.prompts.*plain text"):
+        check(parse_recipe(raw))
 
 
 def test_prompts_that_overlap_with_what_is_measured_are_not_bought(

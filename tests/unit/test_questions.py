@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from limbeck.data.documents.rows import Seen
+from limbeck.data.documents.sources import documents
 from limbeck.data.questions import questions
 from limbeck.errors import InputError
 from limbeck.generation.prompts import Prompt, question_of
@@ -62,6 +63,13 @@ def test_what_a_row_asks(tmp_path: Path, row: dict[str, Any], messages: list[Any
 def test_an_answer_that_is_there_is_the_reference(tmp_path: Path, row: dict[str, Any]) -> None:
     (prompt,) = read(tmp_path / "rows.jsonl", [row])
     assert ([*prompt.messages], prompt.reference) == ([ASKED], "4")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "2+2?"}, {"messages": [ASKED]}])
+def test_a_corpus_of_questions_says_where_they_go(tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=r"data\.corpus\.0.*questions without answers go into `data\.prompts`"):
+        list(documents((JsonlSource(jsonl=str(tmp_path / "rows.jsonl")),)))
 
 
 def test_columns_are_named_as_in_the_corpus(tmp_path: Path) -> None:

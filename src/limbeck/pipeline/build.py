@@ -425,7 +425,8 @@ def check(recipe: Recipe) -> Checked:
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
     found.warnings += checks.few_steps(recipe.training, data.seq_len)
-    found.warnings += checks.check_prompts(data, asks=any(is_sampled(recipe, g) for g in _generations(recipe).values()))
+    sampled = {place: section for place, section in _generations(recipe).items() if is_sampled(recipe, section)}
+    found.warnings += checks.check_prompts(data, sampled)
     if found.tokenizer is not None:
         encode_batch([document for _, document in first], found.tokenizer, data.date)
     if isinstance(recipe.teacher, ServedTeacher):

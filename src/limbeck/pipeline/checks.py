@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from limbeck.data.questions import questions
 from limbeck.errors import LimbeckError, RecipeError, counted, under
+from limbeck.generation.prompts import question_of
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.headers import require_whole_files
 from limbeck.models.folders.saved import one_line
@@ -40,6 +41,7 @@ from limbeck.recipe import (
     Training,
     Vocabulary,
 )
+from limbeck.recipe.verify import Exact, Maths
 from limbeck.runtime.threads import one_thread
 from limbeck.training.techniques import loss_terms_of
 
@@ -226,18 +228,23 @@ FIRST_QUESTIONS = 20
 """Of every source of ``data.prompts``, how many are read before anything is spent."""
 
 
-def check_prompts(data: Data, *, asks: bool) -> list[str]:
+def check_prompts(data: Data, sampled: Mapping[str, Generation]) -> list[str]:
     """Refuse questions that cannot be read; returns warnings.
 
     Args:
-        asks: a technique has a teacher asked.
+        sampled: sections that have a teacher asked, by their place.
     """
     for source in data.prompts:
         if isinstance(source, TextSource | StdlibSource):
             raise RecipeError("plain text asks nothing", key="data.prompts", fix="Name files of rows with a `prompt`")
     first = [source.model_copy(update={"max_documents": FIRST_QUESTIONS}) for source in data.prompts]
-    for _ in questions(tuple(source for source in first if not isinstance(source, HubSource))):
-        pass
-    if data.prompts and not asks:
+    local = tuple(source for source in first if not isinstance(source, HubSource))
+    open_ = sum(question_of(document).reference is None for document in questions(local))
+    if data.prompts and not sampled:
         return ["data.prompts: no technique has a teacher answer them; `alone` and `soft` learn the corpus"]
-    return []
+    return [
+        f"{place}.verify: {open_:,} of the first questions of data.prompts have no answer, so that "
+        f"`{section.verify.kind}` cannot decide, and what a teacher answers is not learned"
+        for place, section in sampled.items()
+        if open_ and isinstance(section.verify, Maths | Exact)
+    ]

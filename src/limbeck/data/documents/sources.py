@@ -47,7 +47,7 @@ def documents(
             found = True
             yield document
         if not found and here.silent:
-            fix = 'Write "role": "assistant" where the model speaks'
+            fix = 'Write "role": "assistant" where the model speaks; questions without answers go into `data.prompts`'
             raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
             raise InputError(_nothing(here), key=key, fix=NO_DOCUMENT)

@@ -72,4 +72,4 @@ class Probe(PipelineStage):
 
 
 def _settings(request: Request) -> str:
-    return canonical(settings_of(request)).decode("ascii")
+    return canonical({**settings_of(request), "top_logprobs": request.top_logprobs}).decode("ascii")
