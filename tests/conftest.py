@@ -29,6 +29,13 @@ def story(number: int, words: int = 24) -> str:
     return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(words)) + f" {number}."
 
 
+@pytest.fixture(autouse=True)
+def no_proofs_in_the_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests prove does not take the place of what the user has proven."""
+    home = tmp_path_factory.getbasetemp() / "proofs"
+    monkeypatch.setattr("limbeck.pipeline.proofs.cache_folder", lambda: home)
+
+
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     return [story(i, 8 + i % 30) for i in range(80)]

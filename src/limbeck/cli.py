@@ -126,27 +126,37 @@ def status(
 def check(
     recipe: _RecipeFile,
     overrides: _Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print the recipe with all its defaults instead, in YAML.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Ask no server of a teacher that is called.")] = False,
     debug: _Debug = False,
 ) -> None:
-    """Say whether a recipe is right. Prints it resolved, defaults and all.
+    """Say whether a recipe is right, and what a run of it does.
 
-    Configurations, tokenizers and the first documents are read, and no weights. A teacher behind an API whose key is
-    set is asked a handful of short questions: whether it takes the recipe's settings.
+    Configurations, tokenizers and the first documents are read, and no weights. What is proven of models is kept in
+    the user's cache, so that the next check of the same files is quick. A teacher behind an API whose key is set is
+    asked a handful of short questions: whether it takes the recipe's settings.
     """
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from limbeck.pipeline.build import askings, resolved
-    from limbeck.pipeline.build import check as refuse
-    from limbeck.pipeline.checks_served import check_servers
+    from limbeck.commands.checking.look import look
+    from limbeck.commands.checking.plan import plan_of
+    from limbeck.commands.checking.servers import ask_servers
+    from limbeck.commands.checking.show import as_json, show_plan
+    from limbeck.pipeline.sections import resolved as with_defaults
 
-    checked = refuse(loaded)
-    asked = check_servers(askings(loaded), offline=offline)
-    print(resolved(loaded), end="")
-    for note in [*checked.notes, *asked]:
+    plan = plan_of(loaded, look(loaded))
+    plan.notes += ask_servers(loaded, offline=offline)
+    if resolved:
+        print(with_defaults(loaded), end="")
+    else:
+        print(as_json(plan) if json_ else "\n".join(show_plan(plan)))
+    for note in plan.notes:
         print(f"limbeck: {note}", file=sys.stderr)
-    for warning in checked.warnings:
+    for warning in plan.warnings:
         print(f"limbeck: warning: {warning}", file=sys.stderr)
     counts = {"technique": loaded.techniques, "student": loaded.named_students, "seed": loaded.seeds}
     many = ", ".join(counted(len(each), name) for name, each in counts.items())

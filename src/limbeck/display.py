@@ -6,12 +6,15 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from limbeck.progress import Pace, RunProgress, in_words
 
 QUIET_SECONDS = 30.0
 """How long a log says nothing of a task that is under way."""
@@ -26,11 +29,26 @@ BESIDE_A_TASK = 46
 
 @dataclass
 class _Heard:
-    """Of a task under way: when something was last said of it, and how far it was when it was first heard of."""
+    """Of a task under way: when something was last said of it, and how fast it goes."""
 
     spoke: float
     unit: str = ""
-    first: tuple[float, int] | None = None
+    pace: Pace = field(default_factory=Pace)
+
+
+class _TimeLeft(ProgressColumn):
+    """``12:05``, ``1:02:05``; ``--:--`` where it is not known."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]()
+        if left is None:
+            return Text("--:--", "progress.remaining")
+        minutes, seconds = divmod(int(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        said = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+        return Text(said, "progress.remaining")
 
 
 class Display:
@@ -41,9 +59,12 @@ class Display:
         self._progress: Progress | None = None
         self._bars: dict[tuple[str, str], TaskID] = {}
         self._heard: dict[tuple[str, str], _Heard] = {}
+        self._run = RunProgress()
+        self._run_spoke = time.monotonic()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event (``limbeck.workflow.stage.Event``); of a kind that is not shown, nothing happens."""
+        self._run(event)
         show = _SHOWN.get(event["event"])
         if show is not None:
             show(self, event)
@@ -52,39 +73,54 @@ class Display:
 
     def _task_started(self, event: Mapping[str, Any]) -> None:
         who = (event["stage"], event["task"])
-        self._heard[who] = _Heard(time.monotonic(), event.get("unit") or "")
+        heard = self._heard[who] = _Heard(time.monotonic(), event.get("unit") or "")
         if not self.console.is_terminal:
             return
+        width = self._title_width()
         if self._progress is None:
             columns = (
-                TextColumn("  {task.description:<26}"),
+                TextColumn(f"  {{task.description:<{width}}}"),
                 BarColumn(bar_width=12),
                 TaskProgressColumn(),
-                TimeRemainingColumn(compact=True),
+                _TimeLeft(),
                 TextColumn("[dim]{task.fields[note]}", table_column=None),
             )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._progress.start()
-        self._bars[who] = self._progress.add_task(
-            escape(in_the_middle(event["task"], 26)), total=event["total"], note=""
-        )
+        title = escape(in_the_middle(event["task"], width))
+        self._bars[who] = self._progress.add_task(title, total=event["total"], note="", left=heard.pace.left)
+
+    def _title_width(self) -> int:
+        """Columns of a bar's title: more of it is shown where the terminal is wide."""
+        return min(26 + max(self.console.width - 100, 0) // 2, 44)
 
     def _task_progress(self, event: Mapping[str, Any]) -> None:
         who = (event["stage"], event["task"])
         done, total, note = event["done"], event["total"], event["note"]
+        heard = self._heard.setdefault(who, _Heard(0.0))
+        heard.pace.hear(done, total, anew="resumed" in event)
         if self._progress is not None and who in self._bars:
-            if "resumed" in event:
-                # Without samples of the past: what an earlier process did would make the rest seem near.
-                self._progress.reset(self._bars[who], total=total, completed=done)
-            self._progress.update(self._bars[who], completed=done, note=escape(fitted(note, self._room(BESIDE_A_BAR))))
+            room = self._room(BESIDE_A_BAR + self._title_width() - 26)
+            self._progress.update(self._bars[who], completed=done, note=escape(fitted(note, room)))
             return
-        now, heard = time.monotonic(), self._heard.setdefault(who, _Heard(0.0))
-        if heard.first is None or "resumed" in event:
-            heard.first = now, done
+        now = time.monotonic()
         if now - heard.spoke > QUIET_SECONDS:
             heard.spoke = now
-            said = [event["task"], _how_far(done, total, heard.unit), _left(heard.first, now, done, total), note]
+            left = heard.pace.left()
+            said = [
+                event["task"],
+                _how_far(done, total, heard.unit),
+                f"{in_words(left)} left," if left is not None else "",
+                note,
+            ]
             self.console.print(f"    {escape(' '.join(filter(None, said)))}", soft_wrap=True)
+
+    def _stage_finished(self, event: Mapping[str, Any]) -> None:
+        """Of the whole run, a line now and then."""
+        now = time.monotonic()
+        if self._run.done < self._run.total and now - self._run_spoke > QUIET_SECONDS:
+            self._run_spoke = now
+            self.console.print(f"    [dim]{escape(self._run.line())}[/]", soft_wrap=True)
 
     def _task_finished(self, event: Mapping[str, Any]) -> None:
         self._remove((event["stage"], event["task"]))
@@ -178,22 +214,11 @@ def _how_far(done: int, total: int | None, unit: str) -> str:
     return f"{of} {unit}".rstrip() + ")"
 
 
-def _left(first: tuple[float, int], now: float, done: int, total: int | None) -> str:
-    """How long it takes yet, at the speed of this process."""
-    began, before = first
-    if not total or done <= before or now <= began:
-        return ""
-    seconds = (total - done) * (now - began) / (done - before)
-    if seconds < 100:
-        return f"{seconds:.0f} s left,"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min left," if minutes >= 100 else f"{minutes} min left,"
-
-
 _SHOWN: dict[str, Callable[[Display, Mapping[str, Any]], None]] = {
     "task_started": Display._task_started,
     "progress": Display._task_progress,
     "task_finished": Display._task_finished,
+    "stage_finished": Display._stage_finished,
     "stage_failed": Display._stage_failed,
     "stage_kept": Display._kept,
     "part_kept": Display._kept,

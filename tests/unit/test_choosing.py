@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from limbeck.data.packing import Batch, Rows, collate
-from limbeck.evaluation.choosing import choose_kept
+from limbeck.evaluation.choosing import calibration_rows, choose_kept, cut_student
 from limbeck.evaluation.gap import mean_kl, taught
 from limbeck.models.causal_lm import CausalLM
 from limbeck.pruning.depth import choose_layers, cut_depth, layer_cosines
@@ -94,3 +95,25 @@ def test_auto_keeps_the_windows_regular(tokenizer: object) -> None:
     near, nearer = (naive_kl(CausalLM(cut_depth(lm.model, kept), tokenizer), lm) for kept in (regular, block))
     assert nearer < near
     assert auto == regular
+
+
+@pytest.mark.parametrize(
+    ("section", "passes"),
+    [
+        ({"layers": 2, "chooser": "even"}, 0),
+        ({"layers": 2, "chooser": "block_influence"}, 1),
+        ({"layers": [0, 1], "ffn": 32}, 1),
+        ({"layers": 2, "chooser": "contiguous", "ffn": 32, "heads": 2}, 2),
+        ({"layers": 2}, 2),
+    ],
+)
+def test_of_a_cut_is_known_how_much_is_read(
+    make_lm: Callable[..., CausalLM], section: dict[str, Any], passes: int
+) -> None:
+    rows = Rows(corpus_of(ragged_rows(9)), 16, pack=True)
+    told: list[int] = []
+    cut = CutStudent.model_validate({"from": "teacher", "calibration_tokens": 5 * 16, **section})
+    cut_student(make_lm(1, num_hidden_layers=4), cut, rows, None, told.append)
+    assert calibration_rows(cut, rows) == passes * 5
+    # Where `auto`'s two choices are one, the second pass is not needed.
+    assert sum(told) in ((5, 10) if section == {"layers": 2} else (passes * 5,))

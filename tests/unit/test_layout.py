@@ -110,7 +110,13 @@ LARGE_ROOMS = {"objectives", "report"}
 PARAMETERS = 7
 MANY_PARAMETERS = {"limbeck.objectives.fused", "limbeck.objectives.kernels.triton_kernels"}
 """The public objective and kernels."""
-READERS_OF_A_RECIPE = ("limbeck.recipe", "limbeck.commands", "limbeck.cli", "limbeck.pipeline.build")
+READERS_OF_A_RECIPE = (
+    "limbeck.recipe",
+    "limbeck.commands",
+    "limbeck.cli",
+    "limbeck.pipeline.build",
+    "limbeck.pipeline.sections",
+)
 
 
 def test_no_folder_is_too_large() -> None:

@@ -23,6 +23,7 @@ from limbeck.data.documents.document import Document
 from limbeck.data.documents.rows import RowReader, Seen
 from limbeck.errors import InputError
 from limbeck.recipe import Columns
+from tests.unit.test_chat_turns import check_labels, in_any_order
 
 pytestmark = pytest.mark.slow
 
@@ -276,6 +277,15 @@ def test_random_conversations(name: str, tokenizer: Any) -> None:
         asked = re.findall(r"Z\d+z", str(document.messages))
         assert set(asked) <= set(re.findall(r"Z\d+z", words)), (document, words)
     assert read >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_turns_in_any_order(name: str, tokenizer: Any) -> None:
+    assert FOLDER is not None
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text()
+    template, generator = Template(tokenizer), random.Random(name)
+    for _ in range(40):
+        check_labels(in_any_order(generator), template)
 
 
 # ------------------------------------------------------------------------- reported by people, with what is right

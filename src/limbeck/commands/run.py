@@ -8,10 +8,12 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from limbeck.commands.checking.look import look
 from limbeck.display import Display
 from limbeck.files import write_whole
-from limbeck.pipeline.build import build, check, resolved
+from limbeck.pipeline.build import build
 from limbeck.pipeline.results.report import FILE, Report
+from limbeck.pipeline.sections import resolved
 from limbeck.pipeline.shared.base import MACHINE
 from limbeck.recipe import Recipe
 from limbeck.report.model import ReportData
@@ -48,7 +50,7 @@ def run(
     display = display or Display()
     folder = run_path(recipe.run)
     with RunLock(folder) as lock:
-        for warning in check(recipe).warnings:
+        for warning in look(recipe).warnings:
             display.warn(warning)
         stages, runner = build(recipe), Runner(folder, keep_stale=keep_stale)
         first, *_ = runner.refuse(stages)  # before anything is written, so that a finished run stays one
@@ -89,7 +91,7 @@ def _environment(number: int) -> Mapping[str, str]:
 
 def decisions(recipe: Recipe, *, keep_stale: bool = False) -> list[Decision]:
     """What :func:`run` would keep, run and refuse, and why. Nothing is written."""
-    check(recipe)
+    look(recipe)
     return Runner(run_path(recipe.run), keep_stale=keep_stale).decide(build(recipe))
 
 

@@ -30,7 +30,7 @@ from limbeck.files import write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 4
+FORMAT = 5
 """To be raised when equal documents give other tokens or labels: it is the version of the data stage."""
 
 BATCH_BYTES = 1 << 20

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from limbeck.data.documents.document import Document
+from limbeck.data.reading.folders import library_files
 
 
 def of_stdlib(what: Literal["docstrings", "sources", "questions"]) -> Iterator[Document]:
     """Docstrings, whole sources, or questions and answers, of this Python's library."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if skip & set(inside.parts):
-            continue
+    for path in library_files(root):
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
@@ -31,7 +28,7 @@ def of_stdlib(what: Literal["docstrings", "sources", "questions"]) -> Iterator[D
             tree = ast.parse(text)
         except SyntaxError:
             continue
-        module = ".".join(inside.with_suffix("").parts).removesuffix(".__init__")
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
         yield from (_docstrings(tree) if what == "docstrings" else _questions(tree, module))
 
 

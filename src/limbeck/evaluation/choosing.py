@@ -20,7 +20,26 @@ from limbeck.pruning.width import cut_width, measure_importance
 from limbeck.recipe import CutStudent
 
 
-def cut_student(lm: CausalLM, spec: CutStudent, rows: Rows, kept: KeptTokens | None) -> tuple[Any, list[int]]:
+def calibration_rows(spec: CutStudent, rows: Rows) -> int:
+    """How many rows are read for a cut at most, each time counted."""
+    chosen = isinstance(spec.layers, int) and spec.chooser != "even"
+    passes = 2 if chosen and spec.chooser == "auto" else int(chosen)
+    passes += any((spec.ffn, spec.heads, spec.kv_heads, spec.hidden))
+    passes += spec.vocabulary is not None
+    return passes * _rows_of_a_pass(spec, rows)
+
+
+def _rows_of_a_pass(spec: CutStudent, rows: Rows) -> int:
+    return min(max(spec.calibration_tokens // rows.seq_len, 1), len(rows))
+
+
+def cut_student(
+    lm: CausalLM,
+    spec: CutStudent,
+    rows: Rows,
+    kept: KeptTokens | None,
+    progress: Callable[[int], None] = lambda more: None,
+) -> tuple[Any, list[int]]:
     """The cut transformers model, and which of the teacher's layers it keeps.
 
     Args:
@@ -28,6 +47,7 @@ def cut_student(lm: CausalLM, spec: CutStudent, rows: Rows, kept: KeptTokens | N
         spec: what is cut.
         rows: of the training data; importance is measured on some of them, in the teacher's ids.
         kept: which tokens the student has; None: all.
+        progress: told of rows that were read, of ``calibration_rows`` at most.
 
     Raises:
         RecipeError: the cut is impossible; keys are relative to the student's section.
@@ -35,11 +55,11 @@ def cut_student(lm: CausalLM, spec: CutStudent, rows: Rows, kept: KeptTokens | N
     model = lm.model
 
     def calibration() -> Iterator[Batch]:
-        wanted = max(spec.calibration_tokens // rows.seq_len, 1)
-        chosen = list(islice(row_order(len(rows), 0), min(wanted, len(rows))))
+        chosen = list(islice(row_order(len(rows), 0), _rows_of_a_pass(spec, rows)))
         for start in range(0, len(chosen), 4):
             batch = collate([rows[r] for r in chosen[start : start + 4]])
             yield replace(batch, ids_BT=lm.own_ids(batch.ids_BT))
+            progress(len(chosen[start : start + 4]))
 
     layers = list(range(lm.n_layers))
     if spec.layers is not None:

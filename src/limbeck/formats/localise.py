@@ -8,7 +8,8 @@ from pathlib import Path
 
 from limbeck.errors import RecipeError, under
 from limbeck.files import cache_folder, whole_folder
-from limbeck.formats.gguf import inspect_gguf, load_gguf, package_file
+from limbeck.formats.gguf import inspect_gguf, load_gguf
+from limbeck.formats.package import package_file
 from limbeck.recipe import PackageModel, PathModel
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.errors import under
-from limbeck.formats.gguf import package_file
+from limbeck.formats.package import package_file
 from limbeck.models.folders.headers import bytes_by_dtype
 from limbeck.recipe import PackageModel, PathModel
 

@@ -6,15 +6,14 @@ soon as it is trained, so that a long run shows what it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from limbeck.data.chat.encode import encode_batch
+from limbeck.data.chat.encode import MASKED, encode_batch
 from limbeck.data.corpus import Enough
+from limbeck.data.documents.document import Document
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
 from limbeck.generation.prompts import sampling_of
@@ -23,11 +22,21 @@ from limbeck.generation.verify.judge import judge_settings
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
 from limbeck.pipeline.checks_served import check_served, check_verifiers, endpoints_of, unreachable
+from limbeck.pipeline.estimates import FIRST_DOCUMENTS
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed
 from limbeck.pipeline.results.comparison import Comparison
 from limbeck.pipeline.results.report import Report
+from limbeck.pipeline.sections import (
+    existing_models,
+    generation_of,
+    generations_of,
+    given_teacher,
+    resolved,
+    student_key,
+    verifiers_of,
+)
 from limbeck.pipeline.shared.asking import Asking
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.corpus import CorpusStage
@@ -37,7 +46,7 @@ from limbeck.pipeline.stages.teacher import GIVEN, CorrectedTeacher, GivenTeache
 from limbeck.pipeline.stages.train import Arm, Train
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
-from limbeck.pipeline.text.questions import Questions
+from limbeck.pipeline.text.questions import Questions, check_questions
 from limbeck.pipeline.text.sample import Sample
 from limbeck.pipeline.text.select import Select
 from limbeck.recipe import (
@@ -53,9 +62,7 @@ from limbeck.recipe import (
     PathStudent,
     Recipe,
     ServedTeacher,
-    Technique,
     TrainedTokenizer,
-    Verify,
 )
 from limbeck.recipe.verify import Judge
 from limbeck.workflow.lock import run_path
@@ -70,22 +77,18 @@ HELDOUT_FLOOR = 4_000_000
 WHOLE = 1 << 62
 """Documents: all there are."""
 
-FIRST_DOCUMENTS = 20
-"""Of every source, how many documents are read and tokenised before anything is spent."""
-
 
 def build(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order. Nothing is read but the recipe."""
     threads = recipe.threads if isinstance(recipe.threads, int) else None
     common: dict[str, Any] = {"threads": threads, "keys": recipe_keys(recipe)}
-    data, evaluation, teacher = recipe.data, recipe.evaluation, _given(recipe)
-    trained = recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
+    data, evaluation, teacher = recipe.data, recipe.evaluation, given_teacher(recipe)
     place, tokenized = _brings_tokenizer(recipe)
     machine = Machine(
         threads=threads,
         student=_trained_shape(recipe),
         teacher=_fitted(recipe),
-        vocabulary=trained,
+        vocabulary=_to_be_trained(recipe),
         rows=recipe.training.micro_batch_size,
         seq_len=data.seq_len,
         arms=len(recipe.techniques) * len(recipe.seeds),
@@ -98,8 +101,8 @@ def build(recipe: Recipe) -> list[Stage]:
         vocabulary=recipe.vocabulary,
         train=enough_to_train(recipe),
         heldout=Enough(HELDOUT_FLOOR, evaluation.max_documents),
-        generations=_generations(recipe),
-        models=_existing(recipe),
+        generations=generations_of(recipe),
+        models=existing_models(recipe),
         **common,
     )
     stages: list[Stage] = [machine, corpus, *_teacher(recipe, common)]
@@ -138,20 +141,10 @@ def build(recipe: Recipe) -> list[Stage]:
     return stages
 
 
-def resolved(recipe: Recipe, *, full: bool = False) -> str:
-    """The recipe with its defaults, in YAML. ``full``: what is not set, too."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=not full), sort_keys=False, allow_unicode=True)
-
-
 def _compared(recipe: Recipe) -> Comparison:
     students = tuple(recipe.named_students)
     single = recipe.student is not None
     return Comparison(recipe.techniques, recipe.seeds, students, single, recipe.evaluation.bootstrap)
-
-
-def _given(recipe: Recipe) -> PathModel | PackageModel | None:
-    """The section of a teacher whose weights exist."""
-    return None if isinstance(recipe.teacher, ConfigTeacher | ServedTeacher) else recipe.teacher
 
 
 def _brings_tokenizer(recipe: Recipe) -> tuple[str, PathModel | PackageModel | None]:
@@ -160,17 +153,12 @@ def _brings_tokenizer(recipe: Recipe) -> tuple[str, PathModel | PackageModel | N
         for name, student in recipe.named_students.items():
             if isinstance(student, PathModel | PackageModel):
                 return student_key(recipe, name), student
-    return "teacher", _given(recipe)
+    return "teacher", given_teacher(recipe)
 
 
-def _existing(recipe: Recipe) -> dict[str, PathModel | PackageModel]:
-    """Models whose weights exist, by their place."""
-    teacher = _given(recipe)
-    found: dict[str, PathModel | PackageModel] = {} if teacher is None else {"teacher": teacher}
-    for name, student in recipe.named_students.items():
-        if isinstance(student, PathModel | PackageModel):
-            found[student_key(recipe, name)] = student
-    return found
+def _to_be_trained(recipe: Recipe) -> int | None:
+    """Tokens of a tokenizer that is still to be trained; None for one that exists."""
+    return recipe.tokenizer.train.vocab_size if isinstance(recipe.tokenizer, TrainedTokenizer) else None
 
 
 def _trained_shape(recipe: Recipe) -> PathModel | PackageModel | ConfigModel:
@@ -205,34 +193,16 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     ]
 
 
-def _generation(technique: Technique) -> Generation | None:
-    return getattr(technique, "generation", None)
-
-
-def _generations(recipe: Recipe) -> dict[str, Generation]:
-    """Sections that have text written, by their place."""
-    found = {f"techniques.{i}.generation": _generation(technique) for i, technique in enumerate(recipe.techniques)}
-    return {place: section for place, section in found.items() if section is not None}
-
-
-def _verifiers(recipe: Recipe) -> dict[str, Verify]:
-    """Sections that say how answers are verified, by their place."""
-    found = {f"{place}.verify": section.verify for place, section in _generations(recipe).items()}
-    if recipe.evaluation.accuracy is not None:
-        found["evaluation.accuracy.verify"] = recipe.evaluation.accuracy.verify
-    return {place: section for place, section in found.items() if section is not None}
-
-
 def askings(recipe: Recipe) -> tuple[Asking, ...]:
     """Who is asked over HTTP, and with which settings: a called teacher, its fallbacks, and judges."""
     teacher = recipe.teacher
     found: list[Asking] = []
     settings = {
-        place: sampling_of(section) for place, section in _generations(recipe).items() if is_sampled(recipe, section)
+        place: sampling_of(section) for place, section in generations_of(recipe).items() if is_sampled(recipe, section)
     }
     if recipe.evaluation.accuracy is not None:
         settings["evaluation.accuracy"] = Request(temperature=recipe.evaluation.accuracy.temperature)
-    judges = {place: section for place, section in _verifiers(recipe).items() if isinstance(section, Judge)}
+    judges = {place: section for place, section in verifiers_of(recipe).items() if isinstance(section, Judge)}
     if isinstance(teacher, ServedTeacher):
         own = {place: judge_settings(section) for place, section in judges.items() if section.teacher is None}
         for place, endpoint in endpoints_of(teacher):
@@ -255,7 +225,7 @@ class _Texts:
 
     def of(self, index: int) -> Generate | Select | None:
         """The stage that makes the text of a technique; None: it learns the corpus."""
-        recipe, generation = self.recipe, _generation(self.recipe.techniques[index])
+        recipe, generation = self.recipe, generation_of(self.recipe.techniques[index])
         served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
         if generation is None:
             return None
@@ -329,7 +299,7 @@ def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[
         return []
     served = recipe.teacher if isinstance(recipe.teacher, ServedTeacher) else None
     shared = {"section": section, "data": data, "judge": served, **common}
-    examples = next((each.examples for each in _generations(recipe).values() if each.examples), ())
+    examples = next((each.examples for each in generations_of(recipe).values() if each.examples), ())
     return [
         AccuracyOfTeacher(served=served, after=texts.last, examples=examples, **shared),
         *(AccuracyOfTrained(arm=arm, member=member, **shared) for arm, member in compared.models()),
@@ -353,11 +323,6 @@ def _train(recipe: Recipe, arm: Arm, text: Generate | Select | None, common: dic
         stored=stored,
         **{**common, "keys": keys},
     )
-
-
-def student_key(recipe: Recipe, name: str) -> str:
-    """Where a student stands in the recipe."""
-    return "student" if recipe.student is not None else f"students.{name}"
 
 
 def recipe_keys(recipe: Recipe) -> dict[str, str]:
@@ -387,7 +352,7 @@ def enough_to_train(recipe: Recipe) -> Enough:
     elif not isinstance(recipe.teacher, ServedTeacher) and recipe.teacher.correct is not None:
         asked.append(recipe.teacher.correct.tokens)
     prompts_asked = 0
-    for generation in _generations(recipe).values():
+    for generation in generations_of(recipe).values():
         if is_sampled(recipe, generation):
             prompts_asked = max(prompts_asked, generation.max_prompts or WHOLE)
             continue
@@ -402,16 +367,33 @@ def enough_to_train(recipe: Recipe) -> Enough:
 
 @dataclass
 class Checked:
-    """What looking at a recipe has shown. ``notes``: what people should know of its models; ``warnings``: what is
-    hardly meant so."""
+    """What looking at a recipe has shown.
+
+    Attributes:
+        tokenizer: the run's; None for one that is still to be trained.
+        notes: what people should know of its models.
+        warnings: what is hardly meant so.
+        parameters: of every model, by its name (``teacher``, and students). Of a student that keeps only the tokens of
+            its data, as many as it has at most.
+        read: of the documents that were tokenised, how many there are, their tokens, and those that are labels.
+    """
 
     tokenizer: Any
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    read: tuple[int, int, int] | None = None
 
 
-def check(recipe: Recipe) -> Checked:
+def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
     """Refuse what cannot work, spending nothing: configurations, headers and tokenizers are read, never weights.
+
+    What it finds is kept for files and sections that are the same (``commands/checking/look.py``). So what it asks of
+    `training`, `evaluation` or the machine has to be in the key there, or be asked every time, in ``look``.
+
+    Args:
+        recipe: the recipe.
+        first: documents to tokenise; default: the first of every source.
 
     Raises:
         RecipeError: names the key and the fix.
@@ -420,24 +402,28 @@ def check(recipe: Recipe) -> Checked:
     run_path(recipe.run)
     data, students = recipe.data, recipe.named_students
     checks.check_techniques(recipe.techniques, list(students), data)
-    notes = check_verifiers(_verifiers(recipe), isinstance(recipe.teacher, ServedTeacher))
-    first = list(first_documents(data.corpus, FIRST_DOCUMENTS))
+    notes = check_verifiers(verifiers_of(recipe), isinstance(recipe.teacher, ServedTeacher))
+    if first is None:
+        first = [document for _, document in first_documents(data.corpus, FIRST_DOCUMENTS)]
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
-    found.warnings += checks.few_steps(recipe.training, data.seq_len)
-    sampled = {place: section for place, section in _generations(recipe).items() if is_sampled(recipe, section)}
-    found.warnings += checks.check_prompts(data, sampled)
+    sampled = {place: section for place, section in generations_of(recipe).items() if is_sampled(recipe, section)}
+    found.warnings += check_questions(data, sampled)
     if found.tokenizer is not None:
-        encode_batch([document for _, document in first], found.tokenizer, data.date)
+        encoded = encode_batch(first, found.tokenizer, data.date)
+        masks = [each.loss_mask for each in encoded]
+        labels = sum(sum(kind != MASKED for kind in mask) for mask in masks)
+        found.read = len(encoded), sum(map(len, masks)), labels
     if isinstance(recipe.teacher, ServedTeacher):
         _check_served(recipe, recipe.teacher, found, absent)
         return found
     teacher = _check_teacher(recipe, found)
+    found.parameters["teacher"] = teacher.n_parameters(_to_be_trained(recipe))
     for name, student in students.items():
         key = student_key(recipe, name)
         if isinstance(student, CutStudent):
             with under(key):
-                checks.check_cut(teacher, student)
+                found.parameters[name] = checks.check_cut(teacher, student)
             layers = teacher.lm.n_layers if student.layers is None else student.layers
             depth = layers if isinstance(layers, int) else len(layers)
             checks.check_layer_pairs(recipe.techniques, depth, teacher.lm.n_layers)
@@ -446,14 +432,15 @@ def check(recipe: Recipe) -> Checked:
                     checks.check_adapters(teacher, student.lora)  # a cut model has its teacher's modules
             continue
         checks.check_layer_pairs(recipe.techniques, None, teacher.lm.n_layers)
-        model = _check_student(recipe, student, key, found)
+        model = _check_student(recipe, student, name, found)
         found.warnings += checks.not_smaller(model, teacher, key)
     return found
 
 
 def _check_student(
-    recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, key: str, found: Checked
+    recipe: Recipe, student: ConfigStudent | PathStudent | PackageStudent, name: str, found: Checked
 ) -> checks.Inspected:
+    key = student_key(recipe, name)
     with under(key):
         if not isinstance(student, ConfigStudent):
             checks.check_tokenizer_of(student, found.tokenizer)
@@ -465,6 +452,7 @@ def _check_student(
     if not isinstance(student, ConfigStudent) and student.lora is not None:
         with under(f"{key}.lora"):
             checks.check_adapters(model, student.lora)
+    found.parameters[name] = model.n_parameters(_to_be_trained(recipe))
     return model
 
 
@@ -485,13 +473,13 @@ def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent
     Args:
         absent: places of students that cannot be read now.
     """
-    found.notes += check_served(teacher, recipe.data, _generations(recipe))
+    found.notes += check_served(teacher, recipe.data, generations_of(recipe))
     for asking in askings(recipe):
         asking.check()
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
         if student_key(recipe, name) not in absent:
-            _check_student(recipe, student, student_key(recipe, name), found)
+            _check_student(recipe, student, name, found)
 
 
 def _check_teacher(recipe: Recipe, found: Checked) -> checks.Inspected:

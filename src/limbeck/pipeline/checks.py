@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limbeck.data.questions import questions
-from limbeck.errors import LimbeckError, RecipeError, counted, under
-from limbeck.generation.prompts import question_of
+from limbeck.errors import LimbeckError, RecipeError, under
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.headers import require_whole_files
 from limbeck.models.folders.saved import one_line
@@ -21,7 +20,7 @@ from limbeck.models.proof import prove
 from limbeck.models.skeleton import skeleton, small_copy
 from limbeck.models.tokenizer import load_tokenizer, require_equal_maps, train_tokenizer
 from limbeck.pipeline.shared.base import located, require_packing
-from limbeck.pruning.architectures import architecture_of
+from limbeck.pruning.architectures import architecture_of, parameters_of
 from limbeck.pruning.depth import choose_layers
 from limbeck.pruning.vocabulary import choose_tokens
 from limbeck.pruning.width import check_width
@@ -30,18 +29,14 @@ from limbeck.recipe import (
     CutStudent,
     Data,
     Generation,
-    HubSource,
     Lora,
     PackageModel,
     PathModel,
     Soft,
-    StdlibSource,
     Technique,
-    TextSource,
     Training,
     Vocabulary,
 )
-from limbeck.recipe.verify import Exact, Maths
 from limbeck.runtime.threads import one_thread
 from limbeck.training.techniques import loss_terms_of
 
@@ -62,6 +57,12 @@ class Inspected:
     @property
     def rows(self) -> int:
         return self.lm.rows
+
+    def n_parameters(self, vocabulary: int | None) -> int:
+        """Its parameters. ``vocabulary``: tokens of a tokenizer that is still to be trained; None: it exists."""
+        added = 0 if vocabulary is None else vocabulary - self.rows
+        inputs, outputs = self.lm.model.get_input_embeddings().weight, self.lm.head().weight_VD
+        return self.lm.n_parameters() + added * inputs.shape[1] * (1 if outputs is inputs else 2)
 
 
 def inspect(spec: PathModel | PackageModel | ConfigModel, tokenizer: Any, data: Data) -> Inspected:
@@ -102,21 +103,6 @@ def check_techniques(techniques: Iterable[Technique], students: list[str], data:
                 key=f"techniques.{i}.generation.prompt_tokens",
                 fix="Lower it, or raise data.seq_len",
             )
-
-
-FEW_STEPS = 50
-
-
-def few_steps(section: Training, seq_len: int) -> list[str]:
-    """A warning where a training is over before it has begun."""
-    tokens = section.micro_batch_size * section.gradient_accumulation_steps * seq_len
-    steps = -(-section.tokens // tokens)  # rows are nearly full of labels
-    if steps >= FEW_STEPS:
-        return []
-    return [
-        f"training: {section.tokens:,} tokens are about {counted(steps, 'step')} of {tokens:,} tokens, which teach "
-        "little; raise training.tokens, or lower micro_batch_size or gradient_accumulation_steps"
-    ]
 
 
 def not_smaller(student: Inspected, teacher: Inspected, key: str) -> list[str]:
@@ -170,8 +156,12 @@ def check_layer_pairs(techniques: Iterable[Technique], student: int | None, teac
             raise RecipeError(what, key=f"techniques.{i}.hidden.layers", fix="Layers count from 0")
 
 
-def check_cut(teacher: Inspected, spec: CutStudent) -> None:
-    """Refuse an impossible cut before the teacher is tuned or measured for it."""
+def check_cut(teacher: Inspected, spec: CutStudent) -> int:
+    """Refuse an impossible cut before the teacher is tuned or measured for it.
+
+    Returns:
+        Parameters of the student; where it keeps only the tokens of its data, as many as it has at most.
+    """
     model, n_layers = teacher.lm.model, teacher.lm.n_layers
     architecture_of(model)
     # A resolved recipe names the defaults too, so these pass.
@@ -188,7 +178,11 @@ def check_cut(teacher: Inspected, spec: CutStudent) -> None:
             raise RecipeError(
                 f"got {chosen}", key=".layers", fix=f"Write layers from 0 to {n_layers - 1}, ascending, each once"
             )
-    check_width(model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden)
+    sizes = check_width(model, ffn=spec.ffn, heads=spec.heads, kv_heads=spec.kv_heads, hidden=spec.hidden)
+    layers = n_layers if spec.layers is None else spec.layers
+    most = spec.vocabulary.size if spec.vocabulary is not None else None
+    depth = layers if isinstance(layers, int) else len(layers)
+    return parameters_of(model, dataclasses.replace(sizes, layers=depth, vocab=min(sizes.vocab, most or sizes.vocab)))
 
 
 def check_vocabulary(teacher: Inspected, section: Vocabulary) -> None:
@@ -222,29 +216,3 @@ def check_tokenizer_of(student: PathModel | PackageModel, tokenizer: Any) -> Non
     found = located(student)[0]
     with under(".path"):
         require_equal_maps(tokenizer, load_tokenizer(found.path, revision=found.revision))
-
-
-FIRST_QUESTIONS = 20
-"""Of every source of ``data.prompts``, how many are read before anything is spent."""
-
-
-def check_prompts(data: Data, sampled: Mapping[str, Generation]) -> list[str]:
-    """Refuse questions that cannot be read; returns warnings.
-
-    Args:
-        sampled: sections that have a teacher asked, by their place.
-    """
-    for source in data.prompts:
-        if isinstance(source, TextSource | StdlibSource):
-            raise RecipeError("plain text asks nothing", key="data.prompts", fix="Name files of rows with a `prompt`")
-    first = [source.model_copy(update={"max_documents": FIRST_QUESTIONS}) for source in data.prompts]
-    local = tuple(source for source in first if not isinstance(source, HubSource))
-    open_ = sum(question_of(document).reference is None for document in questions(local))
-    if data.prompts and not sampled:
-        return ["data.prompts: no technique has a teacher answer them; `alone` and `soft` learn the corpus"]
-    return [
-        f"{place}.verify: {open_:,} of the first questions of data.prompts have no answer, so that "
-        f"`{section.verify.kind}` cannot decide, and what a teacher answers is not learned"
-        for place, section in sampled.items()
-        if open_ and isinstance(section.verify, Maths | Exact)
-    ]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import RecipeError, TeacherGoneError, under
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
 from limbeck.generation.verify import check_verifier
-from limbeck.models.tokenizer import load_tokenizer
-from limbeck.pipeline.shared.asking import Asking
 from limbeck.recipe import Data, Endpoint, Generation, PathModel, ServedTeacher, Verify
 from limbeck.recipe.verify import Judge
+
+if TYPE_CHECKING:
+    from limbeck.pipeline.shared.asking import Asking  # torch
 
 
 def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, Generation]) -> list[str]:
@@ -85,6 +87,8 @@ def unreachable(student: object, place: str) -> str | None:
     """A line on a student whose hub cannot be reached now, so that nothing of it can be checked."""
     if not isinstance(student, PathModel) or Path(student.path).expanduser().exists():
         return None
+    from limbeck.models.tokenizer import load_tokenizer  # torch
+
     try:
         load_tokenizer(student.path, revision=student.revision)
     except RecipeError as error:

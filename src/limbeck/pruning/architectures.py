@@ -11,6 +11,7 @@ Axes: ``vocab`` tokens, ``hidden`` residual width, ``ffn`` neurons of the feed-f
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -195,6 +196,26 @@ def sizes_of(model: Any) -> Sizes:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocab=model.get_input_embeddings().weight.shape[0],
     )
+
+
+def parameters_of(model: Any, sizes: Sizes) -> int:
+    """How many parameters a described model has once it is cut to ``sizes``. Tied ones count once."""
+    architecture = architecture_of(model)
+    lengths: dict[Axis, int] = {
+        "vocab": sizes.vocab,
+        "hidden": sizes.hidden,
+        "ffn": sizes.ffn,
+        "query": sizes.heads * sizes.head_dim,
+        "kv": sizes.kv_heads * sizes.head_dim,
+        "head_dim": sizes.head_dim,
+    }
+    total = 0
+    for name, _ in model.named_parameters():
+        inside, axes = architecture.split(name), architecture.axes(name)
+        assert axes is not None  # architecture_of refused the model otherwise
+        if inside is None or inside[0] < sizes.layers:  # layers have equal shapes
+            total += math.prod(lengths[axis] for axis in axes)
+    return total
 
 
 def layers_of(model: Any, architecture: Architecture) -> list[torch.nn.Module]:

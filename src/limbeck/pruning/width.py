@@ -141,9 +141,9 @@ def check_width(
     heads: int | None = None,
     kv_heads: int | None = None,
     hidden: int | None = None,
-) -> None:
-    """Raise what ``cut_width`` would, without cutting."""
-    _new_sizes(architecture_of(model), sizes_of(model), ffn, heads, kv_heads, hidden)
+) -> Sizes:
+    """The sizes that ``cut_width`` would leave; raises what it would, without cutting."""
+    return _new_sizes(architecture_of(model), sizes_of(model), ffn, heads, kv_heads, hidden)
 
 
 def _top(scores: Tensor, count: int) -> Tensor:

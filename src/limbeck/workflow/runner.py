@@ -202,7 +202,15 @@ class Runner:
                 go on next time.
         """
         in_order(stages)
-        describe = [{"name": stage.name, "title": stage.title, "needs": list(stage.needs)} for stage in stages]
+        describe = [
+            {
+                "name": stage.name,
+                "title": stage.title,
+                "needs": list(stage.needs),
+                "kind": "" if stage.always else type(stage).__name__,  # as long as others of its kind
+            }
+            for stage in stages
+        ]
         _say(emit, "run_started", stages=describe, jobs=jobs)
         try:
             with Workers(self.folder, lock, environment) as workers:

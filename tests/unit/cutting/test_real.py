@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.formats.gguf import load_gguf, package_file
+from limbeck.formats.gguf import load_gguf
+from limbeck.formats.package import package_file
 from limbeck.models.restricted import KeptTokens
 from limbeck.pruning.depth import choose_layers, cut_depth, layer_cosines
 from limbeck.pruning.vocabulary import choose_tokens, cut_tokenizer, cut_vocabulary

@@ -7,18 +7,20 @@ template wrote around an answer is between the marks of two turns: the header th
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.data.chat.marks import MARKINGS, REASONING, THOUGHT, Marked
+from limbeck.data.chat.rendering.forms import FORMS, doubles_thoughts, prints_python
+from limbeck.data.chat.rendering.marks import MARKINGS, REASONING, Marked, is_mixed, markings_of
 from limbeck.data.chat.templates import Template, in_parts
 from limbeck.data.chat.turns.remarks import (
     ASKED_NOTHING,
     DATED,
+    DOUBLED_THOUGHTS,
     DROPPED_MESSAGE,
+    DROPPED_PART,
     DROPPED_TEXT,
     DROPPED_THOUGHTS,
     EMPTY,
@@ -38,11 +40,11 @@ from limbeck.data.chat.turns.surroundings import (
     refusal,
     says,
     surroundings_of,
+    writes_thoughts,
 )
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
-_TWO_THOUGHTS = re.compile(r"<think>\s*</think>\s*<think>")
 _NO_THOUGHT = re.compile(r"\s*(?:(?:<think>)?\s*</think>)?\s*")
 _BEGUN_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 _WORD = re.compile(r"\w")
@@ -82,11 +84,12 @@ def find_answers(document: Document, template: Template) -> Rendered:
     said = [str(m["content"]).strip() for m in document.messages if m["role"] == "assistant"]
     said = said if any(said) else [str(m["content"]).strip() for m in document.messages]
     as_it_is = ""
-    placeless: _Finder | None = None
-    for form in _FORMS:
+    second_best: _Finder | None = None
+    doubles = False
+    for form in FORMS:
         messages = form(document.messages)
         # Parts are for templates that write nothing of a string.
-        if messages is None or (form is _parts and as_it_is and all(words in as_it_is for words in said)):
+        if messages is None or (form is in_parts and as_it_is and all(words in as_it_is for words in said)):
             continue
         try:
             text = template.render(messages, document.tools)
@@ -94,18 +97,30 @@ def find_answers(document: Document, template: Template) -> Rendered:
             failure = failure or (error if form is list else None)
             continue
         as_it_is = as_it_is or text
-        for marking in MARKINGS:
+        partial: _Finder | None = None
+        for marking in markings_of(messages):
             marked = Marked.of(document, messages, template, marking, text)
             if marked is not None and not marked.lost_content:
-                if _is_misread(marked, messages):
+                if prints_python(marked, messages):
                     break
                 finder = _Finder(document, messages, template, marked)
-                if marked.lost_place:  # of an empty answer: another form may show it
-                    placeless = placeless or finder
+                if doubles_thoughts(marked, messages):  # another form may write them in their place
+                    finder.rendered.remarks.add(DOUBLED_THOUGHTS)
+                    second_best, doubles = second_best or finder, True
                     break
+                if doubles and not (marked.beside or writes_thoughts(template, document.tools)):
+                    break
+                if marked.lost_place:  # of an empty answer: another form may show it
+                    second_best = second_best or finder
+                    break
+                if marked.lost_part:  # another marking may show it
+                    partial = partial or finder
+                    continue
                 return finder.found()
-    if placeless is not None:
-        return placeless.found()
+        if partial is not None:
+            return partial.found()
+    if second_best is not None:
+        return second_best.found()
     if failure is not None and not as_it_is:
         raise failure
     raise InputError(
@@ -113,64 +128,6 @@ def find_answers(document: Document, template: Template) -> Rendered:
         key="data.corpus",
         fix=f"Look at the document that begins {document.beginning()!a}, or use another template",
     )
-
-
-# --------------------------------------------------------------------------------------- forms of a conversation
-
-
-def _with_arguments(messages: Any, change: Callable[[Any], Any]) -> list[dict[str, Any]]:
-    def called(call: dict[str, Any]) -> dict[str, Any]:
-        function = call["function"]
-        return {**call, "function": {**function, "arguments": change(function.get("arguments", {}))}}
-
-    return [{**m, "tool_calls": [called(c) for c in m["tool_calls"]]} if m.get("tool_calls") else m for m in messages]
-
-
-def _arguments_as_text(messages: Any) -> list[dict[str, Any]] | None:
-    if not any(message.get("tool_calls") for message in messages):
-        return None
-    return _with_arguments(messages, lambda value: json.dumps(value, ensure_ascii=False))
-
-
-def _parts(messages: Any) -> list[dict[str, Any]]:
-    return in_parts(messages)
-
-
-def _thoughts_apart(messages: Any) -> list[dict[str, Any]] | None:
-    def apart(message: dict[str, Any]) -> dict[str, Any]:
-        found = THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
-        return {**message, "reasoning_content": found[2].strip(), "content": found[4].lstrip()} if found else message
-
-    changed = [apart(message) for message in messages]
-    return changed if changed != list(messages) else None
-
-
-_FORMS: tuple[Callable[[Any], list[dict[str, Any]] | None], ...] = (list, _arguments_as_text, _thoughts_apart, _parts)
-"""A call's arguments are an object to most templates and text to some; thoughts may stand in the content or beside it;
-content is text to most and parts to some."""
-
-
-def _is_misread(marked: Marked, messages: list[dict[str, Any]]) -> bool:
-    """Whether the template wants another form: it printed arguments or parts as Python prints them, or wrote an empty
-    thought before the thought that stands in the content."""
-    text = marked.text
-    others = [span for i, m in enumerate(messages) if m["role"] != "assistant" for span in marked.own(i)]
-    if any(not _inside(found.span(), others) for found in _TWO_THOUGHTS.finditer(text)):
-        return True
-    for i, message in enumerate(messages):
-        if isinstance(message["content"], list) and repr(message["content"]) in text:
-            return True
-        called = min((start for start, _ in marked.calls.get(i, ())), default=0)
-        region = text[called : min((start for start, _ in others if start > called > 0), default=len(text))]
-        for call in message.get("tool_calls") or ():
-            arguments = call["function"].get("arguments")
-            if isinstance(arguments, dict) and arguments and repr(arguments) in region:
-                return True
-    return False
-
-
-def _inside(span: Span, others: list[Span]) -> bool:
-    return any(start <= span[0] and span[1] <= end for start, end in others)
 
 
 # ------------------------------------------------------------------------------------------------------ finding
@@ -288,7 +245,10 @@ class _Finder:
             self.rendered.remarks.add(DROPPED_THOUGHTS)
         if not message.get("tool_calls") and not self.marked.content.get(i) and not has_thoughts:
             self.rendered.remarks.add(EMPTY if is_somewhere else NOWHERE)
-        if str(message["content"]).count("</think>") > 1 and self.marked.content.get(i):
+        given = self.document.messages[i]
+        if "part" in lost or ("inner" in lost and is_mixed(given)):
+            self.rendered.remarks.add(DROPPED_PART)
+        elif str(given["content"]).count("</think>") > 1 and self.marked.content.get(i):
             self.rendered.remarks.add(SECOND_THOUGHT)
 
     # where an answer begins and ends
@@ -306,8 +266,7 @@ class _Finder:
             limit = spans[0][0] if spans else next((s for s in others if s >= previous), len(self.text))
             start = self._start(i, previous, limit, has_words=bool(spans)) if n == 0 else spans[0][0]
             body_end = spans[-1][1] if spans else start
-            later = [s for j in range(i + 1, len(self.messages)) for s, _ in self.marked.everywhere.get(j, ())]
-            stop = min((s for s in [*others, *later] if s >= body_end), default=len(self.text))
+            stop = self._stop(i, body_end)
             goes_on = n + 1 < len(group)
             end = (
                 self._end_by_what_follows(i, start, body_end, self.text[body_end:stop], goes_on=True)
@@ -320,16 +279,73 @@ class _Finder:
             previous = end
         return found
 
+    def _stop(self, i: int, body_end: int) -> int:
+        """Where the words of the next turn begin, at the latest."""
+        later = [s for j in range(i + 1, len(self.messages)) for s, _ in self.marked.everywhere.get(j, ())]
+        stop = min((s for s in [*self._others(i), *later] if s >= body_end), default=len(self.text))
+        for j in range(i + 1, len(self.messages)):
+            if self.marked.everywhere.get(j):
+                break
+            said = self._where_said(i, j, body_end)
+            if said is not None:
+                return min(stop, said)
+        return stop
+
+    def _where_said(self, i: int, j: int, body_end: int) -> int | None:
+        """Where the words of message j would stand behind those of message i, of which no mark tells it: it has no
+        words, or the template does not take marks in it. None where that cannot be found."""
+        filled = [
+            *self.messages[:j],
+            {**self.messages[j], **says(self.messages[j]["role"], LATER, self.messages[j : j + 1])},
+        ]
+        filled = [*filled, *self.messages[j + 1 :]]
+        try:
+            text = self.template.render(filled, self.document.tools)
+        except InputError:
+            return None
+        if text == self.text:
+            return None
+        same = self.template.common(self.text, text)
+        if same >= body_end:
+            return same
+        # It also writes something before: what stands between the two is compared.
+        number = self.marked.number_of(i, body_end)
+        marked = Marked.of(self.document, filled, self.template, self.marked.marking, text)
+        span = marked.where.get((i, number)) if marked is not None and number is not None else None
+        at = text.find(LATER, span[1]) if span else -1
+        return body_end + self.template.common(self.text[body_end:], text[span[1] : at]) if span and at >= 0 else None
+
     def _check_place(self, i: int, group: list[list[Span]], previous: int) -> None:
-        """A template that pairs messages by their position writes an answer where a question should stand."""
-        around, content = self.around, self.marked.content.get(i)
-        question, answer = around.question_mark.rstrip(), around.answer_mark.rstrip()
-        if not (group and content and group[0][0] == content[0] and _WORD.search(question)):
+        """An answer may stand in another's turn: a template may pair messages by their position, or put the first one
+        into a question."""
+        if not group:
             return
-        lead = self.text[previous : content[0][0]].rstrip()
-        is_answer = answer.endswith(question) or (answer and not question.endswith(answer) and lead.endswith(answer))
-        if lead.endswith(question) and not is_answer:
+        around = self.around
+        question, answer = around.question_mark.rstrip(), around.answer_mark.rstrip()
+        lead = self.text[previous : group[0][0][0]].rstrip()
+        asks = [header.rstrip() for header in headers(around)]
+        marks = [mark for mark in (*asks, answer) if mark and not question.endswith(mark)]
+        asked = max((lead.rfind(mark) + len(mark) for mark in marks if mark in lead), default=0)
+        is_told = bool(_WORD.search(question))
+        # Where the words before have no known place, a question's mark may be theirs.
+        is_next = lead.endswith(question) or i == 0 or bool(self.marked.everywhere.get(i - 1))
+        if is_told and not answer.endswith(question) and is_next and lead.rfind(question) >= asked:
             raise misplaced(self.template)
+        is_usual = bool(asked or (around.before_answer and lead.endswith(around.before_answer.rstrip())))
+        if not is_usual and (asks or is_told) and self._is_anybody_s(i):
+            raise misplaced(self.template)
+
+    def _is_anybody_s(self, i: int) -> bool:
+        """Whether the template writes plain words in the place of message i in the same way where a user says them: it
+        does not know them for an answer."""
+        words, written = self.messages[i]["content"], []
+        for role in ("assistant", "user"):
+            messages = [*self.messages[:i], {"role": role, "content": words}, *self.messages[i + 1 :]]
+            try:
+                written.append(self.template.render(messages, self.document.tools))
+            except InputError:
+                return False
+        return written[0] == written[1]
 
     def _carved(self, i: int, answer: Answer) -> list[Answer]:
         """An answer without what others said: templates quote it inside a turn."""
@@ -425,6 +441,9 @@ class _Finder:
             rest = _unthinking(self.text[len(asked) : limit])
             if asked != before or not (_WORD.search(rest) or self.template.first_tag(rest)):
                 return len(asked)
+        spaces = self._spaces_before(i, region, limit)
+        if spaces is not None:
+            return previous + spaces
         plain = [*self.marked.content.get(i, ()), *self.marked.empty.get(i, ())]
         is_plain = has_words and (limit in {span[0] for span in plain} or not self.marked.own(i))
         if is_plain:
@@ -438,6 +457,16 @@ class _Finder:
         if is_plain:
             return limit - len(region) + len(_unthinking(region))
         raise refusal(self.template, "where a turn begins that is no plain answer", refused)
+
+    def _spaces_before(self, i: int, region: str, limit: int) -> int | None:
+        """Where in ``region`` the spaces begin that stand before any answer and are not asked with: they are learned,
+        also where the conversation cannot be asked, or is written otherwise when it is cut."""
+        lead, said = self.around.lead, self._said(i)
+        if self.around.header.strip() or not lead or any(span[0] == limit for span in self.marked.calls.get(i, ())):
+            return None
+        before = _unthinking(region)
+        own = said[: len(said) - len(said.lstrip())]
+        return next((len(before) - len(s) for s in (lead + own, lead) if before.endswith(s)), None)
 
     def _asked_longer(self, i: int, start: int, limit: int) -> int:
         """After the whole header, where this one is longer than the one of a first answer."""
@@ -473,11 +502,20 @@ class _Finder:
         generic = around.answer_mark.endswith(around.question_mark)
         opened = [*headers(around), *([] if generic else [around.question_mark])]
         opened = [mark for mark in opened if self.template.first_tag(mark)]
+        crossed = [inner.find(mark.rstrip()) for mark in opened if mark.rstrip() in inner]
+        if tag and after[slice(*tag)] != around.closing:  # the end that a role gives is the one of another's turn
+            asks = [header.rstrip() for header in headers(around) or [around.answer_mark]]
+            asks = [mark for mark in asks if self._begins_with_tag(mark) and not around.question_mark.endswith(mark)]
+            crossed += [tag[0] for mark in asks if self.text.startswith(mark, body_end + tag[0])]
         if self.template.first_tag(after[:quoted]) and quoted < len(after):
-            return self._endless(body_end, "")
-        if any(mark.rstrip() in inner for mark in opened):
-            return self._endless(body_end, "")
-        return end
+            crossed.append(quoted)
+        return self._endless(body_end, self._rest_of_call(i, body_end, after[: min(crossed)])) if crossed else end
+
+    def _rest_of_call(self, i: int, body_end: int, region: str) -> str:
+        """What is written of a call behind its last argument; nothing of an answer."""
+        if not self.messages[i].get("tool_calls"):
+            return ""
+        return region[: self.template.common(region, self._alone(i, body_end))].rstrip()
 
     def _end_in(self, i: int, start: int, body_end: int, stop: int) -> int:
         around, region = self.around, self.blind[body_end:stop]
@@ -493,8 +531,8 @@ class _Finder:
             self.text += opening
             self.rendered.text = self.text
             return len(self.text)
-        if self.messages[i + 1]["role"] == "assistant" and self.template.first_tag(region) is None:
-            return stop  # one turn of two messages: what stands between them is written by the model
+        if self.messages[i + 1]["role"] == "assistant" and not region.strip():
+            return stop  # one turn of two messages: the spaces between them are written by the model
         if around.opens_next and not self.messages[i].get("tool_calls"):
             said = self._said(i)
             spaces = said[len(said.rstrip()) :]
@@ -528,7 +566,8 @@ class _Finder:
         seen = self.blind[body_end : body_end + len(region)]
         inside = seen[:same]
         if not goes_on and self.around.closing is not None:
-            return self._end_of_tag(start, body_end, self.template.last_tag(inside), "")
+            tag = self.template.last_tag(inside)
+            return self._end_of_tag(start, body_end, tag, "" if tag else self._rest_of_call(i, body_end, inside))
         for found in self.template.tags(seen):
             if found.end() > same:
                 return body_end + found.end()

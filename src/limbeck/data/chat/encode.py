@@ -18,6 +18,7 @@ import numpy as np
 
 from limbeck.data.chat.answers import Answer, Rendered, find_answers
 from limbeck.data.chat.templates import DATE, Template, has_template
+from limbeck.data.chat.turns.surroundings import writes_thoughts as template_writes_thoughts
 from limbeck.data.documents.document import Document
 from limbeck.data.tokenise import plain_ids, plain_ids_and_offsets
 from limbeck.errors import InputError
@@ -107,12 +108,7 @@ def writes_thoughts(tokenizer: Any, date: datetime.date = DATE) -> bool:
     """Whether a chat template writes the thoughts (``reasoning_content``) of a last answer."""
     if not has_template(tokenizer):
         return False
-    said = {"role": "assistant", "reasoning_content": "\u2983thought\u2984", "content": "\u2983answer\u2984"}
-    try:
-        text = _template_of(tokenizer, date).render(({"role": "user", "content": "a"}, said))
-    except InputError:
-        return False
-    return "\u2983thought\u2984" in text
+    return template_writes_thoughts(_template_of(tokenizer, date))
 
 
 def template_facts(tokenizer: Any, date: datetime.date = DATE) -> dict[str, str | None]:

@@ -24,6 +24,7 @@ _OTHER = (
     ".rst", ".py", ".ipynb", ".js", ".css", ".sh", ".tex", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".cfg",
     ".ini",
 )  # fmt: skip
+_OTHER_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 _TYPES = mimetypes.MimeTypes()  # without the system's, which differ
 
 
@@ -54,6 +55,16 @@ def files_of(named: str | tuple[str, ...], key: str, unread: set[str] | None = N
         for file in inside:
             found.setdefault(file.resolve(), file)
     return list(found.values())
+
+
+def library_files(root: Path) -> list[Path]:
+    """The files of Python's standard library, without its tests, sorted. Folders of other packages are not entered:
+    there are many files in them."""
+    found: list[Path] = []
+    for folder, inside, names in os.walk(root):
+        inside[:] = [name for name in inside if name not in _OTHER_FOLDERS]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found)
 
 
 def beside(folder: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from limbeck.data.packing import Rows
 from limbeck.errors import under
-from limbeck.evaluation.choosing import cut_student
+from limbeck.evaluation.choosing import calibration_rows, cut_student
 from limbeck.models.causal_lm import CausalLM
 from limbeck.models.folders.save import save_model
 from limbeck.models.load import weights_fingerprint
@@ -62,8 +62,9 @@ class Cut(PipelineStage):
         spec = teacher_spec(up, context.folder)
         rows = Rows(text.train, self.data.seq_len, pack=self.data.pack)
         title = f"cut {self.student} from the teacher"
-        with context.task(title), lease_teacher(spec, text) as lm, under(self.place):
-            cut, layers = cut_student(lm, self.spec, rows, text.kept)
+        work = calibration_rows(self.spec, rows) or None
+        with context.task(title, work, "rows") as task, lease_teacher(spec, text) as lm, under(self.place):
+            cut, layers = cut_student(lm, self.spec, rows, text.kept, task.advance)
             student = CausalLM(cut, text.tokenizer)
             prove(student)
             save_model(student, target)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from limbeck.data.documents.rows import Seen
 from limbeck.data.documents.sources import file_stamps
 from limbeck.data.questions import PLACE, questions
+from limbeck.errors import RecipeError
 from limbeck.files import whole_folder
 from limbeck.generation.prompts import Prompt, question_of
 from limbeck.pipeline.shared.base import MACHINE, PipelineStage
-from limbeck.recipe import Data
+from limbeck.recipe import Data, Generation, HubSource, StdlibSource, TextSource
+from limbeck.recipe.verify import Exact, Maths
 from limbeck.workflow.stage import Context, Facts, Plain
 
 QUESTIONS = "questions"
@@ -69,3 +71,29 @@ def read_questions(run: Path, system: str | None) -> Iterator[Prompt]:
     with (run / "text" / QUESTIONS / FILE).open(encoding="utf-8") as lines:
         for line in lines:
             yield Prompt.of(json.loads(line)).after(system)
+
+
+FIRST_QUESTIONS = 20
+"""Of every source of ``data.prompts``, how many are read before anything is spent."""
+
+
+def check_questions(data: Data, sampled: Mapping[str, Generation]) -> list[str]:
+    """Refuse questions that cannot be read; returns warnings.
+
+    Args:
+        sampled: sections that have a teacher asked, by their place.
+    """
+    for source in data.prompts:
+        if isinstance(source, TextSource | StdlibSource):
+            raise RecipeError("plain text asks nothing", key="data.prompts", fix="Name files of rows with a `prompt`")
+    first = [source.model_copy(update={"max_documents": FIRST_QUESTIONS}) for source in data.prompts]
+    local = tuple(source for source in first if not isinstance(source, HubSource))
+    open_ = sum(question_of(document).reference is None for document in questions(local))
+    if data.prompts and not sampled:
+        return ["data.prompts: no technique has a teacher answer them; `alone` and `soft` learn the corpus"]
+    return [
+        f"{place}.verify: {open_:,} of the first questions of data.prompts have no answer, so that "
+        f"`{section.verify.kind}` cannot decide, and what a teacher answers is not learned"
+        for place, section in sampled.items()
+        if open_ and isinstance(section.verify, Maths | Exact)
+    ]

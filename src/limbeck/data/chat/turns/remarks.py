@@ -16,3 +16,8 @@ HEADED = (
 DROPPED_MESSAGE = "the chat template writes nothing of a message of role `{}`: answers are learned without it"
 DATED = "the chat template writes a date: it is told {} (`data.date`)"
 SECOND_THOUGHT = "an answer holds several thoughts: those after the first are learned as a part of its text"
+DROPPED_PART = (
+    "the chat template leaves out a part of an answer that holds several thoughts, or text before one: that part is "
+    "not learned"
+)
+DOUBLED_THOUGHTS = "the chat template writes an empty thought before the thoughts of an answer: both are written"

@@ -6,6 +6,7 @@ cut or gone on with. A template that refuses them all is refused: what it writes
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -40,8 +41,10 @@ class Surroundings:
         was_asked: False where the template refuses to ask for an answer.
         has_more: more tags stand before an answer than before a question: not all of them may be a header's.
         answer_mark: what stands directly before an answer, from the last tag on.
+        before_answer: all that stands between a question's words and an answer's.
         question_mark: what stands before the first question and before another one.
-        lead: what stands between the header and an answer's words.
+        lead: what stands between the header and an answer's words; without a header, the spaces that the template
+            writes before them and does not ask with.
         opens_next: what follows an answer in the middle ends none, but opens a user's turn; only the last has an end.
     """
 
@@ -52,6 +55,7 @@ class Surroundings:
     was_asked: bool = True
     has_more: bool = False
     answer_mark: str = ""
+    before_answer: str = ""
     question_mark: str = ""
     lead: str = ""
     opens_next: bool = False
@@ -74,6 +78,24 @@ def surroundings_of(template: Template, messages: Messages, tools: Sequence[dict
     return found
 
 
+def writes_thoughts(template: Template, tools: Sequence[dict[str, Any]] = ()) -> bool:
+    """Whether the template writes the thoughts (``reasoning_content``) of a last answer."""
+    known = f"thoughts: {template.source(tools)}"
+    if known not in template.known:
+        texts = (_thinking(template, *made) for made in _made(template, bool(tools)))
+        template.known[known] = any(LATER in text for text in itertools.islice(filter(None, texts), 1))
+    return bool(template.known[known])
+
+
+def _thinking(template: Template, before: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+    """An answer with thoughts as the template writes it; empty where it does not."""
+    try:
+        text = template.render([*before, {**says("assistant", ANSWER, before), "reasoning_content": LATER}], tools)
+    except InputError:
+        return ""
+    return text if ANSWER in text else ""
+
+
 def refusal(template: Template, what: str, refused: int) -> InputError:
     """Of a template that does not take the conversations by which it would be found out what is to be learned, or
     writes something else. ``refused``: how often it had raised an exception before it was asked."""
@@ -92,7 +114,8 @@ def misplaced(template: Template) -> InputError:
     return InputError(
         f"{template.name} writes an answer of this conversation where a question stands otherwise",
         key="data.corpus",
-        fix="Remove what shifts it (a system message, where a template pairs messages by position), or use another one",
+        fix="Remove what shifts it (a system message, where a template pairs messages by position; an answer before "
+        "any question), or use another one",
     )
 
 
@@ -174,10 +197,19 @@ class _Trial:
             header is not None,
             bool(asked) and self._tags(answered_with) > self._tags(between),
             self._mark(answered_with),
+            answered_with if asked else "",
             opening if QUESTION in gap else "",
-            answered_with.rpartition(header)[2] if header and header in answered_with else "",
+            answered_with.rpartition(header)[2]
+            if header and header in answered_with
+            else self._unasked(tail[: own[0]]),
             last is not None and first is not None and self._opens(behind, last, first, gap, answered_with),
         )
+
+    def _unasked(self, before: str) -> str:
+        """Spaces before an answer's words that do not stand where it is asked for."""
+        asked = self._rendered(self.before, prompt=True)
+        rest = before[len(asked) :] if asked is not None and before.startswith(asked) else ""
+        return "" if rest.strip() else rest
 
     def _opens(self, behind: tuple[str, str], last: Span, first: Span, gap: str, answered_with: str) -> bool:
         """Whether what follows stands before the first question too, and ends no question."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from limbeck.data.chat.templates import Template
+from limbeck.data.chat.templates import Messages, Template
 from limbeck.data.chat.turns.copies import Copies, Cut
 from limbeck.data.chat.turns.surroundings import Span
 from limbeck.data.documents.document import Document
 from limbeck.errors import InputError
 
 THOUGHT = re.compile(r"\A(\s*(?:<think>)?)(.*?)(</think>)(.*)\Z", re.DOTALL)
+_THINK_TAG = re.compile(r"(</?think>)")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 BRACKETS = (("\u2983", "\u2984"), ("\u27e6", "\u27e7"), ("\u2997", "\u2998"), ("\u27ea", "\u27eb"))
 """Around the number of a mark."""
@@ -35,12 +37,15 @@ class Marking:
         others: what others than the assistant say.
         calls: names and arguments of calls.
         tools: names of the tools that are defined.
+        thoughts: each of several thoughts in a content, and what stands before or between them, by itself: a template
+            may leave some of it out.
     """
 
     empties: bool = True
     others: bool = True
     calls: bool = True
     tools: bool = True
+    thoughts: bool = False
 
 
 MARKINGS = (
@@ -51,6 +56,20 @@ MARKINGS = (
     Marking(empties=False, tools=False, others=False),
     Marking(empties=False, tools=False, calls=False, others=False),
 )
+
+
+def markings_of(messages: Messages) -> Iterator[Marking]:
+    """All that can be tried of a conversation, the fullest first."""
+    yield from MARKINGS
+    if any(message["role"] == "assistant" and is_mixed(message) for message in messages):
+        yield from (replace(marking, thoughts=True) for marking in MARKINGS)
+
+
+def is_mixed(message: dict[str, Any]) -> bool:
+    """Whether a content holds several thoughts, or words before one."""
+    content = str(message["content"])
+    thought = THOUGHT.match(content)
+    return thought is not None and ("<think>" in thought[2] or "</think>" in thought[4])
 
 
 class Marked:
@@ -67,6 +86,8 @@ class Marked:
         lost: by message, kinds of pieces that are not in the text.
         lost_content: an assistant's content of which no piece is in the text, with no call to excuse it.
         lost_place: the place of an answer without words is not in the text.
+        lost_part: a thought, and what stands before or behind it, that are marked as one are not in the text.
+        beside: thoughts that stand beside a content are in the text.
     """
 
     def __init__(self, text: str, marking: Marking) -> None:
@@ -78,7 +99,7 @@ class Marked:
         self.where: dict[tuple[int, int], Span] = {}
         self.everywhere: dict[int, list[Span]] = {}
         self.lost: dict[int, set[str]] = {}
-        self.lost_content = self.lost_place = False
+        self.lost_content = self.lost_place = self.lost_part = self.beside = False
 
     def own(self, i: int) -> list[Span]:
         kinds = (self.content, self.thoughts, self.calls, self.empty)
@@ -132,8 +153,12 @@ class Marked:
         spans = Copies(copies, marker.pieces, text).chosen(messages, document.tools, template, cut)
         for n, places in copies.items():
             found.everywhere.setdefault(marker.pieces[n][0], []).extend(places)
-        kinds = {"content": found.content, "inner": found.thoughts, "thoughts": found.thoughts, "name": found.calls,
-                 "argument": found.calls, "empty": found.empty}  # fmt: skip
+        kinds = {
+            **dict.fromkeys(("content", "part"), found.content),
+            **dict.fromkeys(("inner", "thoughts"), found.thoughts),
+            **dict.fromkeys(("name", "argument"), found.calls),
+            "empty": found.empty,
+        }
         counts: Counter[int] = Counter()
         for n, (i, kind) in enumerate(marker.pieces):
             span = spans.get(n)
@@ -143,11 +168,14 @@ class Marked:
                 kinds[kind].setdefault(i, []).append(span)
                 found.where[i, counts[i]] = span
             counts[i] += 1
+        found.beside = any(marker.pieces[n][1] == "thoughts" for n in spans)
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 lost = found.lost.get(i, ())
+                found.lost_part |= "inner" in lost and is_mixed(message) and not marking.thoughts
                 found.lost_place |= "empty" in lost and not found.own(i)
-                found.lost_content |= "content" in lost and not found.content.get(i) and not message.get("tool_calls")
+                is_there = any((i, "content") == marker.pieces[n] for n in spans)
+                found.lost_content |= "content" in lost and not is_there and not message.get("tool_calls")
         return found
 
 
@@ -169,12 +197,16 @@ class Marker:
         begin, end = (f"{self.left}{2 * n + is_end}{self.right}" for is_end in (0, 1))
         return text[:at] + begin + core + end + text[at + len(core) :]
 
-    def _content(self, i: int, text: str, *, empties: bool) -> str:
+    def _content(self, i: int, text: str, *, empties: bool, thoughts: bool) -> str:
         thought = THOUGHT.match(text)
         if thought is None:
             return self._words(i, text, empties=empties)
         opening, inner, closing, rest = thought.groups()
-        return opening + self._around(i, "inner", inner) + closing + self._words(i, rest, empties=empties)
+        before, tag, inner = inner.rpartition("<think>") if thoughts else ("", "", inner)
+        marked = opening + self._around(i, "part", before) + tag + self._around(i, "inner", inner) + closing
+        *parts, last = _THINK_TAG.split(rest) if thoughts else [rest]
+        marked += "".join(part if n % 2 else self._around(i, "part", part) for n, part in enumerate(parts))
+        return marked + self._words(i, last, empties=empties)
 
     def _words(self, i: int, text: str, *, empties: bool) -> str:
         """What was said. Of nothing the place is marked, after its spaces: templates strip those before more often."""
@@ -193,7 +225,9 @@ class Marker:
         empties = marking.empties and not message.get("tool_calls")
 
         def inside(text: str) -> str:
-            return self._content(i, text, empties=empties) if own else self._around(i, "content", text)
+            if not own:
+                return self._around(i, "content", text)
+            return self._content(i, text, empties=empties, thoughts=marking.thoughts)
 
         if isinstance(content, str):
             marked["content"] = inside(content)
