@@ -164,22 +164,26 @@ def check(
         bool, typer.Option("--resolved", help="Print the recipe with all its defaults instead, in YAML.")
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no server of a teacher that is called.")] = False,
     debug: _Debug = False,
 ) -> None:
-    """Say whether a recipe is right, and what a run of it does, without spending anything.
+    """Say whether a recipe is right, and what a run of it does.
 
     Configurations, tokenizers and the first documents are read, and no weights. What is proven of models is kept in
-    the user's cache, so that the next check of the same files is quick.
+    the user's cache, so that the next check of the same files is quick. A teacher behind an API whose key is set is
+    asked a handful of short questions: whether it takes the recipe's settings.
     """
     from limbeck.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     from limbeck.commands.checking.look import look
     from limbeck.commands.checking.plan import plan_of
+    from limbeck.commands.checking.servers import ask_servers
     from limbeck.commands.checking.show import as_json, show_plan
     from limbeck.pipeline.sections import resolved as with_defaults
 
     plan = plan_of(loaded, look(loaded))
+    plan.notes += ask_servers(loaded, offline=offline)
     if resolved:
         print(with_defaults(loaded), end="")
     else:

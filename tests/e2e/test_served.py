@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from limbeck.commands.generate import retry, status_of
 from limbeck.commands.run import run
 from limbeck.data.corpus import open_corpus
+from limbeck.data.documents.document import Document
 from limbeck.display import Display
-from limbeck.errors import BudgetError, RecipeError, TeacherGoneError
-from limbeck.pipeline.build import check
+from limbeck.errors import BudgetError, InputError, RecipeError, RunFolderError, TeacherGoneError
+from limbeck.generation.journal.journal import Journal
+from limbeck.pipeline.build import askings, check
+from limbeck.pipeline.checks_served import check_servers
 from limbeck.recipe import load_recipe, parse_recipe
+from tests.servers.batches import BatchServer
 from tests.servers.faulty import Fault, FaultyServer
 
 RIGHT = {"max_new_tokens": 8, "verify": "exact", "filters": {"decontaminate": None}}
@@ -115,7 +121,14 @@ def test_a_called_teacher_makes_a_student(served_recipe: dict[str, Any]) -> None
         assert len(open_corpus(home / "corpus")) == texts(folder)[name]["learned"]
         rows = [json.loads(line) for line in (home / "dataset" / "data.jsonl").read_text().splitlines()]
         assert len(rows) == texts(folder)[name]["learned"]
-        assert "toy" in (home / "dataset" / "README.md").read_text()
+        card = (home / "dataset" / "README.md").read_text()
+        assert "toy" in card
+        nobody = [json.loads(line) for line in (home / "dataset" / "unsolved.jsonl").read_text().splitlines()]
+        assert len(nobody) == texts(folder)[name]["unsolved"] > 0
+        assert all(row["reference"] == "no" and row["messages"][-1]["role"] == "user" for row in nobody)
+        assert f"`unsolved.jsonl`: the {len(nobody)} prompts" in card
+        (said,) = (text for text in status_of(folder).texts if text.name == name)
+        assert said.unsolved_file == str(home / "dataset" / "unsolved.jsonl")
     card = (folder / "arms/right-seed0/students/student/README.md").read_text()
     assert "distilled from a teacher" in card
     assert "trained without a teacher" not in card
@@ -132,6 +145,104 @@ def test_another_run_buys_nothing_twice(short_recipe: dict[str, Any]) -> None:
         prompts = [b for b in server.bodies if "does the number" in json.dumps(b)]
     assert len(prompts) == len({json.dumps(b, sort_keys=True) for b in prompts})
     assert len(server.billed) == asked, "only what was probed is asked again"
+
+
+def test_samples_are_asked_for_together_where_the_server_gives_several(short_recipe: dict[str, Any]) -> None:
+    technique = {"kind": "hard", "generation": {**RIGHT, "samples": 3, "max_prompts": 8}}
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe({**at(short_recipe, server), "techniques": [technique]})
+        run(recipe, Display(quiet=True))
+        asked = [body for body in server.bodies if "does the number" in json.dumps(body)]
+    assert [body["n"] for body in asked] == [3] * 8
+    ((_, chosen),) = texts(Path(recipe.run)).items()
+    assert chosen["answers"] == 24
+
+
+HELD_OUT = "which of the two small brown dogs that sleep in the old barn near the river barks first at night"
+
+
+def test_questions_without_answers_are_asked_and_nothing_that_is_measured_on(
+    short_recipe: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    rows = [{"role": "user", "content": f"is {n} a number ? "} for n in range(12)]
+    asked = [{"messages": [row]} for row in rows]
+    answered = [json.loads(line) for line in questions.read_text().splitlines()]
+    asked += [{"prompt": row["prompt"]} for row in answered]  # some of these are held out
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data = {**short_recipe["data"], "heldout": 0.9, "prompts": [{"jsonl": str(tmp_path / "asked.jsonl")}]}
+    generation = {"max_new_tokens": 8, "filters": {"decontaminate": None, "exact_duplicates": False}}
+    techniques = ["alone", {"kind": "hard", "name": "right", "generation": generation}]
+    raw = {**short_recipe, "data": data, "techniques": techniques}
+    with FaultyServer(text="yes") as server:
+        run(parse_recipe(at(raw, server)), Display(quiet=True))
+        sent = [body["messages"][-1]["content"] for body in server.bodies]
+        folder = Path(raw["run"])
+        facts = json.loads((folder / "stages" / "data.json").read_text())["result"]
+        (sampled,) = (json.loads(p.read_text())["result"] for p in (folder / "stages").glob("sample-*.json"))
+        train = facts["train"]["documents"]
+        assert {row["content"] for row in rows} <= set(sent)
+        assert sampled["prompts"] == 12 + train
+        assert len([said for said in sent if "does the number" in said]) == train, "no held-out question is asked"
+        assert any(f"{60 - train:,} prompts are held out" in note for note in sampled["notes"])
+        ((_, chosen),) = texts(folder).items()
+        assert chosen["learned"] == 12 + train
+        before = len(sent)
+        asked.append({"prompt": "is it new ? "})
+        (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+        again = {**raw, "run": raw["run"] + "-again"}
+        run(parse_recipe(at(again, server)), Display(quiet=True))
+        new = [body["messages"][-1]["content"] for body in server.bodies[before:]]
+    assert [said for said in new if "is it" in said or "number" in said] == ["is it new ? "], (
+        "a new one is bought alone"
+    )
+
+
+def test_questions_are_checked_before_anything_is_asked(
+    short_recipe: dict[str, Any], raw_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text('{"prompt": "is it ? "}\n')
+    prompts = {"prompts": [{"jsonl": str(path)}]}
+    raw = {**short_recipe, "data": {**short_recipe["data"], **prompts}}
+    (warning,) = (each for each in check(parse_recipe(raw)).warnings if "data.prompts" in each)
+    assert warning.startswith("techniques.0.generation.verify: 1 of the first questions")
+    assert "`exact` cannot decide" in warning
+    alone = {**raw_recipe, "data": {**raw_recipe["data"], **prompts}, "techniques": ["alone"]}
+    assert any("no technique has a teacher answer them" in each for each in check(parse_recipe(alone)).warnings)
+    path.write_text('{"text": "A text."}\n')
+    with pytest.raises(InputError, match=r"data\.prompts\.0.*asks nothing"):
+        check(parse_recipe(raw))
+    raw["data"]["prompts"] = [{"stdlib": "sources"}]
+    with pytest.raises(RecipeError, match=r"data\.prompts.*plain text"):
+        check(parse_recipe(raw))
+
+
+def test_prompts_that_overlap_with_what_is_measured_are_not_bought(
+    short_recipe: dict[str, Any], questions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": HELD_OUT, "response": "the first"}) + "\n" * 1)
+    key = int(prompt_key({"prompt": HELD_OUT, "response": "the first"})[:16], 16)
+    share = (key + 1) / 2**64  # just enough to hold it out
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": f"tell me , {HELD_OUT} ? "}) + "\n")
+    sources = [*short_recipe["data"]["corpus"], {"jsonl": str(tmp_path / "test.jsonl")}]
+    data = {**short_recipe["data"], "corpus": sources, "heldout": min(max(share, 0.01), 0.99)}
+    data["prompts"] = [{"jsonl": str(tmp_path / "asked.jsonl")}]
+    generation = {"max_new_tokens": 8, "keep": "all", "max_prompts": 200}
+    raw = {**short_recipe, "data": data, "techniques": [{"kind": "hard", "generation": generation}]}
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe(at(raw, server))
+        run(recipe, Display(quiet=True))
+        assert not [body for body in server.bodies if "brown dogs" in json.dumps(body)]
+    folder = Path(recipe.run)
+    (sampled,) = (json.loads(p.read_text())["result"] for p in (folder / "stages").glob("sample-*.json"))
+    assert sampled["overlapping"] == 1
+    (card,) = folder.glob("text/select-*/dataset/README.md")
+    assert "Not asked, because of an overlap with evaluation texts: 1 prompt" in card.read_text()
+
+
+def prompt_key(row: dict[str, str]) -> str:
+    turns = ({"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]})
+    return Document(messages=turns).key
 
 
 def test_a_dead_teacher_leaves_what_was_answered(short_recipe: dict[str, Any]) -> None:
@@ -178,9 +289,11 @@ def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_fo
 
 def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOY_KEY")
-    notes = "\n".join(check(parse_recipe(served_recipe)).notes)
-    for said in ("no server was asked", "$TOY_KEY is not set", "$1", "terms"):
+    recipe = parse_recipe(served_recipe)
+    notes = "\n".join([*check(recipe).notes, *check_servers(askings(recipe), offline=False)])
+    for said in ("$TOY_KEY is not set, so the server was not asked", "$1", "terms"):
         assert said in notes
+    assert "no server was asked" in check_servers(askings(recipe), offline=True)[0]
     no = {"may_train_students": "no", "source": "https://x.y", "date": "2026-01-01", "quote": "You may not."}
     with pytest.raises(RecipeError, match=r"teacher\.terms\.may_train_students.*override"):
         check(parse_recipe({**served_recipe, "teacher": {**served_recipe["teacher"], "terms": no}}))
@@ -190,6 +303,62 @@ def test_check_asks_no_server(served_recipe: dict[str, Any], monkeypatch: pytest
     wrong = {**served_recipe["teacher"], "protocol": "completions"}
     with pytest.raises(RecipeError, match=r"teacher\.protocol.*chat"):
         check(parse_recipe({**served_recipe, "teacher": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("refused", "change", "place"),
+    [
+        ("temperature", {}, "techniques.0.generation.temperature"),
+        ("temperature", {"generation": {"temperature": None}}, "evaluation.accuracy.temperature"),
+        ("seed", {"generation": {"seed": 3}}, "techniques.0.generation.seed"),
+        ("reasoning_effort", {"teacher": {"extra": {"reasoning_effort": "low"}}}, "teacher.extra.reasoning_effort"),
+        ("top_p", {"fallback": True, "generation": {"top_p": 0.9}}, "techniques.0.generation.top_p"),
+    ],
+)
+def test_a_setting_that_an_endpoint_refuses_is_an_error_before_anything_is_bought(
+    served_recipe: dict[str, Any], refused: str, change: dict[str, Any], place: str
+) -> None:
+    generation = {**RIGHT, **change.get("generation", {})}
+    with FaultyServer(text="yes", refuses=(refused,)) as server, FaultyServer(text="yes") as other:
+        raw = at(served_recipe, server, **change.get("teacher", {}))
+        if change.get("fallback"):
+            behind = {name: raw["teacher"][name] for name in ("api", "model", "prices", "api_key_env")}
+            raw["teacher"] |= {"api": f"{other.url}/v1", "fallbacks": [behind]}
+        recipe = parse_recipe({**raw, "techniques": [{"kind": "hard", "generation": generation}]})
+        with pytest.raises(RecipeError) as at_check:
+            check_servers(askings(recipe), offline=False)
+        with pytest.raises(RecipeError) as at_run:
+            run(recipe, Display(quiet=True))
+        asked = [*server.bodies, *other.bodies]
+    assert (at_check.value.key, at_run.value.key) == (place, place)
+    assert refused in at_run.value.what
+    assert at_run.value.fix
+    assert not [body for body in asked if "does the number" in json.dumps(body)]
+    assert not list((Path(recipe.run).parent / "journals").glob("*"))
+
+
+def test_what_the_protocol_has_no_field_for_is_refused_by_its_place(served_recipe: dict[str, Any]) -> None:
+    techniques = [{"kind": "hard", "generation": {**RIGHT, "seed": 3}}]
+    teacher = {**served_recipe["teacher"], "protocol": "anthropic"}
+    with pytest.raises(RecipeError, match=r"techniques\.0\.generation\.seed.*anthropic"):
+        check(parse_recipe({**served_recipe, "teacher": teacher, "techniques": techniques}))
+
+
+def test_the_command_check_asks_the_server(served_recipe: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+
+    def limbeck_check(raw: dict[str, Any], *more: str) -> subprocess.CompletedProcess[str]:
+        path.write_text(json.dumps(raw))
+        command = [sys.executable, "-m", "limbeck", "check", str(path), *more]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TOY_KEY": KEY})
+
+    assert "does not answer" in limbeck_check(served_recipe).stderr
+    with FaultyServer(refuses=("temperature",)) as server:
+        refused = limbeck_check(at(served_recipe, server))
+        offline = limbeck_check(at(served_recipe, server), "--offline")
+    assert (refused.returncode, offline.returncode) == (2, 0)
+    assert refused.stderr.startswith("limbeck: techniques.1.generation.temperature: toy refuses"), refused.stderr
+    assert "no server was asked" in offline.stderr
 
 
 @pytest.mark.parametrize("name", ["closed-api", "deepseek-r1"])
@@ -249,6 +418,127 @@ def test_a_killed_run_buys_again_no_more_than_was_in_flight(
     assert found["repeats"] <= killed * 2 + 12, found  # two in flight at each kill; the probe's own requests
     ((_, chosen),) = texts(Path(raw["run"])).items()
     assert chosen["answers"] >= 40
+
+
+@pytest.mark.parametrize(("jobs", "again"), [(1, False), (2, False), (2, True)], ids=["one", "two", "two-abandoned"])
+def test_ctrl_c_drains_what_is_in_flight_in_every_process(
+    short_recipe: dict[str, Any], tmp_path: Path, jobs: int, again: bool
+) -> None:
+    """Two stages run beside each other: one asks, another trains."""
+    path = tmp_path / "recipe.yaml"
+    with FaultyServer(text="yes", latency=0.4) as server:
+        raw = at(short_recipe, server, concurrency=3)
+        training = {**raw["training"], "tokens": 10_000_000}
+        path.write_text(json.dumps({**raw, "techniques": [*raw["techniques"], "alone"], "training": training}))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", str(jobs)],
+            env={**os.environ, "TOY_KEY": KEY}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # A job in the background of a shell ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        )  # fmt: skip
+        until = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < until:
+            if sum("does the number" in json.dumps(body) for body in server.bodies) >= 6:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        if again:
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        bodies = [body for body in server.bodies if "does the number" in json.dumps(body)]
+        time.sleep(0.5)
+        later = [body for body in server.bodies if "does the number" in json.dumps(body)]
+    assert len(later) == len(bodies) < 40, "nothing is sent after it"
+    (journal,) = (Path(raw["run"]).parent / "journals").glob("*.sqlite")
+    with Journal(journal) as opened:
+        counts = opened.counts()
+    answered = sum(counts.answered.values())
+    if again:
+        assert answered + counts.unknown >= len(bodies) - 1
+        assert counts.unknown > 0
+    else:
+        assert (counts.unknown, counts.sent, answered) == (0, 0, len(bodies))
+
+
+def test_a_run_that_is_killed_while_its_batch_is_in_progress_goes_on_with_it(
+    short_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    command = [sys.executable, "-m", "limbeck", "run", str(path), "--quiet", "--jobs", "1"]
+    environment = {**os.environ, "TOY_KEY": KEY}
+    with BatchServer(text="yes") as server:
+        teacher = {**short_recipe["teacher"], "api": f"{server.url}/v1", "batch": True}
+        path.write_text(json.dumps({**short_recipe, "teacher": teacher}))
+        server.held = True
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        until = time.monotonic() + 240
+        while not any(each["looks"] for each in server.batches.values()) and process.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+        assert len(server.batches) == 1
+        server.held = False
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.batches) == 1, "nothing is sent again"
+    assert set(server.billed.values()) == {1}
+    assert not [body for body in server.called if "does the number" in json.dumps(body)], "all of it at half the price"
+    run_folder = Path(short_recipe["run"])
+    ((_, chosen),) = texts(run_folder).items()
+    assert chosen["answers"] == len(server.billed)
+    assert chosen["learned"] > 0
+    assert (run_folder / "arms/right-seed0/students/student/model.safetensors").is_file()
+    (sampled,) = (json.loads(p.read_text())["result"] for p in (run_folder / "stages").glob("sample-*.json"))
+    assert sampled["nano_usd"] == len(server.billed) * (20 * 1000 + 5 * 2000) // 2
+    assert sampled["possibly_paid_twice"] == 0
+
+
+def test_a_fallback_that_would_take_hours_is_refused_by_name(short_recipe: dict[str, Any]) -> None:
+    behind = {**short_recipe["teacher"], "batch": True}
+    raw = {**short_recipe, "teacher": {**short_recipe["teacher"], "fallbacks": [behind]}}
+    with pytest.raises(RecipeError, match=r"teacher\.fallbacks\.0\.batch.*hours"):
+        parse_recipe(raw)
+
+
+def test_what_is_retried_after_training_is_learned_by_another_run(short_recipe: dict[str, Any]) -> None:
+    generation = {**RIGHT, "keep": "all", "filters": {"decontaminate": None, "exact_duplicates": False}}
+    raw = {**short_recipe, "techniques": [{"kind": "hard", "name": "right", "generation": generation}]}
+    folder = Path(raw["run"])
+    with FaultyServer(text="yes") as server:
+        server.when = lambda: "bad_request" if "does the number 1" in json.dumps(server.bodies[-1]) else None
+        recipe = parse_recipe(at(raw, server))
+        run(recipe, Display(quiet=True))
+        failed = status_of(folder).journals[0].counts.failed["bad_request"]
+        assert failed >= 3
+        server.when = None
+        said = retry(folder, [])
+        assert f"{failed} requests are to do again. 1 arm of {folder} learned" in said
+        assert f"run={folder}-retried" in said
+        before = len(server.bodies)
+        run(recipe, Display(quiet=True))
+        assert len(server.bodies) == before, "the run is as it was"
+        run(parse_recipe({**at(raw, server), "run": f"{folder}-retried"}), Display(quiet=True))
+        asked = [body for body in server.bodies[before:] if "does the number" in json.dumps(body)]
+    assert len(asked) == failed
+    old, new = (next(iter(texts(Path(each)).values())) for each in (folder, f"{folder}-retried"))
+    assert new["learned"] == old["learned"] + failed
+
+
+def test_answers_that_change_after_training_are_refused_by_their_place(short_recipe: dict[str, Any]) -> None:
+    with FaultyServer(text="yes") as server:
+        recipe = parse_recipe(at(short_recipe, server))
+        run(recipe, Display(quiet=True))
+    folder = Path(recipe.run)
+    (marker,) = (folder / "stages").glob("train-*.json")
+    plain = json.loads(marker.read_text())
+    plain["key"]["text"] = "0123456789abcdef"
+    marker.write_text(json.dumps(plain))
+    with pytest.raises(RunFolderError, match=r"techniques\.0\.generation: the answers .* have changed .*run=OTHER"):
+        run(recipe, Display(quiet=True))
 
 
 def test_limits_and_failures_lose_no_prompt(short_recipe: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A small server with the batch endpoints of OpenAI and Anthropic, and faults on demand.
+"""A small server with the batch endpoints of OpenAI, Anthropic and Gemini, and faults on demand.
 
 It counts what it wrote an answer to (``billed``, by custom id), and which batches it made.
 """
@@ -24,22 +24,34 @@ class BatchServer(ThreadedServer):
     ``empty``: it fails as a whole. ``status``: all is counted and there, and the status says it is still under way.
     """
 
-    def __init__(self, *faults: str, key: str = "") -> None:
+    def __init__(self, *faults: str, key: str = "", text: str | None = None) -> None:
         self.faults = list(faults)
-        self.key = key
+        self.key, self.text = key, text
+        self.held = False
+        """While it is true, batches are in progress."""
+        self.called: list[dict[str, Any]] = []
+        """Bodies of requests that were not part of a batch."""
         self.billed: Counter[str] = Counter()
         self.batches: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
 
     def routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/files", self._upload)
+        app.router.add_post("/v1/chat/completions", self._call)
         app.router.add_get("/v1/files/{name}/content", self._content)
         app.router.add_post("/v1/batches", self._create)
         app.router.add_get("/v1/batches", self._list)
         app.router.add_get("/v1/batches/{name}", self._look)
+        app.router.add_post("/v1beta/models/{model}", self._create_contents)
+        app.router.add_get("/v1beta/batches", self._list_contents)
+        app.router.add_get("/v1beta/batches/{name}", self._look_contents)
         app.router.add_post("/v1/messages/batches", self._create_messages)
         app.router.add_get("/v1/messages/batches/{name}", self._look_messages)
         app.router.add_get("/v1/messages/batches/{name}/results", self._results)
+
+    async def _call(self, request: web.Request) -> web.Response:
+        self.called.append(await request.json())
+        return web.json_response(_chat(self.called[-1], self.text))
 
     async def _upload(self, request: web.Request) -> web.Response:
         fields = await request.post()
@@ -84,7 +96,7 @@ class BatchServer(ThreadedServer):
             return web.json_response({"error": {"message": "no such batch"}}, status=404)
         batch["looks"] += 1
         asked, fault = batch["asked"], batch["fault"]
-        if batch["looks"] < 2:
+        if batch["looks"] < 2 or self.held:
             counts = {"total": len(asked), "completed": 0, "failed": 0}
             return web.json_response({"id": batch["id"], "status": "in_progress", "request_counts": counts})
         if "state" not in batch:
@@ -104,7 +116,12 @@ class BatchServer(ThreadedServer):
         for key, body in good:
             self.billed[key] += 1
             lines.append(
-                {"id": "r", "custom_id": key, "response": {"status_code": 200, "body": _chat(body)}, "error": None}
+                {
+                    "id": "r",
+                    "custom_id": key,
+                    "response": {"status_code": 200, "body": _chat(body, self.text)},
+                    "error": None,
+                }
             )
         if fault == "ids":
             lines = [*reversed(lines), *lines, {**lines[0], "custom_id": ""}, {**lines[0], "custom_id": "foreign"}]
@@ -129,6 +146,45 @@ class BatchServer(ThreadedServer):
             "output_file_id": f"{batch['id']}-out" if good else None,
             "error_file_id": f"{batch['id']}-err" if bad else None,
         }
+
+    async def _create_contents(self, request: web.Request) -> web.StreamResponse:
+        assert request.match_info["model"].endswith(":batchGenerateContent")
+        plain = (await request.json())["batch"]
+        fault = self.faults.pop(0) if self.faults else ""
+        asked = plain["inputConfig"]["requests"]["requests"]
+        batch = self._made(fault, plain["displayName"], [(each["metadata"]["key"], each["request"]) for each in asked])
+        if fault == "lost":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return web.json_response(_operation(batch, "PENDING"))
+
+    async def _list_contents(self, _: web.Request) -> web.Response:
+        return web.json_response({"operations": [_operation(each, "RUNNING") for each in self.batches.values()]})
+
+    async def _look_contents(self, request: web.Request) -> web.Response:
+        batch = self.batches[request.match_info["name"]]
+        batch["looks"] += 1
+        if batch["looks"] < 2 or self.held:
+            return web.json_response(_operation(batch, "RUNNING"))
+        asked = batch["asked"]
+        good = {"expired": asked[: len(asked) // 3], "errors": asked[1:]}.get(batch["fault"], asked)
+        answers: list[dict[str, Any]] = []
+        for key, body in asked:
+            if (key, body) not in good:
+                error = {"code": 3 if batch["fault"] == "errors" else 4, "message": "broken"}
+                answers.append({"error": error, "metadata": {"key": key}})
+                continue
+            if "state" not in batch:
+                self.billed[key] += 1
+            text = f"answer to {body['contents'][-1]['parts'][0]['text']}" if self.text is None else self.text
+            candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP"}
+            usage = {"promptTokenCount": 20, "candidatesTokenCount": 5, "totalTokenCount": 25}
+            answer = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"}
+            answers.append({"response": answer, "metadata": {"key": key}})
+        batch["state"] = {}
+        state = "EXPIRED" if batch["fault"] == "expired" else "SUCCEEDED"
+        return web.json_response(_operation(batch, state, list(reversed(answers)), len(good)))
 
     async def _create_messages(self, request: web.Request) -> web.StreamResponse:
         assert request.headers["anthropic-version"]
@@ -172,8 +228,21 @@ class BatchServer(ThreadedServer):
         return web.Response(body=b"\n".join(json.dumps(line).encode() for line in reversed(lines)))
 
 
-def _chat(body: dict[str, Any]) -> dict[str, Any]:
-    message = {"role": "assistant", "content": f"answer to {body['messages'][-1]['content']}"}
+def _operation(
+    batch: dict[str, Any], state: str, answers: list[dict[str, Any]] | None = None, good: int = 0
+) -> dict[str, Any]:
+    """A long-running operation of Google's, whose 64-bit numbers are strings."""
+    stats = {"requestCount": str(len(batch["asked"])), "successfulRequestCount": str(good)}
+    metadata = {"state": f"BATCH_STATE_{state}", "displayName": batch["metadata"], "batchStats": stats}
+    plain: dict[str, Any] = {"name": f"batches/{batch['id']}", "metadata": metadata}
+    if answers is not None:
+        plain |= {"done": True, "response": {"inlinedResponses": {"inlinedResponses": answers}}}
+    return plain
+
+
+def _chat(body: dict[str, Any], text: str | None = None) -> dict[str, Any]:
+    said = f"answer to {body['messages'][-1]['content']}" if text is None else text
+    message = {"role": "assistant", "content": said}
     return {
         "id": "c",
         "model": body["model"],

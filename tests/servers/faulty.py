@@ -55,6 +55,10 @@ class Settings:
     """Alternatives a token at most; None: null under a 200."""
     refuses: tuple[str, ...] = ()
     """Parameters that are refused."""
+    most_choices: int = 128
+    """Of one request (``n``)."""
+    refuses_over: int | None = None
+    """``n`` above it is refused."""
     length_field: str | None = None
     """The only name that the longest answer may have."""
     text: str | None = None
@@ -238,6 +242,9 @@ def _refused(settings: Settings, body: dict[str, Any]) -> web.Response | None:
             said = f"Unsupported parameter: '{name}' is not supported with this model."
             error = {"message": said, "param": name, "code": "unsupported_parameter", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
+    if settings.refuses_over is not None and (body.get("n") or 1) > settings.refuses_over:
+        error = {"message": f"Invalid value for 'n': must be at most {settings.refuses_over}.", "param": "n"}
+        return web.json_response({"error": error | {"code": "invalid_value"}}, status=400)
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
     if settings.length_field and (name := other[settings.length_field]) in body:
         said = f"Unsupported parameter: '{name}' is not supported. Use '{settings.length_field}' instead."
@@ -301,13 +308,17 @@ def chat(settings: Settings, body: dict[str, Any], fault: str) -> dict[str, Any]
                 for word in words
             ]
         }
-    several = body.get("n") or 1
+    several = min(body.get("n") or 1, settings.most_choices)
+    choices = [{**choice, "index": i} for i in range(several)]
+    if settings.text is None and isinstance(message["content"], str):  # samples differ
+        for each in choices[1:]:
+            each["message"] = {**message, "content": f"{message['content']}, sample {each['index']}"}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "model": body["model"],
-        "choices": [{**choice, "index": i} for i in range(several)],
-        **_usage(settings, prompt, text),
+        "choices": choices,
+        **_usage(settings, prompt, " ".join(each["message"]["content"] or "" for each in choices)),
     }
 
 

@@ -20,10 +20,10 @@ from limbeck.errors import InputError, MachineError, RunFolderError
 from limbeck.workflow.events import EventLog, read_events
 from limbeck.workflow.lock import RunLock, owner_of, run_path
 from limbeck.workflow.markers import Markers, first_difference
+from limbeck.workflow.processes.workers import WorkerError
 from limbeck.workflow.runner import Runner, in_order
 from limbeck.workflow.stage import Context, Event, Facts, Plain, Stage
 from limbeck.workflow.status import status_of
-from limbeck.workflow.workers import WorkerError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,17 @@ from rich.text import Text
 from limbeck.data.chat.encode import encode_prompt
 from limbeck.data.corpus import holdout_count
 from limbeck.data.documents.sources import documents
+from limbeck.data.questions import questions
 from limbeck.errors import RecipeError, under
 from limbeck.generation.api.protocols import encode, wire_format
 from limbeck.generation.journal.budget import input_bound
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.prices import bound, cost, prices_of
 from limbeck.generation.local import as_document
-from limbeck.generation.prompts import Prompt, prompt_of, requests_for
+from limbeck.generation.prompts import Prompt, prompts_among, question_of, requests_for
 from limbeck.generation.request import Request, Usage
 from limbeck.generation.select.data_set.card import usd
+from limbeck.generation.select.prompts import prompts_to_ask
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import is_sampled, run_tokenizer
@@ -123,24 +125,25 @@ def _costs_of_signals(recipe: Recipe, served: ServedTeacher) -> list[Cost]:
     return [Cost(each, nano_usd=nano_usd, tokens=tokens, likely_nano_usd=nano_usd) for each in places.values()]
 
 
-def _prompts(generation: Generation, data: Data, tokenizer: Any) -> Iterator[Prompt]:
-    """What a run would ask: of documents to train on, by their hash."""
+def _prompts(generation: Generation, data: Data, tokenizer: Any) -> list[Prompt]:
+    """What a run would ask."""
+    tokens, system = generation.prompt_tokens, generation.system
     found = {document.key: document for document in documents(data.corpus)}
-    keys = sorted(found)
-    held_out = holdout_count(np.array([int(key[:16], 16) for key in keys], np.uint64), data.heldout)
-    asked = 0
-    for key in keys[held_out:]:
-        if generation.max_prompts is not None and asked == generation.max_prompts:
-            return
-        prompt = prompt_of(found[key], tokenizer, prompt_tokens=generation.prompt_tokens, system=generation.system)
-        if prompt is None:
-            continue
-        if tokenizer is not None:
-            document = as_document(Request(messages=prompt.messages, text=prompt.text, tools=prompt.tools))
-            if len(encode_prompt(document, tokenizer, data.date)) > data.seq_len - SHORTEST_ANSWER:
-                continue
-        asked += 1
-        yield prompt
+    keys = np.array(sorted(int(key[:16], 16) for key in found), np.uint64)
+    held_out = holdout_count(keys, data.heldout)
+    heldout, own = (
+        prompts_among(found.values(), part, tokenizer, prompt_tokens=tokens, system=system)
+        for part in (keys[:held_out], keys[held_out:])
+    )
+
+    def fits(prompt: Prompt) -> bool:
+        if tokenizer is None:
+            return True
+        document = as_document(Request(messages=prompt.messages, text=prompt.text, tools=prompt.tools))
+        return len(encode_prompt(document, tokenizer, data.date)) <= data.seq_len - SHORTEST_ANSWER
+
+    given = {document.key: question_of(document).after(system) for document in questions(data.prompts)}
+    return prompts_to_ask(own, given.values(), heldout, generation, fits).prompts
 
 
 def show_costs(recipe: Recipe, costs: Iterable[Cost], console: Console) -> None:

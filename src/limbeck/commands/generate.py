@@ -13,20 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.errors import InputError, RunFolderError
+from limbeck.errors import InputError, RunFolderError, counted
 from limbeck.files import whole_folder
 from limbeck.generation.asked import FILE
 from limbeck.generation.candidate import Candidate
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent
-from limbeck.generation.select.data_set.card import usd
+from limbeck.generation.select.data_set.card import UNSOLVED, usd
 from limbeck.generation.select.data_set.rows import continuation, conversation, json_lines
 from limbeck.report.markup import one_line
 from limbeck.workflow.lock import is_run
 from limbeck.workflow.markers import Markers
 
-SAMPLE, SELECT = "sample-", "select-"
-"""Beginnings of the names of stages that ask a teacher, and that choose among its answers."""
+SAMPLE, SELECT, TRAIN = "sample-", "select-", "train-"
+"""Beginnings of the names of stages that ask a teacher, that choose among its answers, and that train an arm."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class TextStatus:
         answers: how many there are.
         outcomes, verdicts, taken: answers by how they ended, by verdict, and by the filter that took them.
         unsolved: prompts of which every answer is wrong.
+        unsolved_file: where they are; None: there are none.
         learned: answers that are kept.
     """
 
@@ -65,6 +66,7 @@ class TextStatus:
     verdicts: dict[str, int] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
     unsolved: int = 0
+    unsolved_file: str | None = None
     learned: int = 0
 
     @property
@@ -145,9 +147,12 @@ def texts_of(run: Path) -> list[TextStatus]:
     for name in markers.names():
         marker = markers.read(name)
         if name.startswith(SELECT) and marker is not None and marker.result is not None:
-            names = TextStatus.__dataclass_fields__.keys() - {"name", "data_set"}
+            names = TextStatus.__dataclass_fields__.keys() - {"name", "data_set", "unsolved_file"}
             facts = {each: marker.result[each] for each in names if each in marker.result}
-            found.append(TextStatus(name, str(run / "text" / name / "dataset"), **facts))
+            home = run / "text" / name / "dataset"
+            unsolved = home / UNSOLVED
+            facts["unsolved_file"] = str(unsolved) if unsolved.is_file() else None
+            found.append(TextStatus(name, str(home), **facts))
     return found
 
 
@@ -184,7 +189,7 @@ def show_status(status: GenerationStatus, console: Console) -> None:
         _row(table, "learned", f"{text.learned:,} of {text.answers:,} answers", text.data_set)
         if text.pass_rate is not None:
             _row(table, "verified", f"{100 * text.pass_rate:.1f}% correct", _listed(text.verdicts))
-            _row(table, "unsolved prompts", f"{text.unsolved:,}", "")
+            _row(table, "unsolved prompts", f"{text.unsolved:,}", text.unsolved_file or "")
         if text.taken:
             _row(table, "filtered", f"{sum(text.taken.values()):,}", _listed(text.taken))
         console.print(table)
@@ -283,6 +288,9 @@ def _require_new(out: Path) -> None:
 def retry(run: Path, kinds: Sequence[str]) -> str:
     """Make requests that failed requests to do; returns a line for people.
 
+    A run whose students have begun to train keeps the answers that they learn: the requests are asked by another run
+    with the same teacher. Else the run itself asks them when it goes on.
+
     Raises:
         RunFolderError: there is no such run, or another process writes its journal.
         InputError: no request failed in one of those ways.
@@ -300,7 +308,18 @@ def retry(run: Path, kinds: Sequence[str]) -> str:
     for path in journals if known else []:
         with Journal(path) as journal:
             total += journal.retry(*kinds)
-    if total and run.is_dir():  # what lists the requests is gone, so that the run asks again
-        for asked in sorted((run / "text").glob(f"{SAMPLE}*/{FILE}")):
-            asked.unlink()
-    return f"{total:,} requests are to do again; `limbeck run` asks them" if total else "no request has failed"
+    if not total:
+        return "no request has failed"
+    said = f"{counted(total, 'request')} {'is' if total == 1 else 'are'} to do again"
+    if not run.is_dir():
+        return f"{said}; `limbeck run` asks them"
+    arms = [name for name in Markers(run).names() if name.startswith(TRAIN)]
+    if arms:
+        return (
+            f"{said}. {counted(len(arms), 'arm')} of {run} learned from the answers that are there, and "
+            f"{'stays as it is' if len(arms) == 1 else 'stay as they are'}. To learn from all of them, run the recipe "
+            f"under another name: `limbeck run RECIPE run={run}-retried`; nothing else is bought"
+        )
+    for asked in sorted((run / "text").glob(f"{SAMPLE}*/{FILE}")):
+        asked.unlink()  # what lists the requests is gone, so that the run asks again
+    return f"{said}; `limbeck run` asks them"

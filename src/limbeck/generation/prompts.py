@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,13 @@ class Prompt:
     tools: tuple[Mapping[str, Any], ...]
     reference: str | None
     document: str
+
+    def after(self, system: str | None) -> Prompt:
+        """The same with a system text before it, where it is a conversation that has none."""
+        has = any(message["role"] in ("system", "developer") for message in self.messages)
+        if system is None or has or not self.messages:
+            return self
+        return replace(self, messages=({"role": "system", "content": system}, *self.messages))
 
     def plain(self) -> dict[str, Any]:
         """As plain data; :meth:`of` reads it."""
@@ -77,13 +84,22 @@ def prompt_of(document: Document, tokenizer: Any, *, prompt_tokens: int, system:
         start = "".join(message["content"] for message in before_it)
         return Prompt((), start, (), answer["content"], document.key) if start else None
     last = max((i for i, message in enumerate(document.messages) if message["role"] == "assistant"), default=0)
-    before = document.messages[:last]
-    if not before:
+    if not last:
         return None
-    if system is not None and not any(message["role"] in ("system", "developer") for message in before):
-        before = ({"role": "system", "content": system}, *before)
-    clean = tuple({name: value for name, value in message.items() if name != "learn"} for message in before)
-    return Prompt(clean, None, document.tools, document.messages[last]["content"], document.key)
+    reference = document.messages[last]["content"]
+    return Prompt(_clean(document.messages[:last]), None, document.tools, reference, document.key).after(system)
+
+
+def question_of(document: Document) -> Prompt:
+    """What a document of ``data.prompts`` asks: all of it, or all before its last answer where it ends with one."""
+    *before, last = document.messages
+    answered = last["role"] == "assistant"
+    reference = last["content"] if answered else None
+    return Prompt(_clean(before if answered else document.messages), None, document.tools, reference, document.key)
+
+
+def _clean(messages: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({name: value for name, value in message.items() if name != "learn"} for message in messages)
 
 
 def requests_for(
@@ -95,20 +111,29 @@ def requests_for(
         RecipeError: there are examples, and the prompt is no conversation.
     """
     messages = shown(prompt, generation.examples)
+    settings = sampling_of(generation)
     for sample in range(generation.samples if samples is None else samples):
-        yield Request(
+        yield replace(
+            settings,
             messages=messages,
             text=prompt.text,
             tools=prompt.tools,
             max_new_tokens=generation.max_new_tokens or max_new_tokens,
-            temperature=generation.temperature,
-            top_p=generation.top_p if generation.top_p < 1 else None,
-            top_k=generation.top_k or None,
             # Samples of one seed would be equal.
             seed=generation.seed + sample if generation.seed else None,
-            stop=generation.stop,
             sample=sample,
         )
+
+
+def sampling_of(generation: Generation) -> Request:
+    """A request without a prompt: what a section sends beside it."""
+    return Request(
+        temperature=generation.temperature,
+        top_p=generation.top_p if generation.top_p < 1 else None,
+        top_k=generation.top_k or None,
+        seed=generation.seed or None,
+        stop=generation.stop,
+    )
 
 
 def shown(prompt: Prompt, examples: Sequence[Example]) -> tuple[Mapping[str, Any], ...]:

@@ -16,9 +16,12 @@ from limbeck.data.corpus import Enough
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.sources import first_documents
 from limbeck.errors import under
+from limbeck.generation.prompts import sampling_of
+from limbeck.generation.request import Request
+from limbeck.generation.verify.judge import judge_settings
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_served import check_served, check_verifiers, unreachable
+from limbeck.pipeline.checks_served import check_served, check_verifiers, endpoints_of, unreachable
 from limbeck.pipeline.estimates import FIRST_DOCUMENTS
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
@@ -36,7 +39,8 @@ from limbeck.pipeline.sections import (
 )
 from limbeck.pipeline.served.capture import CaptureServed
 from limbeck.pipeline.served.probe import ProbeSignals
-from limbeck.pipeline.served.signals import ServedSignals
+from limbeck.pipeline.served.signals import ServedSignals, SignalsAsking
+from limbeck.pipeline.shared.asking import Asking
 from limbeck.pipeline.shared.base import given_tokenizer, located
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.corpus import CorpusStage
@@ -47,6 +51,7 @@ from limbeck.pipeline.stages.train import Arm, Train
 from limbeck.pipeline.stored.checks import biased, check_stored, check_windows, stored_signals
 from limbeck.pipeline.text.generate import Generate
 from limbeck.pipeline.text.probe import Probe
+from limbeck.pipeline.text.questions import Questions, check_questions
 from limbeck.pipeline.text.sample import Sample
 from limbeck.pipeline.text.select import Select
 from limbeck.recipe import (
@@ -66,6 +71,7 @@ from limbeck.recipe import (
     Soft,
     Technique,
     TrainedTokenizer,
+    fingerprint,
 )
 from limbeck.recipe.verify import Judge
 from limbeck.workflow.lock import run_path
@@ -197,14 +203,13 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
     if isinstance(teacher, ConfigTeacher):
         return [TrainedTeacher(teacher=teacher, section=teacher.pretraining, data=data, **common)]
     if isinstance(teacher, ServedTeacher):
-        writes = bool(generations_of(recipe)) or recipe.evaluation.accuracy is not None
         probes = {
             probe.name: probe
             for i in range(len(recipe.techniques))
             if (asked := _served_signals(recipe, i)) is not None
             for probe in [ProbeSignals(asked=asked, **common)]
         }
-        return [Probe(teacher=teacher, writes=writes, **common), *probes.values()]
+        return [Probe(teacher=teacher, asked=askings(recipe), **common), *probes.values()]
     if teacher.correct is None:
         return [GivenTeacher(spec=teacher, data=data, **common)]
     return [
@@ -212,6 +217,26 @@ def _teacher(recipe: Recipe, common: dict[str, Any]) -> list[Stage]:
         UntunedTeacher(data=data, max_documents=documents, **common),
         CorrectedTeacher(section=teacher.correct, data=data, max_documents=documents, **common),
     ]
+
+
+def askings(recipe: Recipe) -> tuple[Asking, ...]:
+    """Who is asked over HTTP, and with which settings: a called teacher, its fallbacks, and judges."""
+    teacher = recipe.teacher
+    found: list[Asking] = []
+    settings = {
+        place: sampling_of(section) for place, section in generations_of(recipe).items() if is_sampled(recipe, section)
+    }
+    if recipe.evaluation.accuracy is not None:
+        settings["evaluation.accuracy"] = Request(temperature=recipe.evaluation.accuracy.temperature)
+    judges = {place: section for place, section in verifiers_of(recipe).items() if isinstance(section, Judge)}
+    if isinstance(teacher, ServedTeacher) and (settings or judges):  # else it is asked for signals alone
+        own = {place: judge_settings(section) for place, section in judges.items() if section.teacher is None}
+        for place, endpoint in endpoints_of(teacher):
+            found.append(Asking(place, endpoint, settings | (own if place == "teacher" else {})))
+    for place, section in judges.items():
+        if section.teacher is not None:
+            found.append(Asking(f"{place}.teacher", section.teacher, {place: judge_settings(section)}))
+    return tuple(found)
 
 
 class _Texts:
@@ -240,6 +265,9 @@ class _Texts:
             )
             self.stages.setdefault(text.name, text)
             return text
+        if recipe.data.prompts:
+            questions = Questions(data=recipe.data, **self.common)
+            self.stages.setdefault(questions.name, questions)
         place = f"techniques.{index}"
         sample, like = self._sample(generation, place), None
         if generation.as_many_as is not None:
@@ -288,7 +316,7 @@ class _Texts:
 
 def is_sampled(recipe: Recipe, generation: Generation) -> bool:
     """Whether answers are asked for prompt by prompt, rather than so many tokens of text."""
-    return generation.is_selected or isinstance(recipe.teacher, ServedTeacher)
+    return generation.is_selected or bool(recipe.data.prompts) or isinstance(recipe.teacher, ServedTeacher)
 
 
 def _accuracy(recipe: Recipe, compared: Comparison, texts: _Texts, common: dict[str, Any]) -> list[Stage]:
@@ -335,6 +363,15 @@ def _capture(
         return Capture(**settings)
     probe = ProbeSignals(asked=served)
     return CaptureServed(teacher=served.teacher, probe=probe.name, after=after, **settings)
+
+
+def signal_askings(recipe: Recipe, tokenizer: Any) -> list[SignalsAsking]:
+    """What a called teacher is asked for besides text; nothing where the run's tokenizer is not known yet."""
+    if tokenizer is None:
+        return []
+    found = [_served_signals(recipe, i) for i in range(len(recipe.techniques))]
+    each = {fingerprint(asked.key): asked for asked in found if asked is not None}
+    return [SignalsAsking(asked, tokenizer) for asked in each.values()]
 
 
 def _served_signals(recipe: Recipe, index: int) -> ServedSignals | None:
@@ -460,6 +497,8 @@ def check(recipe: Recipe, first: Sequence[Document] | None = None) -> Checked:
         first = [document for _, document in first_documents(data.corpus, FIRST_DOCUMENTS)]
     absent = _unreachable(recipe)
     found = Checked(run_tokenizer(recipe) if not absent else None, [*notes, *absent.values()])
+    sampled = {place: section for place, section in generations_of(recipe).items() if is_sampled(recipe, section)}
+    found.warnings += check_questions(data, sampled)
     if found.tokenizer is not None:
         encoded = encode_batch(first, found.tokenizer, data.date)
         masks = [each.loss_mask for each in encoded]
@@ -527,6 +566,8 @@ def _check_served(recipe: Recipe, teacher: ServedTeacher, found: Checked, absent
         absent: places of students that cannot be read now.
     """
     found.notes += check_served(teacher, recipe.data, generations_of(recipe))
+    for asking in askings(recipe):
+        asking.check()
     for name, student in recipe.named_students.items():
         assert not isinstance(student, CutStudent)  # the recipe made sure
         if student_key(recipe, name) not in absent:

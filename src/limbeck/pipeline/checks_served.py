@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limbeck.data.documents.sources import first_documents
-from limbeck.errors import RecipeError, under
+from limbeck.errors import RecipeError, TeacherGoneError, under
 from limbeck.generation.journal.prices import prices_of
 from limbeck.generation.terms import check_terms
 from limbeck.generation.verify import check_verifier
 from limbeck.recipe import Data, Endpoint, Generation, PathModel, ServedTeacher, Verify
 from limbeck.recipe.verify import Judge
 
-NETWORK = "teacher: no server was asked; `limbeck run` asks once what it reveals, before it buys anything"
+if TYPE_CHECKING:
+    from limbeck.generation.api.probe import Capabilities
+    from limbeck.generation.api.scoring.probe import Reveals
+    from limbeck.pipeline.served.signals import SignalsAsking  # torch
+    from limbeck.pipeline.shared.asking import Asking
 
 
 def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, Generation]) -> list[str]:
@@ -29,13 +34,11 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
         What people should know before they run it.
     """
     with under("teacher"):
-        notes = [NETWORK, *(f"terms: {line}" for line in check_terms([each for _, each in endpoints_of(teacher)]))]
+        notes = [f"terms: {line}" for line in check_terms([each for _, each in endpoints_of(teacher)])]
     for place, endpoint in endpoints_of(teacher):
         with under(place):
             prices = prices_of(endpoint)
         notes.append(f"{place}: {prices.line()}")
-        if endpoint.api_key_env is not None and not os.environ.get(endpoint.api_key_env):
-            notes.append(f"{place}: ${endpoint.api_key_env} is not set; `limbeck run` needs it")
     first = [document for _, document in first_documents(data.corpus, 20)]
     plain = any(document.text is not None or not document.template for document in first)
     talks = any(document.text is None and document.template for document in first)
@@ -51,6 +54,35 @@ def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, G
             key="teacher.protocol",
             fix="Write `chat`",
         )
+    return notes
+
+
+def check_servers(asked: Iterable[Asking | SignalsAsking], *, offline: bool) -> list[str]:
+    """Ask servers what they take and reveal, with a handful of short requests each; refuse what they do not take.
+
+    A server that does not answer, or whose key is not set, is not asked and is no error: answers may be in a journal.
+
+    Args:
+        offline: ask none.
+
+    Raises:
+        RecipeError: a server refuses a setting, the key or the model.
+        BudgetError: an account has no credit.
+    """
+    notes = []
+    for asking in asked:
+        endpoint, later = asking.endpoint, "`limbeck run` asks what it takes and reveals, before it buys anything"
+        name = endpoint.api_key_env
+        if offline or (name is not None and not os.environ.get(name)):
+            why = "no server was asked" if offline else f"${name} is not set, so the server was not asked"
+            notes.append(f"{asking.place}: {why}; {later}")
+            continue
+        try:
+            found: Capabilities | Reveals = asking.probe()
+        except TeacherGoneError as error:
+            notes.append(f"{asking.place}: {error.what}; {later}")
+        else:
+            notes.append(f"{asking.place}: {found.line()} ({found.tokens:,} tokens to find out)")
     return notes
 
 

@@ -245,10 +245,17 @@ class Recipe(Section):
 
     def _check_served(self) -> None:
         """A teacher that is called has no weights, no probabilities and no tokenizer here."""
+        assert isinstance(self.teacher, ServedTeacher)
         for name, student in self.named_students.items():
             key = "student" if self.student is not None else f"students.{name}"
             if isinstance(student, CutStudent):
                 raise ValueError(f"{key}: a teacher that is called has no weights to cut; name a student by `path`")
+        for i, fallback in enumerate(self.teacher.fallbacks):
+            if isinstance(fallback, Endpoint) and fallback.batch:
+                raise ValueError(
+                    f"teacher.fallbacks.{i}.batch: only the first teacher is sent batches, which take hours; leave it "
+                    "out, and the fallback is asked at once"
+                )
         for i, technique in enumerate(self.techniques):
             if isinstance(technique, Soft):
                 self._check_served_signals(i, technique)

@@ -106,6 +106,11 @@ class Data(Section):
     """The corpus, how it is cut into rows, and the share that is held out."""
 
     corpus: tuple[Source, ...] = Field(min_length=1, description="Where the documents come from.")
+    prompts: tuple[Source, ...] = Field(
+        (),
+        description="Questions for a teacher, beside those of the corpus; rows need no answer. Only what it answers is "
+        "learned, by `hard`. Held-out documents are of the corpus alone.",
+    )
     heldout: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
         description="Share of the documents that is held out for measuring. A document's hash decides: reordering "

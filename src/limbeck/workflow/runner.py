@@ -15,8 +15,8 @@ from limbeck.errors import RunFolderError, counted
 from limbeck.workflow.events import STOPPED
 from limbeck.workflow.lock import RunLock
 from limbeck.workflow.markers import Marker, Markers, filled, first_difference, plain
+from limbeck.workflow.processes.workers import Workers
 from limbeck.workflow.stage import UNKNOWN, Context, Emit, Event, Facts, Plain, Stage
-from limbeck.workflow.workers import Workers
 
 Environments = Callable[[int], Mapping[str, str]]
 """Variables for each worker by its number, for example which GPU it has."""
@@ -200,7 +200,8 @@ class Runner:
 
         Raises:
             RunFolderError: a stage was made from another key, or by another version.
-            LimbeckError: what a stage raised. Other stages that were running are stopped; they go on next time.
+            LimbeckError: what a stage raised. Other stages that were running are stopped (see ``Stage.drains``); they
+                go on next time.
         """
         in_order(stages)
         describe = [
@@ -215,7 +216,12 @@ class Runner:
         _say(emit, "run_started", stages=describe, jobs=jobs)
         try:
             with Workers(self.folder, lock, environment) as workers:
-                facts = _Run(self, stages, emit, workers if jobs > 1 else None, jobs).to_the_end()
+                run = _Run(self, stages, emit, workers if jobs > 1 else None, jobs)
+                try:
+                    facts = run.to_the_end()
+                except BaseException:
+                    run.drain()
+                    raise
         except BaseException as error:
             _say(emit, "run_failed", error=_why(error))
             raise
@@ -254,6 +260,23 @@ class _Run:
                 for event in self.workers.wait():
                     self._hear(event)
         return self.facts
+
+    def drain(self) -> None:
+        """Let stages in worker processes end what they have in flight; an interrupt meanwhile abandons it."""
+        draining = {name: decision.stage for name, decision in self.running.items() if decision.stage.drains}
+        if self.workers is None or not draining:
+            return
+        for stage in draining.values():
+            self._tell(stage, "note", text=f"{stage.title}: what is in flight ends; Ctrl-C abandons it")
+        self.workers.interrupt(draining.keys())
+        while draining:
+            for event in self.workers.wait():
+                if event["event"] == "stage_result":
+                    self._finish(draining[event["stage"]], event["result"])
+                if event["event"] in ("stage_result", "stage_error", "stage_stopped"):
+                    del draining[event["stage"]]
+                else:
+                    self.emit(event)
 
     def _decide(self) -> None:
         """Decide every stage whose key is known by now, and keep what is kept."""

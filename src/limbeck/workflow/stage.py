@@ -56,6 +56,10 @@ class Stage(ABC):
     recomputable: bool = False
     """It can be made anew at no loss, so that another key just makes it again (measurements)."""
 
+    drains: bool = False
+    """What it has in flight is worth waiting for when the run is interrupted: in a worker process it is told, as by a
+    SIGTERM in a process of its own, and ends by itself. Others are killed; they go on from what is on disk."""
+
     urgency: int = 0
     """Where several stages could start, those with a greater one do first."""
 

@@ -12,6 +12,7 @@ import pytest
 from limbeck.errors import BudgetError, RecipeError, RunFolderError, TeacherGoneError
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.batch.provider import OpenAi
 from limbeck.generation.batch.sampler import BatchSampler
 from limbeck.generation.journal.batches import Batches
@@ -38,8 +39,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def endpoint(server: BatchServer, **more: Any) -> Endpoint:
     prices = Prices(input=1, output=2)
+    path = "v1beta" if more.get("protocol") == "gemini" else "v1"
     return Endpoint(
-        **{"api": f"{server.url}/v1", "model": "m", "batch": True, "prices": prices, "api_key_env": "K", **more}
+        **{"api": f"{server.url}/{path}", "model": "m", "batch": True, "prices": prices, "api_key_env": "K", **more}
     )
 
 
@@ -69,7 +71,7 @@ def texts(teacher: Endpoint, journal: Journal) -> list[str | None]:
 ALL = [f"answer to q{i}" for i in range(ROWS)]
 
 
-@pytest.mark.parametrize("protocol", ["chat", "anthropic"])
+@pytest.mark.parametrize("protocol", ["chat", "anthropic", "gemini"])
 def test_a_batch_is_bought_once_and_costs_half(journal: Journal, protocol: str) -> None:
     with BatchServer() as server:
         teacher = endpoint(server, protocol=protocol)
@@ -104,9 +106,10 @@ def test_only_what_has_no_answer_is_sent_again(journal: Journal, fault: str, bat
         assert journal.spent().nano_usd == ROWS * ONE
 
 
-def test_an_expired_batch_of_messages_is_completed(journal: Journal) -> None:
+@pytest.mark.parametrize("protocol", ["anthropic", "gemini"])
+def test_an_expired_batch_of_messages_is_completed(journal: Journal, protocol: str) -> None:
     with BatchServer("expired") as server:
-        teacher = endpoint(server, protocol="anthropic")
+        teacher = endpoint(server, protocol=protocol)
         write(teacher, journal)
         assert texts(teacher, journal) == ALL
         assert set(server.billed.values()) == {1}
@@ -224,6 +227,22 @@ def test_the_sampler_of_a_chain_sends_batches_and_falls_back_where_none_is_taken
             alone.write(ask(31), lambda *_: None)
 
 
-def test_gemini_has_none_here(journal: Journal) -> None:
-    with BatchServer() as server, pytest.raises(RecipeError, match=r"batch: the protocol `gemini` has no batches"):
-        BatchSampler(endpoint(server, protocol="gemini"), journal, Ledger(None, Spent()))
+def test_the_name_of_the_length_is_known_before_a_batch_is_sent(journal: Journal) -> None:
+    with BatchServer() as server:
+        teacher = endpoint(server)
+        probed = [Probed(teacher.identity, False, "max_completion_tokens")]
+        sampler = BatchSampler(teacher, journal, Ledger(None, Spent()), probed=probed, clock=JumpingClock())
+        sampler.write(ask(3), lambda *_: None)
+        (batch,) = server.batches.values()
+    assert all("max_completion_tokens" in body and "max_tokens" not in body for _, body in batch["asked"])
+
+
+def test_a_batch_of_geminis_is_found_by_its_name_and_its_wrong_requests_are_not_sent_again(journal: Journal) -> None:
+    with BatchServer("lost", "errors") as server:
+        teacher = endpoint(server, protocol="gemini")
+        write(teacher, journal, rows=20)
+        assert len(server.batches) == 1, "it was perhaps made, and is found"
+        write(teacher, journal)
+        assert journal.counts().failed == {"bad_request": 1}
+        assert set(server.billed.values()) == {1}
+        assert sum(text is not None for text in texts(teacher, journal)) == ROWS - 1

@@ -134,7 +134,7 @@ def test_all_answers_can_be_taken_out(run: Path, tmp_path: Path) -> None:
 def test_retry_makes_failed_requests_requests_to_do(run: Path) -> None:
     with pytest.raises(InputError, match="no request failed with timeout"):
         retry(run, ["timeout"])
-    assert "1 requests are to do" in retry(run, ["server"])
+    assert "1 request is to do again; `limbeck run` asks" in retry(run, ["server"])
     assert status_of(run).journals[0].counts.failed == {}
     assert retry(run, []) == "no request has failed"
 

@@ -18,6 +18,7 @@ from limbeck.errors import InputError, MachineError, RunFolderError
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import RowState, Spent
 from limbeck.generation.journal.storage import database
+from limbeck.generation.journal.storage.database import APPLICATION, TABLES
 from limbeck.generation.journal.storage.salvage import RECOUNT
 from limbeck.generation.request import Completion, Outcome, Request, TokenLogprobs, Usage
 
@@ -59,6 +60,30 @@ def recount(path: Path) -> dict[str, int]:
     found = {name: int(n) for name, n in counted.items() if n}
     assert found == {name: n for name, n in stored.items() if n}
     return found
+
+
+def test_a_journal_of_version_1_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    db = sqlite3.connect(path, isolation_level=None)
+    tables = TABLES.replace(",\n  lead INTEGER", "")
+    assert tables != TABLES
+    db.executescript(f"BEGIN; {tables} PRAGMA application_id={APPLICATION}; PRAGMA user_version=1; COMMIT;")
+    db.close()
+    key = ask(0).key(TEACHER)
+    with Journal(path, read_only=True) as journal:
+        assert journal.exchange(key) is None
+    with Journal(path) as journal:
+        journal.add([ask(0), ask(0, 1)], TEACHER)
+
+        async def way() -> None:
+            attempts = await journal.sent_together([key, ask(0, 1).key(TEACHER)], TEACHER, b"body", 100, 50)
+            await journal.answered_together(attempts, b"raw", [said()], 60)
+
+        asyncio.run(way())
+        assert journal.exchange(key) == (b"body", b"raw")
+        assert (journal.counts().answered, journal.counts().todo) == ({"complete": 1}, 1)
+        assert journal.spent() == Spent(60, 15)
+    recount(path)
 
 
 def test_an_answer_comes_back_as_it_was(journal: Journal) -> None:

@@ -13,8 +13,8 @@ from limbeck.recipe.served import Endpoint
 from tests.servers.faulty import Fault, FaultyServer
 
 
-def ask(server: FaultyServer, request: Request | None = None, **more: Any) -> Any:
-    return probe(Endpoint(**{"api": f"{server.url}/v1", "model": "m", **more}), request)
+def ask(server: FaultyServer, *requests: Request, **more: Any) -> Any:
+    return probe(Endpoint(**{"api": f"{server.url}/v1", "model": "m", **more}), requests)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_reasoning(where: str, name: str | None) -> None:
 def test_refused_parameters_are_found_and_asking_for_them_is_an_error() -> None:
     with FaultyServer(refuses=("temperature", "top_k"), length_field="max_completion_tokens") as server:
         found = ask(server)
-    assert set(found.refused or {}) == {"temperature", "top_k"}
+    assert {each.name for each in found.refused} == {"temperature", "top_k"}
     assert found.length_field == "max_completion_tokens"
     with pytest.raises(RecipeError) as error:
         found.check(Request(temperature=0.0))
@@ -61,9 +61,19 @@ def test_refused_parameters_are_found_and_asking_for_them_is_an_error() -> None:
 def test_only_what_will_be_asked_is_tried() -> None:
     with FaultyServer(refuses=("temperature",)) as server:
         found = ask(server, Request(messages=({"role": "user", "content": "x"},), top_p=0.5))
-        assert found.refused is None
-        found = ask(server, Request(messages=({"role": "user", "content": "x"},), temperature=0.5))
-        assert set(found.refused or {}) == {"temperature"}
+        assert found.refused == ()
+        warm = Request(messages=({"role": "user", "content": "x"},), temperature=0.5)
+        found = ask(server, warm, Request(top_p=0.5), warm)
+        assert [(each.name, each.value) for each in found.refused] == [("temperature", 0.5)]
+        with pytest.raises(RecipeError, match=r"temperature.*refuses.*`temperature: null`"):
+            found.check(warm)
+        found.check(Request(top_p=0.5))
+
+
+def test_a_field_of_extra_that_is_refused_is_named_where_it_stands() -> None:
+    with FaultyServer(refuses=("reasoning_effort",)) as server, pytest.raises(RecipeError) as raised:
+        ask(server, extra={"reasoning_effort": "low"})
+    assert raised.value.key == ".extra.reasoning_effort"
 
 
 @pytest.mark.parametrize(

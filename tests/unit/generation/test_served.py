@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,11 @@ import pytest
 from limbeck.errors import BudgetError, LimbeckError, MachineError, RecipeError, TeacherGoneError
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
+from limbeck.generation.api.transport.clock import SystemClock
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
-from limbeck.generation.journal.rows import RowState
+from limbeck.generation.journal.rows import RowState, Spent
 from limbeck.generation.request import Completion, Outcome, Request
 from limbeck.recipe.served import Budget, Endpoint, Prices
 from tests.servers.clock import JumpingClock
@@ -256,6 +259,92 @@ def test_a_request_that_stands_twice_is_bought_once(journal: Journal) -> None:
     assert sum(server.asked.values()) == 4
 
 
+def samples(prompts: int, each: int, **more: Any) -> list[Request]:
+    return [replace(question(i), sample=n, temperature=0.7, **more) for i in range(prompts) for n in range(each)]
+
+
+def send_together(
+    journal: Journal, server: FaultyServer, rows: list[Request], *, budget: Budget | None = None, **more: Any
+) -> Summary:
+    teacher = endpoint(server, **more)
+    sampler = ServedSampler(
+        [teacher], journal, Ledger(budget, journal.spent()), probed=[Probed(teacher.identity, True, "max_tokens")]
+    )
+    return sampler.write(rows, lambda done, line: None)
+
+
+def test_samples_of_a_prompt_are_asked_for_together_and_paid_once(journal: Journal, tmp_path: Path) -> None:
+    rows = samples(10, 4)
+    with FaultyServer() as server:
+        summary = send_together(journal, server, rows)
+        identity = endpoint(server).identity
+        assert sum(server.asked.values()) == 10
+        assert {body["n"] for body in server.bodies} == {4}
+        with Journal(tmp_path / "one.sqlite") as other:
+            send(other, endpoint(server), rows=rows)
+            alone = other.spent()
+        again = send_together(journal, server, [*rows, *samples(1, 6)])
+        assert (again.kept, dict(again.answered)) == (44, {"complete": 2}), "keys are those of single requests"
+    assert summary.answered == {"complete": 40}
+    answers = [journal.get(row.key(identity)) for row in rows[:4]]
+    assert [answer.text for answer in answers if answer] == [
+        "The answer to Question 0", *(f"The answer to Question 0, sample {n}" for n in range(1, 4)),
+    ]  # fmt: skip
+    exchanges = [journal.exchange(row.key(identity)) for row in rows[:4]]
+    assert len(set(exchanges)) == 1
+    assert b"sample 3" in ((exchanges[3] or (None, None))[1] or b"")
+    assert summary.nano_usd == sum(row.cost for row in journal.rows()) - again.nano_usd
+    assert 0 < summary.nano_usd < alone.nano_usd, "the prompt is paid once"
+    assert journal.spent().reserved_nano_usd == 0
+
+
+@pytest.mark.parametrize("settings", [{"most_choices": 3}, {"refuses_over": 1}, {"refuses_over": 3}])
+def test_samples_that_do_not_come_together_are_asked_for_one_by_one(journal: Journal, settings: dict[str, int]) -> None:
+    with FaultyServer(**settings) as server:
+        summary = send_together(journal, server, samples(6, 4), concurrency=1)
+        most = sum(server.asked.values())
+    assert summary.answered == {"complete": 24}
+    assert not summary.failed
+    assert most <= 6 + 24
+    assert journal.spent() == Spent(summary.nano_usd, summary.tokens)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("429", tries=1), Fault("500", share=0.5, tries=2), Fault("reset", share=0.5, tries=1),
+     Fault("cut", share=0.5, tries=1), Fault("malformed", share=0.5, tries=1),
+     Fault("bad_request", share=0.3, tries=1)],
+    ids=lambda fault: fault.kind,
+)  # fmt: skip
+def test_faults_of_several_samples_lose_none_and_buy_none_twice(journal: Journal, fault: Fault) -> None:
+    with FaultyServer(faults=[fault]) as server:
+        summary = send_together(journal, server, samples(12, 4))
+        billed = sum(server.billed.values())
+    if fault.kind == "bad_request":
+        assert summary.answered["complete"] + summary.failed["bad_request"] == 48
+    else:
+        assert summary.answered == {"complete": 48}
+    counts = journal.counts()
+    assert (counts.todo, counts.sent, counts.unknown) == (0, 0, 0)
+    assert counts.possibly_paid_twice == summary.possibly_paid_twice
+    if fault.kind in ("429", "500"):
+        assert (billed, counts.possibly_paid_twice) == (12, 0)
+
+
+def test_equal_samples_are_not_asked_for_together(journal: Journal) -> None:
+    rows = [*samples(2, 3, seed=7), *(replace(row, temperature=0.0) for row in samples(2, 3))]
+    with FaultyServer() as server:
+        assert send_together(journal, server, rows).answered == {"complete": 12}
+        assert not [body for body in server.bodies if "n" in body]
+
+
+def test_a_budget_for_fewer_samples_is_used(journal: Journal) -> None:
+    with FaultyServer() as server, pytest.raises(BudgetError):
+        send_together(journal, server, samples(4, 8), budget=Budget(tokens=1_000))
+    assert sum(journal.counts().answered.values()) > 0
+    assert journal.spent().tokens <= 1_000
+
+
 def test_other_fields_of_the_body_buy_anew_and_a_new_key_does_not(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,7 +556,7 @@ def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
                 counts = journal.counts()
                 assert counts.sent == 0
                 in_flight += counts.unknown
-                assert counts.unknown <= 16 + 64, "in flight, and answers of one commit"
+                assert counts.unknown <= 16 + 16 // 4 + 64, "in flight, ahead of it, and answers of one commit"
         process = start(server.url, path, rows)
         process.communicate()
         assert process.returncode == 0
@@ -477,6 +566,21 @@ def test_killed_at_any_moment_nothing_is_bought_again_but_what_was_in_flight(
     with Journal(path, read_only=True) as journal:
         assert journal.counts().answered == {"complete": rows}
         assert journal.counts().possibly_paid_twice == in_flight
+
+
+def test_few_rows_are_written_ahead_of_their_slots(journal: Journal) -> None:
+    most = 0
+
+    class Clock(SystemClock):
+        def now(self) -> float:  # asked before and after each request
+            nonlocal most
+            most = max(most, journal.counts().sent)
+            return super().now()
+
+    with FaultyServer(latency=0.05) as server:
+        assert send(journal, endpoint(server, concurrency=8), clock=Clock()).answered == {"complete": 60}
+        assert server.most_in_flight <= 8
+    assert 8 < most <= 8 + 8 // 4 + 64, "slots, those ahead of them, and answers of one commit"
 
 
 def test_ctrl_c_drains(tmp_path: Path) -> None:

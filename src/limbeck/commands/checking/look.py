@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.data.documents.sources import file_stamps
 from limbeck.pipeline.checks_served import check_served, check_verifiers
 from limbeck.pipeline.estimates import Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.proofs import keep_proof, proof_key, read_proof
@@ -110,5 +111,7 @@ def _key(recipe: Recipe, sample: Sample, said: list[str]) -> str | None:
     if isinstance(recipe.tokenizer, PathTokenizer):
         models.append(PathModel(path=recipe.tokenizer.path))
     # The corpus itself is not hashed: its first documents are read every time.
-    said = [*said, json.dumps(data), str(sample.whole), *(document.key for document in sample.documents)]
+    prompts = json.dumps(file_stamps(recipe.data.prompts, "data.prompts"))
+    documents = (document.key for document in sample.documents)
+    said = [*said, json.dumps(data), prompts, str(sample.whole), *documents]
     return proof_key(plain, models, said)

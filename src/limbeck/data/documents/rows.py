@@ -276,7 +276,8 @@ class RowReader:
             f"has no {lacks}; it has {has}"
             if asked
             else f"holds no document in a shape that limbeck knows; it has {has}",
-            "Name its columns: `columns: {text: ...}`, `{messages: ...}` or `{prompt: ..., response: ...}`",
+            "Name its columns: `columns: {text: ...}`, `{messages: ...}` or `{prompt: ..., response: ...}`"
+            + ("; questions without answers go into `data.prompts`" if any(q in row for q, _ in SHAPES) else ""),
         )
 
     @staticmethod

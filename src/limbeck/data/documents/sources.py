@@ -5,12 +5,9 @@ A document is read, hashed and handed on one at a time.
 
 from __future__ import annotations
 
-import ast
-import sysconfig
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages.place import without_nulls
@@ -22,13 +19,13 @@ from limbeck.data.reading.files.folders import (
     chosen,
     files_below,
     files_of,
-    library_files,
     matching,
     set_aside,
 )
 from limbeck.data.reading.files.notices import Notices
 from limbeck.data.reading.files.splits import splits_of
 from limbeck.data.reading.readers import read_rows, read_text, require_separator
+from limbeck.data.stdlib import of_stdlib
 from limbeck.errors import InputError, RecipeError
 from limbeck.recipe import FilesSource, HubSource, JsonlSource, ParquetSource, Source, StdlibSource, TextSource
 
@@ -36,25 +33,31 @@ NO_DOCUMENT = "Check the path, the glob and the separator"
 ALL_TEXTS = TextSource.model_fields["glob"].default
 
 
-def documents(sources: tuple[Source, ...], seen: dict[str, Seen] | None = None) -> Iterator[Document]:
+def documents(
+    sources: tuple[Source, ...],
+    seen: dict[str, Seen] | None = None,
+    place: str = "data.corpus",
+    reader: type[RowReader] = RowReader,
+) -> Iterator[Document]:
     """All documents of a corpus, in the order of the files; empty ones are left out.
 
     Args:
         seen: filled, by the source's key in the recipe, with what was recognised and left out there.
+        place: of the sources in the recipe. ``reader``: makes documents of rows.
 
     Raises:
         RecipeError, InputError: a source is missing, unreadable, or holds no document.
     """
     for number, source in enumerate(sources):
-        key = f"data.corpus.{number}"
+        key = f"{place}.{number}"
         found, here = False, Seen()
         if seen is not None:
             seen[key] = here
-        for document in islice(_read(source, key, here), source.max_documents):
+        for document in islice(_read(source, key, here, reader), source.max_documents):
             found = True
             yield document
         if not found and here.silent:
-            fix = 'Write "role": "assistant" where the model speaks'
+            fix = 'Write "role": "assistant" where the model speaks; questions without answers go into `data.prompts`'
             raise InputError(str(here.left_out()), key=key, fix=None if UNLEARNED in here.roles else fix)
         if not found:
             raise InputError(_nothing(here), key=key, fix=NO_DOCUMENT)
@@ -103,12 +106,12 @@ def named_files(source: Source, key: str, notices: Notices | None = None) -> lis
     return []
 
 
-def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
+def file_stamps(sources: tuple[Source, ...], place: str = "data.corpus") -> dict[str, list[int]]:
     """Size and time of change of every file that is read: differing stamps say "look again"."""
     stamps = {}
     for number, source in enumerate(sources):
         try:
-            files = named_files(source, f"data.corpus.{number}")
+            files = named_files(source, f"{place}.{number}")
         except RecipeError:  # it is gone: no stamp
             continue
         for file in files:
@@ -117,20 +120,22 @@ def file_stamps(sources: tuple[Source, ...]) -> dict[str, list[int]]:
     return stamps
 
 
-def _read(source: Source, key: str, seen: Seen) -> Iterator[Document]:
+def _read(source: Source, key: str, seen: Seen, reader: type[RowReader] = RowReader) -> Iterator[Document]:
     match source:
         case TextSource():
             return _counted(_text(source, key, seen), seen, "plain texts")
         case HubSource():
-            return _table(lambda _: _hub(source, key), source, key, seen)
+            return _table(lambda _: _hub(source, key), reader(key, source.columns, source.field, seen))
         case StdlibSource():
-            return _counted(_stdlib(source), seen, f"of the standard library's {source.stdlib}")
+            return _counted(of_stdlib(source.stdlib), seen, f"of the standard library's {source.stdlib}")
         case FilesSource():
-            return _table(_files(source, f"{key}.files", seen), source, key, seen)
+            return _table(_files(source, f"{key}.files", seen), reader(key, source.columns, source.field, seen))
         case JsonlSource():
-            return _table(_files(source, f"{key}.jsonl", seen, "json lines"), source, key, seen)
+            rows = _files(source, f"{key}.jsonl", seen, "json lines")
+            return _table(rows, reader(key, source.columns, source.field, seen))
         case ParquetSource():
-            return _table(_files(source, f"{key}.parquet", seen, "Parquet"), source, key, seen)
+            rows = _files(source, f"{key}.parquet", seen, "Parquet")
+            return _table(rows, reader(key, source.columns, source.field, seen))
 
 
 def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Document]:
@@ -139,8 +144,7 @@ def _counted(found: Iterator[Document], seen: Seen, kind: str) -> Iterator[Docum
         yield document
 
 
-def _table(rows: Callable[[RowReader], Rows], source: Any, key: str, seen: Seen) -> Iterator[Document]:
-    reader = RowReader(key, source.columns, source.field, seen)
+def _table(rows: Callable[[RowReader], Rows], reader: RowReader) -> Iterator[Document]:
     for row, where in rows(reader):
         document = reader.document(row, where)
         if document is not None:
@@ -205,51 +209,3 @@ def _hub(source: HubSource, key: str) -> Rows:
         ) from None
     for number, row in enumerate(rows, 1):
         yield {name: without_nulls(value) for name, value in row.items()}, f"{source.dataset}, row {number}"
-
-
-def _stdlib(source: StdlibSource) -> Iterator[Document]:
-    """Docstrings, whole sources, or questions and answers, of this Python's library."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in library_files(root):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):  # a few files carry other encodings on purpose
-            continue
-        if source.stdlib == "sources":
-            if text.strip():
-                yield Document(text=text)
-            continue
-        try:
-            tree = ast.parse(text)
-        except SyntaxError:
-            continue
-        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        yield from (_docstrings(tree) if source.stdlib == "docstrings" else _questions(tree, module))
-
-
-def _docstrings(tree: ast.Module) -> Iterator[Document]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            doc = ast.get_docstring(node)
-            if doc and len(doc) >= 40:
-                yield Document(text=doc)
-
-
-def _questions(node: ast.AST, name: str) -> Iterator[Document]:
-    """What a public name is or does, and the first paragraph of its docstring as the answer."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        doc = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-        if len(doc) >= 20 and doc[0].isupper():
-            match node:
-                case ast.Module():
-                    question = f"What is the Python module `{name}` for?"
-                case ast.ClassDef():
-                    question = f"What is `{name}` in Python?"
-                case _:
-                    question = f"What does `{name}` do in Python?"
-            yield Document(messages=({"role": "user", "content": question}, {"role": "assistant", "content": doc}))
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            for child in node.body:
-                called = getattr(child, "name", "_")
-                if not called.startswith("_"):
-                    yield from _questions(child, f"{name}.{called}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,10 @@ from limbeck.errors import RecipeError
 from limbeck.generation.api.protocols import MalformedError, encode, wire_format
 from limbeck.generation.api.protocols.reasoning import reasoning_field
 from limbeck.generation.api.teacher import LENGTH_FIELDS, api_key
-from limbeck.generation.api.transport.asking import as_error, ask_json
+from limbeck.generation.api.transport.asking import PARAMETER_NAMES, as_error, ask_json, refused_parameter
 from limbeck.generation.api.transport.client import Client
 from limbeck.generation.api.transport.faults import Fault, FaultKind
-from limbeck.generation.request import Completion, Request
+from limbeck.generation.request import Completion, Request, canonical
 from limbeck.recipe.served import Endpoint
 
 MANY = 50
@@ -26,6 +26,21 @@ _ASKED = Request(
     max_new_tokens=32,
 )
 _SETTINGS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 1, "stop": ("\n\n\n\n",)}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A parameter that an endpoint refuses.
+
+    Attributes:
+        name: as :class:`~limbeck.generation.request.Request` calls it.
+        said: what the endpoint says.
+        value: the value that was tried; None: what is refused is the parameter, whatever its value.
+    """
+
+    name: str
+    said: str
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Capabilities:
         reasoning: where reasoning is: a field of the message, ``tags`` in the text, ``blocks``; None: none was seen.
         several: whether one request can bring several answers (``n``).
         usage: whether answers say how many tokens they cost.
-        refused: parameters that the endpoint refuses, with what it says.
+        refused: parameters that the endpoint refuses.
         tokens: what the probe cost, as far as the endpoint says.
     """
 
@@ -56,7 +71,7 @@ class Capabilities:
     reasoning: str | None = None
     several: bool = False
     usage: bool = False
-    refused: Mapping[str, str] | None = None
+    refused: tuple[Refusal, ...] = ()
     tokens: int = 0
 
     def line(self) -> str:
@@ -71,7 +86,7 @@ class Capabilities:
             *(["several answers a request"] if self.several else []),
             f"{self.length_field}" if self.protocol in ("chat", "completions") else self.protocol,
             *([] if self.usage else ["no usage"]),
-            *([f"refuses {', '.join(sorted(self.refused))}"] if self.refused else []),
+            *([f"refuses {', '.join(sorted({each.name for each in self.refused}))}"] if self.refused else []),
         ]
         return f"{self.model} at {self.api}: {', '.join(parts)}"
 
@@ -79,14 +94,12 @@ class Capabilities:
         """Refuse a request that asks for more than the endpoint takes or reveals.
 
         Raises:
-            RecipeError: it does.
+            RecipeError: it does; its key is relative to the section with the settings of the sampling.
         """
-        for name, said in (self.refused or {}).items():
-            value = getattr(request, name, request.extra.get(name))
-            if value not in (None, (), 0) or (value == 0 and name == "temperature"):
-                raise RecipeError(
-                    f"{self.model} refuses the parameter `{name}`: {said}", key=f".{name}", fix="Leave it out."
-                )
+        given = settings_of(request)
+        for refusal in self.refused:
+            if refusal.name in given and refusal.value in (None, given[refusal.name]):
+                raise refused_parameter(self.model, refusal.name, refusal.said)
         if request.top_logprobs > self.top_logprobs:
             has = f"at most {self.top_logprobs}" if self.top_logprobs else "none"
             raise RecipeError(
@@ -96,19 +109,25 @@ class Capabilities:
             )
 
 
-def probe(endpoint: Endpoint, request: Request | None = None) -> Capabilities:
+def settings_of(request: Request) -> dict[str, Any]:
+    """The optional parameters that a request sends: what an endpoint may refuse."""
+    given = {name: getattr(request, name) for name in (*_SETTINGS, "tools", "extra")}
+    return {name: value for name, value in given.items() if value not in (None, (), {})}
+
+
+def probe(endpoint: Endpoint, requests: Sequence[Request] = ()) -> Capabilities:
     """Ask an endpoint with a handful of short requests what it takes and reveals.
 
     Args:
         endpoint: who is asked.
-        request: one of those that will be sent: its parameters and tools are tried. Default: the usual parameters.
+        requests: like those that will be sent: their parameters and tools are tried. Default: the usual parameters.
 
     Raises:
         RecipeError: the key is missing or refused, the model is not there, or the protocol lacks a parameter.
         BudgetError: the account has no credit.
         TeacherGoneError: the server cannot be reached, or does not serve.
     """
-    return asyncio.run(_Probe(endpoint).run(request))
+    return asyncio.run(_Probe(endpoint).run(requests))
 
 
 class _Probe:
@@ -121,7 +140,7 @@ class _Probe:
         text = endpoint.protocol == "completions"
         self.asked = replace(_ASKED, messages=()) if text else replace(_ASKED, text=None)
 
-    async def run(self, request: Request | None) -> Capabilities:
+    async def run(self, requests: Sequence[Request]) -> Capabilities:
         async with Client() as client:
             self.client = client
             plain, completion = await self._first()
@@ -133,9 +152,9 @@ class _Probe:
                 reasoning=_where(self.format.name, plain, completion),
                 usage=completion.usage is not None,
             )
-            refused = await self._settings(request)
+            refused = await self._refused(requests)
             if "top_logprobs" in self.format.takes:
-                most, sampling = await self._logprobs("temperature" not in refused)
+                most, sampling = await self._logprobs(all(each.name != "temperature" for each in refused))
                 found = replace(found, top_logprobs=most, sampling=sampling)
             if self.format.name in ("chat", "completions"):
                 found = replace(
@@ -145,7 +164,7 @@ class _Probe:
                 )
             if self.format.name == "completions":
                 found = replace(found, echo=await self._reveals({"echo": True, "logprobs": 1}, _has_prompt))
-        return replace(found, refused=refused or None, tokens=self.tokens)
+        return replace(found, refused=tuple(refused), tokens=self.tokens)
 
     async def _post(self, body: Mapping[str, Any]) -> Any | Fault:
         """The JSON of an answer, or a fault that stayed after some tries."""
@@ -178,23 +197,34 @@ class _Probe:
             raise as_error(self.endpoint, answer)
         return answer
 
-    async def _settings(self, request: Request | None) -> dict[str, str]:
-        """Parameters that are refused."""
-        if request is None:
-            settings = {name: value for name, value in _SETTINGS.items() if name in self.format.takes}
-        else:
+    async def _refused(self, requests: Sequence[Request]) -> list[Refusal]:
+        """Parameters that are refused: of each request, with its value; of none, the usual ones, whatever the value."""
+        if not requests:
+            usual = {name: value for name, value in _SETTINGS.items() if name in self.format.takes}
+            return [Refusal(name, said) for name, said in (await self._settings(usual, strict=False)).items()]
+        found: dict[bytes, Refusal] = {}
+        tried: set[bytes] = set()
+        for request in requests:
             self.format.check(self.endpoint, request)
-            given = {name: getattr(request, name) for name in (*_SETTINGS, "tools", "extra")}
-            settings = {name: value for name, value in given.items() if value not in (None, (), {})}
+            settings = settings_of(request)
+            if (one := canonical(settings)) in tried:
+                continue
+            tried.add(one)
+            for name, said in (await self._settings(dict(settings), strict=True)).items():
+                found.setdefault(canonical([name, settings[name]]), Refusal(name, said, settings[name]))
+        return list(found.values())
+
+    async def _settings(self, settings: dict[str, Any], *, strict: bool) -> dict[str, str]:
+        """Those of some parameters that are refused, with what is said. ``strict``: other faults are raised."""
         refused: dict[str, str] = {}
         while settings:
             answer = await self._ask(replace(self.asked, **settings))
             if not isinstance(answer, Fault):
                 break
             name = (answer.parameter or "").split(".")[0]
-            name = _NAMES.get(name, name)
+            name = "extra" if name in settings.get("extra", ()) else PARAMETER_NAMES.get(name, name)
             if answer.kind is not FaultKind.PARAMETER or name not in settings:
-                if request is not None:
+                if strict:
                     raise as_error(self.endpoint, answer)
                 # It refuses one without a name: they are tried one by one.
                 for each, value in settings.items():
@@ -232,9 +262,6 @@ class _Probe:
         body = {**self.format.body(self.endpoint, self.asked, self.length), **more}
         answer = await self._read(body, self.asked)
         return not isinstance(answer, Fault) and bool(has(answer[0], self.asked))
-
-
-_NAMES = {"topP": "top_p", "topK": "top_k", "stop_sequences": "stop", "stopSequences": "stop"}
 
 
 def _where(protocol: str, plain: Any, completion: Completion) -> str | None:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from limbeck.errors import TeacherGoneError
-from limbeck.generation.api.sending import Row, Sending
+from limbeck.generation.api.sending.rows import Row
+from limbeck.generation.api.sending.sending import Sending
 from limbeck.generation.api.summary import Summary
-from limbeck.generation.api.teacher import Asked
+from limbeck.generation.api.teacher import Asked, Probed
 from limbeck.generation.api.transport.client import import_aiohttp
 from limbeck.generation.api.transport.clock import Clock, SystemClock
 from limbeck.generation.journal.budget import Ledger, usd
@@ -45,6 +46,7 @@ class ServedSampler:
         chain: endpoints, and possibly a local model as the last.
         journal: where requests and answers go. It is open for writing.
         ledger: what may be spent.
+        probed: what was found of endpoints.
         clock: the time; tests bring their own.
 
     Raises:
@@ -58,15 +60,18 @@ class ServedSampler:
         journal: Journal,
         ledger: Ledger,
         *,
+        probed: Sequence[Probed] = (),
         clock: Clock | None = None,
     ) -> None:
         import_aiohttp()
         self.chain, self.journal, self.ledger = tuple(chain), journal, ledger
-        self.clock: Clock = clock or SystemClock()
+        self.probed, self.clock = probed, clock or SystemClock()
         self._endpoints = [each for each in self.chain if isinstance(each, Endpoint)]
         locals_ = [each for each in self.chain if not isinstance(each, Endpoint)]
         if len(locals_) > 1 or (locals_ and self.chain[-1] is not locals_[0]):
             raise ValueError("a local model is the last of a chain")
+        if any(isinstance(each, Endpoint) and each.batch for each in self.chain[1:]):
+            raise ValueError("only the first of a chain is sent batches: they take hours")
         self._local: LocalTeacher | None = locals_[0] if locals_ else None
         for endpoint in self._endpoints:
             Asked(endpoint, self.clock)  # keys and prices are there
@@ -94,7 +99,10 @@ class ServedSampler:
 
             requests = list(requests)
             try:
-                return BatchSampler(first, self.journal, self.ledger, clock=self.clock).write(requests, progress)
+                sampler = BatchSampler(first, self.journal, self.ledger, probed=self.probed, clock=self.clock)
+                summary = sampler.write(requests, progress)
+                if not summary.left or len(self.chain) == 1:
+                    return summary
             except TeacherGoneError:
                 if len(self.chain) == 1:
                     raise
@@ -102,7 +110,7 @@ class ServedSampler:
 
     async def _write(self, requests: Iterable[Request], progress: Callable[[int, str], None]) -> Summary:
         # One that takes batches does not take calls instead: they cost twice as much.
-        teachers = [Asked(endpoint, self.clock) for endpoint in self._endpoints if not endpoint.batch]
+        teachers = [Asked(endpoint, self.clock, self.probed) for endpoint in self._endpoints if not endpoint.batch]
         sending = Sending(teachers, self._local is not None, self.journal, self.ledger, self.clock)
         reporter = asyncio.create_task(_report(sending, teachers, progress))
         interrupted = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from limbeck.errors import RecipeError
 from limbeck.generation.api.protocols import encode, wire_format
@@ -52,15 +54,38 @@ def api_key(endpoint: Endpoint) -> str | None:
     return key
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What the probe found of an endpoint, as far as it decides how requests are written.
+
+    Attributes:
+        identity: ``Endpoint.identity``.
+        several: one request may ask for several samples of a prompt (``n``).
+        length_field: its name for the longest answer.
+    """
+
+    identity: Mapping[str, str]
+    several: bool
+    length_field: str
+
+
+AHEAD = 4
+"""One row is written ahead for so many slots: as many as are answered while the disk is flushed."""
+SEVERAL = 16
+"""Samples of a prompt that one request asks for at most."""
+
+
 class Asked:
     """An endpoint, its pace, and what became of it.
 
     Attributes:
         gone: why it is not asked any more; None: it is.
         answers: how many it gave.
+        ahead: rows that are on disk as sent, and wait for their slot.
+        several: how many samples of a prompt one request may ask for (``n``).
     """
 
-    def __init__(self, endpoint: Endpoint, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, clock: Clock, probed: Iterable[Probed] = ()) -> None:
         self.endpoint = endpoint
         self.identity: Mapping[str, str] = endpoint.identity
         self.format = wire_format(endpoint.protocol)
@@ -68,7 +93,10 @@ class Asked:
         self._key = api_key(endpoint)
         self.url, self.headers = self.format.url(endpoint), self.format.headers(self._key)
         self.pacer = Pacer(endpoint.concurrency, endpoint.patience_seconds, clock)
-        self.length = self.format.length_field(endpoint)
+        found = next((each for each in probed if each.identity == self.identity), None)
+        self.length = found.length_field if found else self.format.length_field(endpoint)
+        self.several = SEVERAL if found and found.several else 1
+        self.ahead = asyncio.Semaphore(max(1, endpoint.concurrency // AHEAD))
         self.gone: str | None = None
         self.fault: Fault | None = None
         self.answers = 0
@@ -79,13 +107,14 @@ class Asked:
     def name(self) -> str:
         return f"{self.endpoint.model} at {self.endpoint.api}"
 
-    def body(self, request: Request) -> bytes:
-        """The exact bytes to send."""
-        return encode(self.format.body(self.endpoint, request, self.length))
+    def body(self, request: Request, several: int = 1) -> bytes:
+        """The exact bytes to send; ``several``: how many samples are asked for."""
+        plain = self.format.body(self.endpoint, request, self.length)
+        return encode(plain if several == 1 else {**plain, "n": several})
 
-    def bound(self, body: bytes, request: Request) -> tuple[int, int]:
-        """The most tokens of the prompt and of the answer."""
-        return input_bound(body), request.max_new_tokens
+    def bound(self, body: bytes, request: Request, several: int = 1) -> tuple[int, int]:
+        """The most tokens of the prompt and of the answers."""
+        return input_bound(body), several * request.max_new_tokens
 
     def redact(self, text: str) -> str:
         """``text`` without the key."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from limbeck.errors import RecipeError, TeacherGoneError
+from limbeck.errors import TeacherGoneError
 from limbeck.generation.api.teacher import Asked
 from limbeck.generation.api.transport.client import Reply, import_aiohttp
 from limbeck.generation.api.transport.clock import Clock
@@ -295,19 +295,76 @@ class Anthropic(Provider):
         return Result(str(key), None, 0, said, kind == "invalid_request_error", raw)
 
 
-def provider_of(asked: Asked, clock: Clock) -> Provider:
-    """The batch endpoint of a teacher.
+class Gemini(Provider):
+    """``/models/MODEL:batchGenerateContent`` with its requests inline, and ``/batches``."""
 
-    Raises:
-        RecipeError: its protocol has none here.
-    """
+    most_rows = 50_000
+    most_bytes = 19 << 20
+
+    async def submit(self, sendings: Sequence[Sending], tag: str) -> str:
+        parts = (b'{"request":%s,"metadata":{"key":"%s"}}' % (each.body, each.key.encode()) for each in sendings)
+        body = b'{"batch":{"displayName":"%s","inputConfig":{"requests":{"requests":[' % tag.encode()
+        body += b",".join(parts) + b"]}}}}"
+        self.http.headers |= {"Content-Type": "application/json"}
+        url = self.asked.url.removesuffix(":generateContent") + ":batchGenerateContent"
+        return _name(await self.http.call("POST", url, repeat=False, data=body), "name")
+
+    async def find(self, tag: str) -> str | None:
+        after = ""
+        for _ in range(20):
+            page = _object(await self.http.call("GET", f"{self.asked.endpoint.api}/batches?pageSize=100{after}"))
+            for each in page.get("operations") or []:
+                if isinstance(each, dict) and (each.get("metadata") or {}).get("displayName") == tag:
+                    return str(each["name"])
+            if not page.get("nextPageToken"):
+                return None
+            after = f"&pageToken={page['nextPageToken']}"
+        return None
+
+    async def state(self, name: str) -> State:
+        plain = _object(await self.http.call("GET", f"{self.asked.endpoint.api}/{name}"))
+        metadata = plain.get("metadata") or {}
+        counts = metadata.get("batchStats") or {}  # 64-bit numbers are strings in Google's JSON
+        total, served = (_count(counts, kind) for kind in ("requestCount", "successfulRequestCount"))
+        said = str(metadata.get("state"))
+        over = bool(plain.get("done")) or said.removeprefix("BATCH_STATE_") in (
+            "SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED",
+        )  # fmt: skip
+        files = {"output": name} if over and plain.get("response") else {}
+        if over and served and not files:
+            over = False  # answers that were written must be somewhere
+        return State(over, served if served is not None or not over else 0, total, files, said)
+
+    async def read(self, name: str, file: str) -> bytes:
+        return (await self.http.call("GET", f"{self.asked.endpoint.api}/{file}")).raw
+
+    def results(self, content: bytes) -> Iterator[Result]:
+        try:
+            found = json.loads(content)["response"]["inlinedResponses"]["inlinedResponses"]
+        except (ValueError, KeyError, TypeError):
+            return
+        for each in found if isinstance(found, list) else ():
+            if isinstance(each, dict):
+                yield self.result(each, json.dumps(each).encode())
+
+    def result(self, plain: Mapping[str, Any], raw: bytes) -> Result:
+        metadata, answer = plain.get("metadata"), plain.get("response")
+        key = str(metadata.get("key") or "") if isinstance(metadata, dict) else ""
+        if isinstance(answer, dict):
+            return Result(key, answer, raw=raw)
+        error = plain.get("error") if isinstance(plain.get("error"), dict) else {}
+        assert isinstance(error, dict)
+        wrong = error.get("code") in (3, 400)  # INVALID_ARGUMENT
+        return Result(key, None, 0, one_line(str(error.get("message") or "no result")), wrong, raw)
+
+
+def provider_of(asked: Asked, clock: Clock) -> Provider:
+    """The batch endpoint of a teacher."""
     if asked.endpoint.protocol == "anthropic":
         return Anthropic(asked, clock)
-    if asked.endpoint.protocol in ("chat", "completions"):
-        return OpenAi(asked, clock)
-    raise RecipeError(
-        f"the protocol `{asked.endpoint.protocol}` has no batches here", key=".batch", fix="Leave `batch` out"
-    )
+    if asked.endpoint.protocol == "gemini":
+        return Gemini(asked, clock)
+    return OpenAi(asked, clock)
 
 
 def project_of(asked: Asked) -> str:
@@ -325,8 +382,8 @@ def _object(reply: Reply) -> Mapping[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _name(reply: Reply) -> str:
-    name = _object(reply).get("id")
+def _name(reply: Reply, field: str = "id") -> str:
+    name = _object(reply).get(field)
     if not isinstance(name, str) or not name:
         raise AmbiguousError("the answer names no batch")
     return name
@@ -334,4 +391,5 @@ def _name(reply: Reply) -> str:
 
 def _count(counts: Any, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, dict) else None
+    value = int(value) if isinstance(value, str) and value.isdecimal() else value
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

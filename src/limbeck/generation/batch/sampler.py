@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from limbeck.errors import BudgetError, RunFolderError, TeacherGoneError
 from limbeck.generation.api.protocols import MalformedError
 from limbeck.generation.api.summary import Summary
-from limbeck.generation.api.teacher import Asked
+from limbeck.generation.api.teacher import Asked, Probed
 from limbeck.generation.api.transport.client import import_aiohttp
 from limbeck.generation.api.transport.clock import Clock, SystemClock
 from limbeck.generation.batch.provider import AmbiguousError, Provider, Result, State, provider_of
@@ -39,15 +39,24 @@ class BatchSampler:
         endpoint: with ``batch: true``.
         journal: open for writing.
         ledger: what may be spent.
+        probed: what was found of the endpoint: a batch with a wrong name for the length fails as a whole.
         clock: the time; tests bring their own.
 
     Raises:
-        RecipeError: the protocol has no batches, a key is missing, or a price is not known.
+        RecipeError: a key is missing, or a price is not known.
     """
 
-    def __init__(self, endpoint: Endpoint, journal: Journal, ledger: Ledger, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        journal: Journal,
+        ledger: Ledger,
+        *,
+        probed: Sequence[Probed] = (),
+        clock: Clock | None = None,
+    ) -> None:
         import_aiohttp()
-        self.endpoint, self.journal, self.ledger = endpoint, journal, ledger
+        self.endpoint, self.journal, self.ledger, self.probed = endpoint, journal, ledger, probed
         self.clock: Clock = clock or SystemClock()
         provider_of(Asked(endpoint, self.clock), self.clock)
 
@@ -69,7 +78,7 @@ class _Run:
 
     def __init__(self, sampler: BatchSampler, progress: Callable[[int, str], None]) -> None:
         self.journal, self.ledger, self.clock = sampler.journal, sampler.ledger, sampler.clock
-        self.asked = Asked(sampler.endpoint, sampler.clock)
+        self.asked = Asked(sampler.endpoint, sampler.clock, sampler.probed)
         self.provider: Provider = provider_of(self.asked, sampler.clock)
         self.batches, self.progress, self.summary = Batches(sampler.journal), progress, Summary()
         self.held: dict[int, Reservation] = {}

@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -190,9 +190,14 @@ class Journal:
             return [(teacher_of(self._reader, number), count) for number, count in found if count]
 
     def exchange(self, key: str) -> tuple[bytes | None, bytes | None] | None:
-        """The body that was sent and the raw answer, byte for byte, of a row that is answered; else None."""
+        """The body that was sent and the raw answer, byte for byte, of a row that is answered; else None.
+
+        Rows that were answered by one request (:meth:`sent_together`) have both in common.
+        """
+        has_lead = self._read("SELECT 1 FROM pragma_table_info('attempts') WHERE name = 'lead'", ())
         found = self._read(
-            "SELECT r.prompt, a.body, t.sample, s.raw, s.attempt FROM requests r JOIN attempts a ON a.id = r.answer "
+            "SELECT r.prompt, a.body, t.sample, s.raw, s.attempt FROM requests r JOIN attempts a ON a.id = "
+            f"{'(SELECT coalesce(lead, id) FROM attempts WHERE id = r.answer)' if has_lead else 'r.answer'} "
             "JOIN answers s ON s.attempt = a.id JOIN teachers t ON t.id = a.teacher WHERE r.key = ?",
             (bytes.fromhex(key),),
         )
@@ -222,8 +227,20 @@ class Journal:
         Raises:
             MachineError: the disk is full; nothing may be sent.
         """
+        return (await self.sent_together([key], teacher, body, reserved, reserved_tokens))[0]
 
-        def work(db: sqlite3.Connection, changes: Counter[str]) -> int:
+    async def sent_together(
+        self, keys: Sequence[str], teacher: Teacher, body: bytes, reserved: int, reserved_tokens: int = 0
+    ) -> list[int]:
+        """The same of one request that asks for an answer to each of several rows: samples of one prompt.
+
+        Body and reservation are kept once, with the first attempt.
+
+        Returns:
+            The numbers of the attempts, one a row.
+        """
+
+        def one(db: sqlite3.Connection, changes: Counter[str], key: str, lead: int | None) -> int:
             row = standing(db, key)
             if row.state is RowState.ANSWERED:
                 raise ValueError(f"row {key} is answered already")
@@ -233,26 +250,35 @@ class Journal:
                     key=".batch",
                     fix="Write `batch: true` until it has ended",
                 )
+            first = lead is None
             cursor = db.execute(
-                "INSERT INTO attempts (request, teacher, state, body, reserved, reserved_tokens, began) "
-                "VALUES (?, ?, 'sent', ?, ?, ?, ?)",
+                "INSERT INTO attempts (request, teacher, state, body, reserved, reserved_tokens, began, lead) "
+                "VALUES (?, ?, 'sent', ?, ?, ?, ?, ?)",
                 (
                     row.id,
                     hold_teacher(db, teacher),
-                    pack(body, prompt_bytes(db, row.prompt)),
-                    reserved,
-                    reserved_tokens,
+                    pack(body, prompt_bytes(db, row.prompt)) if first else None,
+                    reserved if first else 0,
+                    reserved_tokens if first else 0,
                     time.time(),
+                    lead,
                 ),
             )
-            changes["reserved_nano_usd"] += reserved
-            changes["reserved_tokens"] += reserved_tokens
+            if first:
+                changes["reserved_nano_usd"] += reserved
+                changes["reserved_tokens"] += reserved_tokens
             if row.unknown > row.resent:
                 changes["possibly_paid_twice"] += row.unknown - row.resent
                 db.execute("UPDATE requests SET resent = unknown WHERE id = ?", (row.id,))
             move(db, changes, row, RowState.SENT)
             assert cursor.lastrowid is not None
             return cursor.lastrowid
+
+        def work(db: sqlite3.Connection, changes: Counter[str]) -> list[int]:
+            begun: list[int] = []
+            for key in keys:
+                begun.append(one(db, changes, key, begun[0] if begun else None))
+            return begun
 
         future = self.writer.enqueue(work, spends=True)
         try:
@@ -261,9 +287,13 @@ class Journal:
             future.add_done_callback(self._withdraw)  # it was never sent
             raise
 
-    def _withdraw(self, attempt: asyncio.Future[int]) -> None:
-        if not attempt.cancelled() and attempt.exception() is None and self._writer is not None:
-            self._fail(attempt.result(), "cancelled", "not sent", final=False, maybe_served=False)
+    def withdraw(self, attempts: Iterable[int]) -> list[asyncio.Future[None]]:
+        """Note that attempts were not sent: their rows stand where they stood. Futures: it is on disk."""
+        return [self._fail(attempt, "cancelled", "not sent", final=False, maybe_served=False) for attempt in attempts]
+
+    def _withdraw(self, attempts: asyncio.Future[list[int]]) -> None:
+        if not attempts.cancelled() and attempts.exception() is None and self._writer is not None:
+            self.withdraw(attempts.result())
 
     async def answered(self, attempt: int, raw: bytes, completion: Completion, cost: int) -> None:
         """Keep an answer; it is on disk when this returns.
@@ -273,29 +303,30 @@ class Journal:
             raw: the answer's body, byte for byte.
             cost: nano-USD.
         """
+        await self.answered_together([attempt], raw, [completion], cost)
+
+    async def answered_together(
+        self, attempts: Sequence[int], raw: bytes, completions: Sequence[Completion], cost: int
+    ) -> None:
+        """Keep the answers that one request brought; they are on disk when this returns.
+
+        The raw answer and the cost are kept once, with the first attempt, whose completion has the usage. Rows for
+        which the answer has no completion are to do again.
+
+        Args:
+            attempts: what :meth:`sent_together` returned.
+            raw: the answer's body, byte for byte.
+            completions: one or more, and no more than attempts.
+            cost: nano-USD, of all of them.
+        """
+        fewer = ("fewer", f"{len(completions)} answers came where {len(attempts)} were asked for")
 
         def work(db: sqlite3.Connection, changes: Counter[str]) -> None:
-            usage = completion.usage
-            request, teacher = end_attempt(
-                db,
-                changes,
-                attempt,
-                "answered",
-                cost=cost,
-                tokens=None if usage is None else usage.input + usage.output,
-            )
-            sample = db.execute("SELECT sample FROM teachers WHERE id = ?", (teacher,)).fetchone()[0]
-            if sample is None:
-                sample = attempt.to_bytes(8, "big") + raw[-8192:]
-                db.execute("UPDATE teachers SET sample = ? WHERE id = ?", (sample, teacher))
-            db.execute(
-                "INSERT INTO answers VALUES (?, ?, ?)",
-                (attempt, pack(raw, near_answer(sample, attempt)), pack(completion_to_bytes(completion), raw)),
-            )
-            row = standing(db, request)
-            if row.state is not RowState.ANSWERED:
-                db.execute("UPDATE requests SET answer = ? WHERE id = ?", (attempt, row.id))
-                move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
+            for attempt, completion in zip(attempts, completions, strict=False):
+                _answer(db, changes, attempt, raw if attempt == attempts[0] else None, completion, cost)
+            for attempt in attempts[len(completions) :]:
+                request, _ = end_attempt(db, changes, attempt, "failed", failure=fewer)
+                _fall(db, changes, standing(db, request), fewer, final=False)
 
         await self.writer.enqueue(work)
 
@@ -447,6 +478,31 @@ class Journal:
             message=message,
             cost=int(cost),
         )
+
+
+def _answer(
+    db: sqlite3.Connection, changes: Counter[str], attempt: int, raw: bytes | None, completion: Completion, cost: int
+) -> None:
+    """Keep one answer. ``raw``: None: it, and the cost, are those of another attempt."""
+    usage = completion.usage
+    request, teacher = end_attempt(
+        db, changes, attempt, "answered",
+        cost=0 if raw is None else cost, tokens=None if usage is None else usage.input + usage.output,
+    )  # fmt: skip
+    packed = None
+    if raw is not None:
+        sample = db.execute("SELECT sample FROM teachers WHERE id = ?", (teacher,)).fetchone()[0]
+        if sample is None:
+            sample = attempt.to_bytes(8, "big") + raw[-8192:]
+            db.execute("UPDATE teachers SET sample = ? WHERE id = ?", (sample, teacher))
+        packed = pack(raw, near_answer(sample, attempt))
+    db.execute(
+        "INSERT INTO answers VALUES (?, ?, ?)", (attempt, packed, pack(completion_to_bytes(completion), raw or b""))
+    )
+    row = standing(db, request)
+    if row.state is not RowState.ANSWERED:
+        db.execute("UPDATE requests SET answer = ? WHERE id = ?", (attempt, row.id))
+        move(db, changes, row, RowState.ANSWERED, outcome=completion.outcome.value)
 
 
 def _open_or_salvage(path: Path) -> tuple[sqlite3.Connection, str | None]:

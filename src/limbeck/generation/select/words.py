@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from limbeck.generation.candidate import Candidate
+from limbeck.generation.prompts import Prompt
 
 # Scripts that write no spaces (kana, CJK, Thai, Lao, Khmer) count by the character.
 _WORD = re.compile(r"[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_]+")
@@ -35,7 +36,7 @@ def jaccard(one: set[str], other: set[str]) -> float:
     return len(one & other) / union if union else 1.0
 
 
-def asked(candidate: Candidate) -> str:
+def asked(candidate: Candidate | Prompt) -> str:
     """The text of a prompt: plain text, or what its user and tools said."""
     if candidate.text is not None:
         return candidate.text

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -48,15 +49,12 @@ def judge_requests(candidate: Candidate, section: Judge) -> list[Request]:
     marked = [f"<{name}-{tag}>\n{part}\n</{name}-{tag}>" for name, part in parts.items() if part is not None]
     content = "\n\n".join([section.instructions or INSTRUCTIONS, *marked])
     message = {"role": "user", "content": content}
-    return [
-        Request(
-            messages=(message,),
-            max_new_tokens=section.max_new_tokens,
-            temperature=section.temperature,
-            sample=vote,
-        )
-        for vote in range(section.votes)
-    ]
+    return [replace(judge_settings(section), messages=(message,), sample=vote) for vote in range(section.votes)]
+
+
+def judge_settings(section: Judge) -> Request:
+    """A request without a question: what a section sends beside it."""
+    return Request(max_new_tokens=section.max_new_tokens, temperature=section.temperature)
 
 
 def judgement(completion: Completion) -> Verdict:

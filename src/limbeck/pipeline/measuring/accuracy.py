@@ -21,11 +21,12 @@ from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
 from limbeck.pipeline.measuring.evaluate import lease_trained
-from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of
+from limbeck.pipeline.shared.asking import ask_chain, journal_of, judge_of, probed_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, lease_teacher, open_text
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.pipeline.stages.train import Arm
 from limbeck.recipe import Accuracy, Data, Example, ServedTeacher
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.stage import Context, Facts, Plain
 
 PROMPT_TOKENS = 12
@@ -47,6 +48,11 @@ class _AccuracyOf(PipelineStage):
     recomputable = True
     urgency = 3
     needs = (MACHINE, DATA, TEACHER)
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        """Money is in flight while a judge is asked."""
+        return isinstance(self.section.verify, Judge)
 
     @property
     @abstractmethod
@@ -158,6 +164,10 @@ class AccuracyOfTeacher(_AccuracyOf):
     after: tuple[str, ...] = ()
 
     @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return self.served is not None or super().drains
+
+    @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return (MACHINE, DATA, TEACHER, *self.after)
 
@@ -179,7 +189,9 @@ class AccuracyOfTeacher(_AccuracyOf):
         path = journal_of(self.served.endpoint, run, self.served.journal or "")
         path.parent.mkdir(parents=True, exist_ok=True)
         with Journal(path) as journal, context.task(self.title, len(requests), "answers") as task, under(TEACHER):
-            task.summary = ask_chain(self.served, requests, journal, task.update).line()
+            task.summary = ask_chain(
+                self.served, requests, journal, task.update, "evaluation.accuracy", probed_of(up[TEACHER])
+            ).line()
             identity = self.served.endpoint.identity
             return [journal.get(request.key(identity)) for request in requests]
 

@@ -16,7 +16,7 @@ from limbeck.models.tokenizer import token_map_fingerprint, vocabulary_size
 from limbeck.pipeline.shared.base import TEACHER
 from limbeck.pipeline.stored.room import home_of
 from limbeck.pipeline.stored.stores import Asked, window_of
-from limbeck.recipe import ServedTeacher, Signals, fingerprint
+from limbeck.recipe import Endpoint, ServedTeacher, Signals, fingerprint
 
 _OF_THE_TECHNIQUE = (".signals.k", ".temperature")
 """Keys of what the probe refuses that stand in the technique; others stand in the teacher's section."""
@@ -41,6 +41,16 @@ class ServedSignals:
     def key(self) -> dict[str, Any]:
         return {"endpoint": self.teacher.endpoint.identity, "k": self.section.k, "temperature": self.temperature}
 
+    def ask(self, tokenizer: Any) -> Reveals:
+        """Ask the server what it reveals. Nothing is written.
+
+        Raises:
+            RecipeError: it reveals too little.
+            TeacherGoneError: it does not answer.
+        """
+        with _placed(self.place):
+            return probe_scoring(self.teacher.endpoint, tokenizer, self.section.k, self.temperature)
+
     def probe(self, tokenizer: Any, run: Path, *, must_answer: bool = False) -> tuple[Reveals, list[str]]:
         """Ask the server what it reveals, and whether it is the one that answered before.
 
@@ -58,8 +68,7 @@ class ServedSignals:
         path = self._file(tokenizer, run)
         before = _read(path)
         try:
-            with _placed(self.place):
-                found = probe_scoring(self.teacher.endpoint, tokenizer, self.section.k, self.temperature)
+            found = self.ask(tokenizer)
         except TeacherGoneError as error:
             if must_answer or before is None or before.entries < self.section.k:
                 raise
@@ -95,6 +104,30 @@ class ServedSignals:
     def _file(self, tokenizer: Any, run: Path) -> Path:
         identity = self.teacher.endpoint.identity, self.temperature, token_map_fingerprint(tokenizer)
         return home_of(self.section, run) / f"served-{fingerprint(*identity)}.json"
+
+
+@dataclass(frozen=True)
+class SignalsAsking:
+    """What a recipe asks of a server, before it is run.
+
+    Attributes:
+        asked: of it.
+        tokenizer: the run's.
+    """
+
+    asked: ServedSignals
+    tokenizer: Any
+
+    @property
+    def place(self) -> str:
+        return self.asked.place
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.asked.teacher.endpoint
+
+    def probe(self) -> Reveals:
+        return self.asked.ask(self.tokenizer)
 
 
 def _read(path: Path) -> Reveals | None:

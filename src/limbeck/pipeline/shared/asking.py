@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from limbeck.errors import RecipeError, under
+from limbeck.generation.api.probe import Capabilities, probe
+from limbeck.generation.api.protocols import wire_format
 from limbeck.generation.api.scoring.spending import spent_on_signals
 from limbeck.generation.api.served import ServedSampler
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.journal.budget import Ledger
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Spent
@@ -50,12 +55,85 @@ def ledger_of(budget: Budget | None, journal: Journal) -> Ledger:
     return Ledger(budget, Spent(text.nano_usd + signals.nano_usd, text.tokens + signals.tokens))
 
 
+@dataclass(frozen=True)
+class Asking:
+    """What an endpoint will be asked, before there is a prompt.
+
+    Attributes:
+        place: of the endpoint in the recipe.
+        endpoint: who is asked.
+        settings: requests without a prompt, by the section of the recipe that sets them.
+    """
+
+    place: str
+    endpoint: Endpoint
+    settings: Mapping[str, Request]
+
+    def check(self) -> None:
+        """Refuse what the protocol has no field for.
+
+        Raises:
+            RecipeError: names the setting.
+        """
+        for place, request in self.settings.items():
+            with settings_under(place), under(self.place):
+                wire_format(self.endpoint.protocol).check(self.endpoint, request)
+
+    def probe(self) -> Capabilities:
+        """Ask the endpoint what it takes and reveals, and refuse settings that it does not take.
+
+        Raises:
+            RecipeError: it refuses a setting, the key or the model.
+            TeacherGoneError: it does not answer.
+            BudgetError: the account has no credit.
+        """
+        with under(self.place):
+            found = probe(self.endpoint, list(self.settings.values()))
+        for place, request in self.settings.items():
+            with under(place):
+                found.check(request)
+        return found
+
+
+def probed_of(facts: Mapping[str, Any]) -> list[Probed]:
+    """What the stage ``teacher`` found of endpoints."""
+    return [Probed(**each) for each in facts.get("probed", ())]
+
+
+@contextmanager
+def settings_under(place: str) -> Iterator[None]:
+    """Complete the keys of errors about settings of the sampling; others are about the endpoint, and pass."""
+    try:
+        yield
+    except RecipeError as error:
+        if error.key is not None and error.key.rpartition(".")[2] in SETTINGS and ".extra." not in error.key:
+            error.key = f"{place}.{error.key.rpartition('.')[2]}"
+            error.args = (error.line(),)
+        raise
+
+
+SETTINGS = ("temperature", "top_p", "top_k", "seed", "stop", "max_new_tokens")
+"""Keys of a section with settings of the sampling that requests carry."""
+
+
 def ask_chain(
-    served: ServedTeacher, requests: Sequence[Request], journal: Journal, progress: Callable[[int, str], None]
+    served: ServedTeacher,
+    requests: Sequence[Request],
+    journal: Journal,
+    progress: Callable[[int, str], None],
+    place: str = "techniques",
+    probed: Sequence[Probed] = (),
 ) -> Summary:
-    """Have requests answered by a teacher that is called, or by what stands behind it, within its budget."""
+    """Have requests answered by a teacher that is called, or by what stands behind it, within its budget.
+
+    Args:
+        place: of the section with the settings of the sampling, for errors.
+        probed: what was found of its endpoints.
+    """
     chain = [each if isinstance(each, Endpoint) else local_fallback(each) for each in served.chain]
-    return ServedSampler(chain, journal, ledger_of(served.budget, journal)).write(requests, progress)
+    sampler = ServedSampler(chain, journal, ledger_of(served.budget, journal), probed=probed)
+    with settings_under(place):
+        return sampler.write(requests, progress)
 
 
 def local_fallback(spec: PathModel | PackageModel) -> LocalTeacher:

@@ -149,6 +149,9 @@ class Train(PipelineStage):
             for name in sorted(names):
                 why = f"students cannot be {what} a run that has begun to train: all students of an arm learn together"
                 return self.places.get(name, f"students.{name}"), why
+        if {**was, "text": None} == {**now, "text": None}:
+            why = f"the answers that are learned have changed since {self.arm.name} was trained on them"
+            return f"techniques.{self.arm.index}.generation", why
         return None
 
     def share_done(self, folder: Path) -> float | None:

@@ -15,6 +15,7 @@ from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, TeacherGoneError, under
 from limbeck.files import whole_folder
 from limbeck.generation.api.summary import Summary
+from limbeck.generation.api.teacher import Probed
 from limbeck.generation.asked import Asked, candidates_of, write_asked
 from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.journal.journal import Journal
@@ -24,10 +25,11 @@ from limbeck.generation.local import LocalTeacher, as_document
 from limbeck.generation.prompts import Prompt, prompts_among, requests_for
 from limbeck.generation.request import Outcome, Request
 from limbeck.generation.select import more_samples
+from limbeck.generation.select.prompts import ToAsk, prompts_to_ask
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.generation.verify import verify
 from limbeck.models.causal_lm import CausalLM
-from limbeck.pipeline.shared.asking import ask_chain, journal_of
+from limbeck.pipeline.shared.asking import ask_chain, journal_of, probed_of
 from limbeck.pipeline.shared.base import (
     DATA,
     MACHINE,
@@ -40,6 +42,7 @@ from limbeck.pipeline.shared.base import (
     precision,
 )
 from limbeck.pipeline.stages.teacher import teacher_spec
+from limbeck.pipeline.text.questions import QUESTIONS, read_questions
 from limbeck.recipe import Data, Endpoint, Generation, Keep, ServedTeacher, fingerprint
 from limbeck.workflow.stage import Context, Facts, Plain
 
@@ -64,10 +67,20 @@ class Sample(PipelineStage):
     after: tuple[str, ...] = ()
     place: str = "techniques"
     urgency = 2  # others wait for it
+    version = 2
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return self.served is not None
+
+    @property
+    def recomputable(self) -> bool:  # type: ignore[override]
+        """Answers of a teacher that is called are in its journal, whatever becomes of the run."""
+        return self.served is not None
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (MACHINE, DATA, TEACHER, *self.after)
+        return (MACHINE, DATA, TEACHER, *((QUESTIONS,) if self.data.prompts else ()), *self.after)
 
     @property
     def name(self) -> str:
@@ -83,6 +96,7 @@ class Sample(PipelineStage):
             "generation": self.generation.sampling(),
             "data": data_key(self.data, up[DATA], pack=False),
             "teacher": up[TEACHER]["fingerprint"],
+            **({"questions": up[QUESTIONS]["fingerprint"]} if self.data.prompts else {}),
             **({} if self.served else {"precision": precision(self.asked_precision, up[MACHINE])}),
         }
 
@@ -101,29 +115,33 @@ class Sample(PipelineStage):
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         run, text = context.folder, open_text(context.folder)
-        prompts, too_long = self._prompts(text)
-        if too_long:
-            context.note(f"{self.place}: {too_long:,} prompts leave no room for an answer in a row, and are not asked")
+        found = self._prompts(text, run)
+        prompts, said = found.prompts, [f"{self.place}: {line}" for line in found.lines()]
         path = self.journal(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         local = self._local(up, run, text) if self.served is None else None
         identity = local.identity if local is not None else self._endpoint.identity
         with Journal(path) as journal:
-            asked, notes = self._rounds(prompts, identity, local, journal, context)
+            asked, notes = self._rounds(prompts, (identity, probed_of(up[TEACHER])), local, journal, context)
             facts = self._facts(asked, identity, journal)
         with whole_folder(run / "text" / self.name) as scratch:
             write_asked(scratch, asked, identity)
-        return {**facts, "journal": str(path), "notes": notes}
+        return {**facts, "overlapping": found.overlapping, "journal": str(path), "notes": [*said, *notes]}
 
     def _rounds(
         self,
         prompts: list[Prompt],
-        identity: Mapping[str, str],
+        teacher: tuple[Mapping[str, str], Sequence[Probed]],
         local: LocalTeacher | None,
         journal: Journal,
         context: Context,
     ) -> tuple[list[Asked], list[str]]:
-        """(what was asked, notes). Where prompts are asked until enough answers are right, again and again."""
+        """(what was asked, notes). Where prompts are asked until enough answers are right, again and again.
+
+        Args:
+            teacher: who is asked first, and what was found of endpoints.
+        """
+        identity, probed = teacher
         generation, keep = self.generation, self.generation.keep or Keep()
         samples = [more_samples(0, 0, keep, generation.samples)] * len(prompts)
         notes: list[str] = []
@@ -138,7 +156,7 @@ class Sample(PipelineStage):
                     write_batches(requests, local, journal, task.update)
                 else:
                     assert self.served is not None
-                    summary = ask_chain(self.served, requests, journal, task.update)
+                    summary = ask_chain(self.served, requests, journal, task.update, f"{self.place}.generation", probed)
                     self._require_answers(summary, len(requests))
                     task.summary = summary.line()
                     notes.append(f"{self.title}: {summary.line()}")
@@ -205,37 +223,39 @@ class Sample(PipelineStage):
                 key=TEACHER,
                 fix="Is the server up? `limbeck generate retry` asks again",
             )
+        if summary.left:
+            raise TeacherGoneError(
+                f"{summary.left:,} of {requests:,} requests have no answer yet",
+                key=TEACHER,
+                fix="What was answered is kept. Run the same command again to go on",
+            )
 
     @property
     def _endpoint(self) -> Endpoint:
         assert self.served is not None
         return self.served.endpoint
 
-    def _prompts(self, text: Text) -> tuple[list[Prompt], int]:
-        """(what is asked, how many prompts are too long)."""
+    def _prompts(self, text: Text, run: Path) -> ToAsk:
         generation, data = self.generation, self.data
-        found = prompts_among(
-            documents(data.corpus),
-            text.train.keys,
-            text.tokenizer,
-            prompt_tokens=generation.prompt_tokens,
-            system=generation.system,
+        tokens, system = generation.prompt_tokens, generation.system
+        own, heldout = (
+            prompts_among(documents(data.corpus), part.keys, text.tokenizer, prompt_tokens=tokens, system=system)
+            for part in (text.train, text.heldout)
         )
-        kept: list[Prompt] = []
-        too_long = 0
-        for prompt in found:
-            if generation.max_prompts is not None and len(kept) == generation.max_prompts:
-                break
+
+        def fits(prompt: Prompt) -> bool:
             asked = as_document(Request(messages=prompt.messages, text=prompt.text, tools=prompt.tools))
-            if len(encode_prompt(asked, text.tokenizer, data.date)) > data.seq_len - SHORTEST_ANSWER:
-                too_long += 1
-            else:
-                kept.append(prompt)
-        if not kept:
+            return len(encode_prompt(asked, text.tokenizer, data.date)) <= data.seq_len - SHORTEST_ANSWER
+
+        given = read_questions(run, system) if data.prompts else ()
+        found = prompts_to_ask(own, given, heldout, generation, fits)
+        if not found.prompts:
             raise InputError(
-                "no document to train on asks anything", key="data.corpus", fix="Raise data.seq_len, or add documents"
+                f"there is nothing to ask{': ' if any(found.lines()) else ''}{'; '.join(found.lines())}",
+                key="data.corpus",
+                fix="Raise data.seq_len, add documents, or name questions in data.prompts",
             )
-        return kept, too_long
+        return found
 
     def _local(self, up: Facts, run: Path, text: Text) -> LocalTeacher:
         asked = precision(self.asked_precision, up[MACHINE])

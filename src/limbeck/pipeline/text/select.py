@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,10 +29,13 @@ from limbeck.generation.select import (
     write_data_set,
     write_prompts,
 )
+from limbeck.generation.select.data_set.card import UNSOLVED
+from limbeck.generation.select.prompts import evaluation_texts
 from limbeck.generation.verify import verify
 from limbeck.pipeline.shared.asking import judge_of
 from limbeck.pipeline.shared.base import DATA, MACHINE, TEACHER, PipelineStage, Text, data_key, open_text
 from limbeck.recipe import Data, Endpoint, Filters, Generation, Keep, PackageModel, ServedTeacher, fingerprint
+from limbeck.recipe.verify import Judge
 from limbeck.workflow.stage import Context, Facts, Plain
 
 
@@ -55,6 +58,10 @@ class Select(PipelineStage):
     place: str = "techniques"
     recomputable = True
     urgency = 2
+
+    @property
+    def drains(self) -> bool:  # type: ignore[override]
+        return isinstance(self.generation.verify, Judge)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -88,7 +95,9 @@ class Select(PipelineStage):
         answers = self._verified(found, run, context)
         verdicts = Counter(str(candidate.verdict) for candidate in answers if candidate.verdict is not None)
         with under(f"{self.place}.generation.filters"):
-            filtered = filter_candidates(answers, generation.filters or Filters(), self._evaluation_texts(text))
+            filtered = filter_candidates(
+                answers, generation.filters or Filters(), evaluation_texts(self._heldout(text))
+            )
         with under(f"{self.place}.generation.keep"):
             chosen = choose(filtered.kept, generation.keep or Keep(), answers)
         if self.like is not None:
@@ -118,7 +127,7 @@ class Select(PipelineStage):
             if chosen.unsolved:
                 nobody = set(chosen.unsolved)
                 unsolved = (candidate for candidate in answers if candidate.prompt in nobody)
-                write_prompts(scratch / "dataset" / "unsolved.jsonl", unsolved)
+                write_prompts(scratch / "dataset" / UNSOLVED, unsolved)
         notes = [f"{self.place}.generation: {said}"]
         if generation.filters is None or generation.filters.decontaminate is not None:
             notes += [f"{self.place}.generation: {line}" for line in filtered.lines() if line.startswith("overlap")]
@@ -131,12 +140,6 @@ class Select(PipelineStage):
         with context.task("verify", len(found), "answers") as task, under(f"{self.place}.generation.verify"):
             ask = judge_of(section, self.served, run)
             return list(verify(found, section, progress=lambda done, _: task.update(done), ask=ask))
-
-    def _evaluation_texts(self, text: Text) -> Iterator[str]:
-        """What the held-out documents ask and answer."""
-        for prompt in self._heldout(text):
-            yield (prompt.text or "") + (str(prompt.messages[-1]["content"]) if prompt.messages else "")
-            yield prompt.reference or ""
 
     def _heldout(self, text: Text) -> list[Prompt]:
         tokens = self.generation.prompt_tokens
@@ -159,7 +162,9 @@ class Select(PipelineStage):
 
     def _card(self, up: Facts, filtered: Filtered, counts: Mapping[str, Plain]) -> CardFacts:
         sampled, verifier = up[self.sample], self.generation.verify
-        sources = [source.model_dump(mode="json", exclude_none=True) for source in self.data.corpus]
+        sources = [
+            source.model_dump(mode="json", exclude_none=True) for source in (*self.data.corpus, *self.data.prompts)
+        ]
         return CardFacts(
             title=f"Answers of {self._teachers(up)[0].name}",
             teachers=self._teachers(up),
@@ -172,6 +177,7 @@ class Select(PipelineStage):
             tokens=sampled.get("tokens"),
             prices=sampled.get("prices"),
             possibly_paid_twice=sampled.get("possibly_paid_twice", 0),
+            not_asked=sampled.get("overlapping", 0),
         )
 
     def _teachers(self, up: Facts) -> list[TeacherFacts]:

@@ -72,7 +72,11 @@ class Generation(Section):
         chosen = {"tokens", "reasoning", "verify", "filters", "keep", "as_many_as"}
         if self.keep is not None and self.keep.at_most is not None:
             chosen -= {"verify", "keep"}  # verdicts decide how often a prompt is asked
-        return self.model_dump(mode="json", exclude=chosen)
+        plain = self.model_dump(mode="json", exclude=chosen)
+        decontaminate = (self.filters or Filters()).decontaminate
+        if decontaminate != Filters().decontaminate:  # it decides which prompts are asked
+            plain["decontaminate"] = None if decontaminate is None else decontaminate.model_dump(mode="json")
+        return plain
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

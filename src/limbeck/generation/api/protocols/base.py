@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -57,6 +57,29 @@ class WireFormat(ABC):
         Raises:
             MalformedError: it does not have the form of the protocol.
         """
+
+    def completions(self, plain: Mapping[str, Any], requests: Sequence[Request]) -> list[Completion]:
+        """What an answer to several samples of one prompt says: at least one, at most as many as were asked for.
+
+        The usage is the first one's. A choice without the form of the protocol is left out.
+
+        Raises:
+            MalformedError: no choice has the form of the protocol.
+        """
+        choices = plain.get("choices")
+        if len(requests) == 1 or not isinstance(choices, list) or len(choices) < 2:
+            return [self.completion(plain, requests[0])]
+        found: list[Completion] = []
+        problem: Exception = MalformedError("no choices")
+        for choice in choices[: len(requests)]:
+            usage = {"usage": plain.get("usage")} if not found else {"usage": None}
+            try:
+                found.append(self.completion({**plain, "choices": [choice], **usage}, requests[len(found)]))
+            except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
+                problem = error
+        if not found:
+            raise problem
+        return found
 
     def length_field(self, endpoint: Endpoint) -> str:
         """The name that the endpoint probably has for the length of an answer."""

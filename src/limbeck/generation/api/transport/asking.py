@@ -15,6 +15,23 @@ from limbeck.recipe.served import Endpoint
 
 TRIES = 4
 SECONDS = 120.0
+PARAMETER_NAMES = {
+    "topP": "top_p",
+    "topK": "top_k",
+    "stop_sequences": "stop",
+    "stopSequences": "stop",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "maxOutputTokens": "max_new_tokens",
+}
+"""What :class:`~limbeck.generation.request.Request` calls parameters that protocols name otherwise."""
+_FIXES = {
+    "temperature": "Write `temperature: null`; it is then left to the endpoint.",
+    "max_new_tokens": "Write what the endpoint allows.",
+    "top_p": "Write `top_p: 1`; it is then not sent.",
+    "top_k": "Write `top_k: 0`; it is then not sent.",
+    "seed": "Write `seed: 0`; it is then not sent.",
+}
 
 
 async def ask_json(
@@ -55,9 +72,22 @@ def as_error(endpoint: Endpoint, fault: Fault) -> LimbeckError:
     if fault.kind is FaultKind.WITHDRAWN:
         return RecipeError(what, key=".model", fix="Look at `api`, `model` and `protocol`.")
     if fault.kind is FaultKind.PARAMETER:
-        return RecipeError(what, key=f".{fault.parameter}", fix="Leave it out.")
+        return refused_parameter(endpoint.model, fault.parameter or "", fault.message, endpoint.extra)
     if fault.kind is FaultKind.TERMS:
         return TeacherGoneError(what, fix="Its terms do not allow this use; take another teacher.")
     if fault.kind in (FaultKind.BAD_REQUEST, FaultKind.MALFORMED, FaultKind.TOO_LONG):
         return RecipeError(what, key=".protocol", fix="Look at `api`, `protocol` and `extra`.")
     return TeacherGoneError(what, fix="Is the server up?")
+
+
+def refused_parameter(who: str, parameter: str, said: str, extra: Mapping[str, Any] | None = None) -> RecipeError:
+    """The error for a parameter that an endpoint refuses. Nothing is dropped silently: the recipe is to be changed.
+
+    Its key is relative: to the endpoint for a field of its ``extra``, else to the section with the settings of the
+    sampling.
+    """
+    name = parameter.split(".")[0]
+    key, fix = f".{PARAMETER_NAMES.get(name, name)}", _FIXES.get(PARAMETER_NAMES.get(name, name), "Leave it out.")
+    if name in (extra or {}):
+        key, fix = f".extra.{name}", "Leave it out."
+    return RecipeError(f"{who} refuses the parameter `{name}`: {said}", key=key, fix=fix)

@@ -15,7 +15,8 @@ from limbeck.errors import InputError, MachineError, RunFolderError
 APPLICATION = 0x6C6D626B
 """Marks the file as a journal of limbeck ("lmbk")."""
 
-VERSION = 1
+VERSION = 2
+"""1 had no ``attempts.lead``; a writer adds it."""
 
 WAIT_SECONDS = 10.0
 """How long a writer waits for another one: the worker of a run that was killed takes a moment to end."""
@@ -53,7 +54,8 @@ CREATE TABLE attempts (
   ended REAL,
   failure TEXT,
   message TEXT,
-  batch INTEGER
+  batch INTEGER,
+  lead INTEGER
 );
 CREATE INDEX attempts_of ON attempts (request);
 CREATE INDEX in_flight ON attempts (state) WHERE state = 'sent';
@@ -100,9 +102,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         db.execute(f"PRAGMA journal_mode={'DELETE' if on_network(path) else 'WAL'}")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA fullfsync=ON")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version < VERSION:
+            made = TABLES if version == 0 else "ALTER TABLE attempts ADD COLUMN lead INTEGER;"
             db.executescript(
-                f"BEGIN IMMEDIATE; {TABLES} PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {made} PRAGMA application_id={APPLICATION}; PRAGMA user_version={VERSION}; COMMIT;"
             )
         found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":

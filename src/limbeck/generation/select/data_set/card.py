@@ -20,6 +20,8 @@ from limbeck.report.card import fenced, plain
 from limbeck.report.markup import one_line
 
 LONGEST_QUOTE = 1_000
+UNSOLVED = "unsolved.jsonl"
+"""Beside the data: prompts that no answer solved."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -56,6 +58,7 @@ class CardFacts:
         tokens: of prompts and answers.
         prices: where prices are from, and of which date.
         possibly_paid_twice: requests that may have been served without an answer.
+        not_asked: prompts that were not asked, because they overlap with evaluation texts.
         notes: more sentences, for example of what limbeck warned about.
     """
 
@@ -70,6 +73,7 @@ class CardFacts:
     tokens: int | None = None
     prices: str | None = None
     possibly_paid_twice: int = 0
+    not_asked: int = 0
     notes: Sequence[str] = ()
 
 
@@ -216,6 +220,9 @@ def _filters(facts: CardFacts) -> str:
         blocks.append(f"Overlap with evaluation texts: {counts}.")
     else:
         blocks.append("The answers were not compared with evaluation texts.")
+    if facts.not_asked:
+        said = "Not asked, because of an overlap with evaluation texts: "
+        blocks.append(f"{said}{_count(facts.not_asked, 'prompt')}.")
     for taken in facts.filtered.taken:
         if taken.examples:
             blocks.append(f"Examples of {plain(taken.name)}:\n\n{fenced(chr(10).join(taken.examples))}")
@@ -252,6 +259,8 @@ def _files(chosen: Chosen, tables: Sequence[Table]) -> str:
             f"{table.columns}; beside them `prompt_id`, `sample`, `teacher`, `model`, `outcome`, `verdict`, "
             "`reference` and `key` (of the row in the journal)."
         )
+    if chosen.unsolved:
+        lines.append(f"- `{UNSOLVED}`: the {_count(len(chosen.unsolved), 'prompt')} that no answer solved.")
     lines += [
         "",
         "Reasoning is in `reasoning_content` of the last message. Arguments of tool calls, and `tools`, are JSON.",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum, auto
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
 from limbeck.errors import BudgetError, RecipeError
+from limbeck.generation.api.probe import refused_parameter
 from limbeck.generation.api.protocols import MalformedError
+from limbeck.generation.api.sending.rows import Fate, Prepared, Row
 from limbeck.generation.api.summary import Summary
 from limbeck.generation.api.teacher import WHY, Asked
 from limbeck.generation.api.transport.client import Client, Reply
@@ -32,32 +33,6 @@ BAD_AT_FIRST = 8
 _T = TypeVar("_T")
 
 
-class Fate(Enum):
-    """What became of a row at one teacher."""
-
-    DONE = auto()
-    """Answered, or failed for good."""
-    LEFT = auto()
-    """It stays to do."""
-    NEXT = auto()
-    """The next teacher is asked."""
-
-
-@dataclass
-class Row:
-    """A request and its place in the journal.
-
-    Attributes:
-        busy: it is in flight, or its answer is on its way to the disk; it does not only wait.
-        slot: it holds a slot of its endpoint.
-    """
-
-    request: Request
-    key: str
-    busy: bool = False
-    slot: bool = False
-
-
 class Sending:
     """The rows of one call.
 
@@ -74,7 +49,8 @@ class Sending:
         self.problem: BaseException | None = None
         self.stopping = False
         self._tasks: dict[asyncio.Task[None], Row] = {}
-        self._under_way: set[str] = set()
+        self._under_way: dict[str, Row] = {}
+        self._withdrawn: list[asyncio.Future[None]] = []
         self._busy = 0
         self._settled = asyncio.Condition()
         self._poor = 0
@@ -97,11 +73,16 @@ class Sending:
                         self.summary.left += len(chunk)  # and whatever comes after it
                         break
                     await asyncio.to_thread(self.journal.add, chunk, identity)
+                    new: dict[str, Request] = {}
                     for request in chunk:
-                        row = Row(request, request.key(identity))
+                        if self._to_do(key := request.key(identity), new):
+                            new[key] = request
+                    to_do = [(request, key) for key, request in new.items()]
+                    while to_do:
+                        row = self._together(to_do)
                         if self._over():
-                            self.summary.left += 1
-                        elif self._to_do(row):
+                            self.summary.left += len(row)
+                        else:
                             await room.acquire()
                             self._start(client, row, room)
             except BaseException:
@@ -110,6 +91,7 @@ class Sending:
             finally:
                 while self._tasks:
                     await asyncio.wait(list(self._tasks))
+                await asyncio.gather(*self._withdrawn)
         if self.problem is not None:
             raise self.problem
 
@@ -131,9 +113,23 @@ class Sending:
     def _over(self) -> bool:
         return self.stopping or (not self.local and all(teacher.gone for teacher in self.teachers))
 
-    def _to_do(self, row: Row) -> bool:
-        state = self.journal.state(row.key)
-        if state is RowState.ANSWERED or row.key in self._under_way:
+    def _together(self, to_do: list[tuple[Request, str]]) -> Row:
+        """Take the next row: as many samples of the first prompt as one request may ask for."""
+        first = to_do[0][0]
+        teacher = next((teacher for teacher in self.teachers if teacher.gone is None), None)
+        most = 1
+        # Samples of one seed would be equal, as greedy ones are.
+        if teacher is not None and first.seed is None and first.temperature != 0:
+            most = teacher.several
+        count = 1
+        while count < min(most, len(to_do)) and replace(first, sample=to_do[count][0].sample) == to_do[count][0]:
+            count += 1
+        taken, to_do[:count] = to_do[:count], []
+        return Row(tuple(request for request, _ in taken), tuple(key for _, key in taken))
+
+    def _to_do(self, key: str, new: Mapping[str, Request]) -> bool:
+        state = self.journal.state(key)
+        if state is RowState.ANSWERED or key in self._under_way or key in new:
             self.summary.kept += 1
         elif state is RowState.FAILED:
             self.summary.failed["before"] += 1
@@ -141,25 +137,45 @@ class Sending:
             return True
         return False
 
-    def _start(self, client: Client, row: Row, room: asyncio.Semaphore) -> None:
+    def _start(self, client: Client, row: Row, room: asyncio.Semaphore | None = None) -> None:
         task = asyncio.create_task(self._row(client, row))
         self._tasks[task] = row
-        self._under_way.add(row.key)
+        self._under_way |= dict.fromkeys(row.keys, row)
 
         def ended(task: asyncio.Task[None]) -> None:
-            room.release()
+            if room is not None:
+                room.release()
             del self._tasks[task]
             if not (self.for_local and self.for_local[-1] is row):
-                self._under_way.discard(row.key)
+                for key in row.keys:
+                    if self._under_way.get(key) is row:  # and not a part of it that goes on alone
+                        del self._under_way[key]
             if task.cancelled():
-                self.summary.left += 1
+                self.summary.left += len(row)
             elif (problem := task.exception()) is not None:
-                self.summary.left += 1
+                self.summary.left += len(row)
                 self.stop(problem)
 
         task.add_done_callback(ended)
 
+    async def _several(self, client: Client, row: Row) -> None:
+        """Ask for several samples at once. Those that are still to do go on one by one."""
+        teacher = next((teacher for teacher in self.teachers if teacher.gone is None), None)
+        if teacher is not None and teacher.several >= len(row):
+            await self._ask(client, teacher, row)
+        for one in row.alone():
+            state = self.journal.state(one.key)
+            if state is RowState.FAILED:
+                self.summary.failed["unknown"] += 1
+            elif state is not RowState.ANSWERED and self._over():
+                self.summary.left += 1
+            elif state is not RowState.ANSWERED:
+                self._start(client, one)
+
     async def _row(self, client: Client, row: Row) -> None:
+        if len(row) > 1:
+            await self._several(client, row)
+            return
         for teacher in self.teachers:
             if teacher.gone is not None:
                 continue
@@ -176,22 +192,17 @@ class Sending:
 
     async def _ask(self, client: Client, teacher: Asked, row: Row) -> Fate:
         """Ask one teacher until it answers; all tries share one deadline."""
-        deadline: float | None = None
         tries = 0
         while True:
-            if not await teacher.pacer.acquire():
-                return self._move(teacher.gone or "stopped")
-            row.slot = True
+            prepared = await self._prepare(teacher, row)
+            if isinstance(prepared, Fate):
+                return prepared
+            deadline = row.until[teacher.name]
             try:
-                now = self.clock.now()
-                deadline = now + teacher.endpoint.deadline_seconds if deadline is None else deadline
-                if self.stopping:
-                    return Fate.LEFT
-                if now >= deadline:
-                    return self._move("late") if self._another(teacher) else Fate.LEFT
-                sent = await self._send(client, teacher, row, deadline - now)
+                sent = await self._send(client, teacher, row, prepared)
             finally:
                 row.busy = False
+                self._busy -= 1
                 _give_back(teacher, row)
             if isinstance(sent, Fate):
                 return sent
@@ -205,50 +216,92 @@ class Sending:
                 return Fate.LEFT
             await self.clock.sleep(pause)
 
-    async def _send(self, client: Client, teacher: Asked, row: Row, seconds: float) -> Fate | Fault:
-        """Send a row once. A fault that is returned is to be tried again."""
-        used = teacher.length
-        body = teacher.body(row.request)
-        bound = teacher.bound(body, row.request)
-        reservation = await self._reserve(teacher, bound)
-        most = teacher.endpoint.max_usd_per_answer
-        if most is not None and reservation.nano_usd > most * 1e9:
-            await self._free(reservation)
-            return self._move("over price")
-        if self.stopping or teacher.gone is not None:
-            await self._free(reservation)
-            return self._move(teacher.gone or "stopped")
-        began = self.clock.now()
-        row.busy = True
-        self._busy += 1
-        try:
-            try:
-                attempt = await self.journal.sent(
-                    row.key, teacher.identity, body, reservation.nano_usd, reservation.tokens
-                )
-            except BaseException:
-                self.ledger.release(reservation)
-                raise
-            reply = await client.post(teacher.url, teacher.headers, body, seconds)
-            answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.request)
-            if isinstance(answer, Fault):
-                return await self._failed(teacher, row, (attempt, reservation, began, used), answer)
-            if answer[1].outcome is Outcome.REFUSED and _against_terms(answer[1]):
-                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(answer[1]))))
-            _give_back(teacher, row)  # the endpoint need not wait for the disk
-            await self._answered(teacher, (attempt, reservation), *answer)
-            return Fate.DONE
-        finally:
-            self._busy -= 1
+    async def _prepare(self, teacher: Asked, row: Row) -> Prepared | Fate:
+        """A row that is on disk as sent, with a slot to send it in.
 
-    def _read(self, teacher: Asked, reply: Reply, request: Request) -> tuple[bytes, Completion] | Fault:
+        It is written before it has the slot: an endpoint need not wait for the disk. Few rows are ahead of their slots
+        (``Asked.ahead``): those that get none are withdrawn, and those of a process that is killed count as sent.
+        """
+        async with teacher.ahead:
+            used = teacher.length
+            body = teacher.body(row.request, len(row))
+            bound = teacher.bound(body, row.request, len(row))
+            try:
+                reservation = await self._reserve(teacher, bound)
+            except BudgetError:
+                if len(row) > 1:
+                    return Fate.LEFT  # there may be money for fewer
+                raise
+            most = teacher.endpoint.max_usd_per_answer
+            if most is not None and reservation.nano_usd > len(row) * most * 1e9:
+                await self._free(reservation)
+                return self._move("over price")
+            if (instead := self._not_now(teacher, row)) is not None:
+                await self._free(reservation)
+                return instead
+            self._busy += 1
+            attempts: list[int] = []
+            try:
+                row.busy = True  # it is not cancelled on its way to the disk
+                attempts = await self.journal.sent_together(
+                    row.keys, teacher.identity, body, reservation.nano_usd, reservation.tokens
+                )
+                row.busy = False
+                instead = self._not_now(teacher, row)
+                if instead is None:
+                    row.slot = await teacher.pacer.acquire()
+                    instead = self._not_now(teacher, row)
+            except BaseException:
+                row.busy = False
+                self._withdraw(attempts, reservation)
+                raise
+            if instead is None:
+                row.busy = True
+                return Prepared(attempts, reservation, body, used)
+            _give_back(teacher, row)
+            self._withdraw(attempts, reservation)
+            await self._wake()
+            return instead
+
+    def _not_now(self, teacher: Asked, row: Row) -> Fate | None:
+        """What becomes of a row that is not to be sent; None: it is."""
+        if self.stopping or teacher.gone is not None:
+            return self._move(teacher.gone or "stopped")
+        now = self.clock.now()
+        if now >= row.until.setdefault(teacher.name, now + teacher.endpoint.deadline_seconds):
+            return self._move("late") if self._another(teacher) else Fate.LEFT
+        return None
+
+    def _withdraw(self, attempts: list[int], reservation: Reservation) -> None:
+        """A row that was prepared is not sent."""
+        self._withdrawn += self.journal.withdraw(attempts)
+        self.ledger.release(reservation)
+        self._busy -= 1
+
+    async def _send(self, client: Client, teacher: Asked, row: Row, prepared: Prepared) -> Fate | Fault:
+        """Send a row once. A fault that is returned is to be tried again."""
+        began = self.clock.now()
+        reply = await client.post(teacher.url, teacher.headers, prepared.body, row.until[teacher.name] - began)
+        answer = reply if isinstance(reply, Fault) else self._read(teacher, reply, row.requests)
+        if isinstance(answer, Fault):
+            return await self._failed(teacher, row, prepared, began, answer)
+        for completion in answer[1]:
+            if completion.outcome is Outcome.REFUSED and _against_terms(completion):
+                self._leave(teacher, Fault(FaultKind.TERMS, one_line(_refusal(completion))))
+        _give_back(teacher, row)  # the endpoint need not wait for the disk
+        await self._answered(teacher, prepared, *answer)
+        return Fate.DONE
+
+    def _read(
+        self, teacher: Asked, reply: Reply, requests: tuple[Request, ...]
+    ) -> tuple[bytes, list[Completion]] | Fault:
         """An answer: its bytes, without the key should the server send that back, and what it says."""
         wall = self.clock.wall()
         raw = teacher.redact_bytes(reply.raw)
         fault = of_reply(reply.status, reply.headers, raw, wall)
         if fault is not None and fault.kind is FaultKind.FILTERED:
             message = {"role": "assistant", "refusal": fault.message}
-            return raw, Completion(Outcome.FILTERED, "", message=message)
+            return raw, [Completion(Outcome.FILTERED, "", message=message)]
         if fault is not None:
             return fault
         if wait := exhausted_for(reply.headers, wall):
@@ -257,49 +310,58 @@ class Sending:
         try:
             if not isinstance(plain, dict):
                 raise MalformedError(f"no JSON object: {one_line(raw[:200].decode('utf-8', errors='replace'), 80)}")
-            completion = teacher.format.completion(plain, request)
+            found = teacher.format.completions(plain, requests)
         except (MalformedError, KeyError, TypeError, ValueError, AttributeError) as error:
             return Fault(FaultKind.MALFORMED, one_line(str(error) or type(error).__name__), maybe_served=True)
-        if completion.outcome is Outcome.COMPLETE and _against_terms(completion):
-            completion = replace(completion, outcome=Outcome.REFUSED)
-        return raw, completion
+        return raw, [
+            replace(each, outcome=Outcome.REFUSED)
+            if each.outcome is Outcome.COMPLETE and _against_terms(each)
+            else each
+            for each in found
+        ]
 
-    async def _answered(
-        self, teacher: Asked, sent: tuple[int, Reservation], raw: bytes, completion: Completion
-    ) -> None:
-        attempt, reservation = sent
-        if completion.outcome is Outcome.FILTERED and completion.usage is None:
+    async def _answered(self, teacher: Asked, prepared: Prepared, raw: bytes, completions: list[Completion]) -> None:
+        attempts, reservation = prepared.attempts, prepared.reservation
+        usage = completions[0].usage  # of all of them
+        if completions[0].outcome is Outcome.FILTERED and usage is None:
             self.ledger.release(reservation)  # refused before anything was written
             cost = 0
         else:
-            cost = self.ledger.settle(reservation, completion.usage)
+            cost = self.ledger.settle(reservation, usage)
         teacher.pacer.succeeded()
         self._succeeded = True
-        await self.journal.answered(attempt, raw, completion, cost)
+        if len(completions) < len(attempts):
+            teacher.several = len(completions)
+        await self.journal.answered_together(attempts, raw, completions, cost)
         await self._wake()
-        self.summary.answered[completion.outcome.value] += 1
-        self.summary.by_teacher[teacher.name] += 1
+        self.summary.answered.update(completion.outcome.value for completion in completions)
+        self.summary.by_teacher[teacher.name] += len(completions)
         self.summary.nano_usd += cost
-        if completion.usage is not None:
-            self.summary.tokens += completion.usage.input + completion.usage.output
+        if usage is not None:
+            self.summary.tokens += usage.input + usage.output
 
-    async def _failed(
-        self, teacher: Asked, row: Row, sent: tuple[int, Reservation, float, str], fault: Fault
-    ) -> Fate | Fault:
-        attempt, reservation, began, used = sent
+    async def _failed(self, teacher: Asked, row: Row, prepared: Prepared, began: float, fault: Fault) -> Fate | Fault:
+        attempts, reservation, used = prepared.attempts, prepared.reservation, prepared.length
         if fault.maybe_served:
             self.summary.nano_usd += self.ledger.settle(reservation, None)
         else:
             self.ledger.release(reservation)
         renamed = teacher.learns(fault, used)
-        stops = fault.stops and not renamed
-        final = not (fault.passing or stops or renamed)
+        stops = fault.stops and not renamed and not (len(row) > 1 and fault.parameter == "n")
+        # Of several samples that fail, each has a try of its own.
+        final = len(row) == 1 and not (fault.passing or stops or renamed)
         message = teacher.redact(fault.message)
-        await self.journal.failed(attempt, fault.kind.value, message, final=final, maybe_served=fault.maybe_served)
+        for attempt in attempts:
+            await self.journal.failed(attempt, fault.kind.value, message, final=final, maybe_served=fault.maybe_served)
         await self._wake()
         if renamed:
             return Fault(FaultKind.PARAMETER, message)
         self.summary.faults[fault.kind.value] += 1
+        if len(row) > 1 and not (stops or fault.passing):
+            if fault.parameter == "n":
+                teacher.several = 1
+            teacher.pacer.succeeded()
+            return Fate.LEFT
         if stops:
             return self._leave(teacher, fault)
         if final:
@@ -319,6 +381,9 @@ class Sending:
         if teacher.pacer.exhausted:
             teacher.leave(WHY.get(fault.kind, "down") + f" ({message})", fault)
             return self._move(WHY.get(fault.kind, "down"))
+        if fault.maybe_served and len(row) > 1:
+            self.summary.possibly_paid_twice += len(row)
+            return Fate.LEFT
         if fault.maybe_served and self.journal.state(row.key) is RowState.FAILED:
             self.summary.failed["unknown"] += 1
             return Fate.DONE
@@ -332,11 +397,7 @@ class Sending:
         reason = WHY[fault.kind]
         if fault.kind is FaultKind.PARAMETER:
             # Another teacher would hide it: the recipe is to be changed.
-            raise RecipeError(
-                f"{teacher.name} refuses the parameter `{fault.parameter}`: {message}",
-                key=f".{fault.parameter}",
-                fix="Leave it out of the recipe.",
-            )
+            raise refused_parameter(teacher.name, fault.parameter or "", message, teacher.endpoint.extra)
         teacher.leave(f"{reason} ({message})", fault)
         return self._move(reason)
 

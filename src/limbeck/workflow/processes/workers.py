@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class _Worker:
         listens, self._lifeline = os.pipe()
         handles = (theirs.fileno(), listens, lock.fileno())
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "limbeck.workflow.worker", *map(str, handles[:2])],
+            [sys.executable, "-m", "limbeck.workflow.processes.worker", *map(str, handles[:2])],
             pass_fds=handles,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
@@ -46,6 +46,7 @@ class _Worker:
         self.connection.send((str(folder), sys.path))
 
     def stop(self) -> None:
+        """At once."""
         self.process.kill()
         self.process.wait()
         self.connection.close()
@@ -82,8 +83,18 @@ class Workers:
         worker.stage = stage.name
         worker.connection.send((pickle.dumps(stage), up, surroundings))
 
+    def interrupt(self, draining: Collection[str]) -> None:
+        """Tell workers on these stages to end, as by a SIGTERM, and kill the others."""
+        for worker in [*self._workers]:
+            if worker.stage in draining:
+                worker.process.send_signal(signal.SIGTERM)
+            else:
+                self._workers.remove(worker)
+                worker.stop()
+
     def wait(self) -> Iterator[Event]:
-        """What busy workers say, as soon as one does: events of stages, ``stage_result`` and ``stage_error``."""
+        """What busy workers say, as soon as one does: events of stages, and ``stage_result``, ``stage_error`` or
+        ``stage_stopped`` at their end."""
         busy = {worker.connection: worker for worker in self._workers if worker.stage is not None}
         for connection in wait(list(busy)):
             worker = busy[connection]  # type: ignore[index]
@@ -91,7 +102,7 @@ class Workers:
                 event: Event = worker.connection.recv()
             except (EOFError, ConnectionResetError):
                 event = {"event": "stage_error", "stage": worker.stage, "error": self._dead(worker)}
-            if event["event"] in ("stage_result", "stage_error"):
+            if event["event"] in ("stage_result", "stage_error", "stage_stopped"):
                 worker.stage = None
             yield event
 

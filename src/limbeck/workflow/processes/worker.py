@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
+from limbeck.workflow.processes.workers import WorkerError
 from limbeck.workflow.stage import Context, Stage
-from limbeck.workflow.workers import WorkerError
 
 
 def _end_with_parent(lifeline: int) -> None:
@@ -39,6 +39,8 @@ def _work(connection: Connection) -> None:
         try:
             result = stage.run(up, Context(Path(folder), stage.name, connection.send, **surroundings))
             connection.send({"event": "stage_result", "stage": stage.name, "result": result})
+        except KeyboardInterrupt:  # what was in flight has ended
+            connection.send({"event": "stage_stopped", "stage": stage.name})
         except Exception as error:
             connection.send({"event": "stage_error", "stage": stage.name, "error": _portable(error)})
 
@@ -56,6 +58,9 @@ def _portable(error: Exception) -> Exception:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the parent's way to interrupt a stage that drains
     threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
-    _work(Connection(int(sys.argv[1])))
+    try:
+        _work(Connection(int(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGTERM)
