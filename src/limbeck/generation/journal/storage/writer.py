@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 GROUP_ROWS = 64
 GROUP_SECONDS = 0.05
+FEW_ROWS, FEW_SECONDS = 8, 0.003
+"""So few pieces wait so long for more: a commit of one costs as much processor time as one of ten."""
 BALLAST = 8 * 2**20
 """Bytes that are held back on the disk: when it is full they make room for the answers that are in flight."""
 
@@ -82,9 +84,18 @@ class Writer:
         while waiting or not closing:
             if not waiting:
                 closing = self._take(waiting, block=True)
-            while not closing and len(waiting) < GROUP_ROWS and not self._queue.empty():
-                closing = self._take(waiting, block=False)
+            closing = closing or self._gather(waiting)
+            if not closing and 0 < len(waiting) < FEW_ROWS and waiting[-1].loop is not None:  # nobody blocks on it
+                time.sleep(FEW_SECONDS)
+                closing = self._gather(waiting)
             _settle(self._commit(waiting))
+
+    def _gather(self, waiting: deque[_Item]) -> bool:
+        """Move what is queued, up to a group. True: there are no more."""
+        closing = False
+        while not closing and len(waiting) < GROUP_ROWS and not self._queue.empty():
+            closing = self._take(waiting, block=False)
+        return closing
 
     def _take(self, waiting: deque[_Item], *, block: bool) -> bool:
         """Move one piece of work from the queue. True: there are no more."""
