@@ -33,7 +33,7 @@ def story(number: int, words: int = 24) -> str:
 def no_proofs_in_the_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tests prove does not take the place of what the user has proven."""
     home = tmp_path_factory.getbasetemp() / "proofs"
-    monkeypatch.setattr("limbeck.pipeline.proofs.cache_folder", lambda: home)
+    monkeypatch.setattr("limbeck.pipeline.beforehand.proofs.cache_folder", lambda: home)
 
 
 @pytest.fixture(scope="session")

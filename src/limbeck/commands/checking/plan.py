@@ -10,7 +10,7 @@ from typing import Any
 
 from limbeck.commands.checking.look import Seen
 from limbeck.errors import counted
-from limbeck.pipeline.estimates import Labels, Sample
+from limbeck.pipeline.beforehand.estimates import Labels, Sample
 from limbeck.pipeline.stored.room import room_of_signals
 from limbeck.recipe import (
     Co,
