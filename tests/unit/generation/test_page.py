@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from limbeck.recipe import ServedTeacher, parse_recipe
-from limbeck.recipe.techniques import Generation, Hard
+from limbeck.recipe.models import ConfigStudent, PathTokenizer
+from limbeck.recipe.techniques import Generation, Hard, Soft
 from limbeck.recipe.yaml_file import parse_yaml
 
 PAGE = Path(__file__).parents[3] / "docs/api-teachers.md"
@@ -28,11 +29,16 @@ def test_the_ten_lines_are_a_recipe() -> None:
 def test_every_other_block_is_a_part_of_one(block: str) -> None:
     parts: list[dict[str, Any]] = [parse_yaml(part) for part in block.split("\n\n") if part.strip()]
     for part in parts:
-        assert part.keys() <= {"teacher", "techniques", "generation"}
+        assert part.keys() <= {"teacher", "tokenizer", "student", "techniques", "generation"}
         if "teacher" in part:
             needed = {"api": "https://x.y/v1", "model": "m"} if "api" not in part["teacher"] else {}
             ServedTeacher.model_validate({**needed, **part["teacher"]})
         if "generation" in part:
             Generation.model_validate(part["generation"])
+        if "tokenizer" in part:
+            PathTokenizer.model_validate(part["tokenizer"])
+        if "student" in part:
+            ConfigStudent.model_validate(part["student"])
         for technique in part.get("techniques", ()):
-            Hard.model_validate(technique)
+            if technique != "alone":
+                (Soft if technique["kind"] == "soft" else Hard).model_validate(technique)

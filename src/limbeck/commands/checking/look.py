@@ -1,6 +1,6 @@
 """Whether a recipe is right.
 
-What needs torch is proven once and kept (``pipeline/proofs.py``); all else is looked at every time.
+What needs torch is proven once and kept (``pipeline/beforehand/proofs.py``); all else is looked at every time.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def _versions() -> dict[str, str]:
 
 def _source() -> str:
     """A hash of limbeck itself."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[1]
+    digest, root = hashlib.sha256(), Path(__file__).parents[2]
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
