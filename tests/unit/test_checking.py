@@ -21,7 +21,8 @@ from limbeck.commands.checking.plan import Plan, plan_of
 from limbeck.commands.checking.show import WIDTH, as_json, show_plan
 from limbeck.errors import InputError, LimbeckError, RecipeError
 from limbeck.files import cache_folder, write_whole
-from limbeck.pipeline import build, proofs
+from limbeck.pipeline import build
+from limbeck.pipeline.beforehand import proofs
 from limbeck.pipeline.beforehand.estimates import SMALL_CORPUS, Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.beforehand.proofs import fingerprint_of, keep_proof, proof_key, read_proof
 from limbeck.recipe import Recipe, parse_recipe

@@ -21,8 +21,8 @@ from limbeck.generation.request import Request
 from limbeck.generation.verify.judge import judge_settings
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline import checks
-from limbeck.pipeline.checks_served import check_served, check_verifiers, endpoints_of, unreachable
 from limbeck.pipeline.beforehand.estimates import FIRST_DOCUMENTS
+from limbeck.pipeline.checks_served import check_served, check_verifiers, endpoints_of, unreachable
 from limbeck.pipeline.measuring.accuracy import AccuracyOfTeacher, AccuracyOfTrained
 from limbeck.pipeline.measuring.evaluate import MeasureServed, MeasureTeacher, MeasureTrained
 from limbeck.pipeline.measuring.speed import Speed

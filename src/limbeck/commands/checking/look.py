@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data.documents.sources import file_stamps
-from limbeck.pipeline.checks_served import check_served, check_verifiers
 from limbeck.pipeline.beforehand.estimates import Labels, Sample, few_steps, sample_of
 from limbeck.pipeline.beforehand.proofs import keep_proof, proof_key, read_proof
+from limbeck.pipeline.checks_served import check_served, check_verifiers
 from limbeck.pipeline.sections import existing_models, generations_of, verifiers_of
 from limbeck.pipeline.stored.room import check_homes
 from limbeck.recipe import ConfigTeacher, PathModel, PathTokenizer, Recipe, ServedTeacher, Training
