@@ -210,7 +210,7 @@ def fitted(note: str, width: int) -> str:
 
 
 def _how_far(done: int, total: int | None, unit: str) -> str:
-    of = f"{100 * done / total:.0f}% ({done:,.0f} of {total:,}" if total else f"({done:,.0f}"
+    of = f"{min(100 * done / total, 100):.0f}% ({done:,.0f} of {total:,}" if total else f"({done:,.0f}"
     return f"{of} {unit}".rstrip() + ")"
 
 

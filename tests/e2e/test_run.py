@@ -404,17 +404,17 @@ def test_a_student_that_comes_late_is_refused_at_once(tmp_path: Path, raw_recipe
 
 
 def test_what_is_hardly_meant_is_said(raw_recipe: dict[str, Any], teacher_folder: Path) -> None:
-    from limbeck.pipeline.build import check
+    from limbeck.commands.checking.look import look
     from limbeck.recipe import Vocabulary, parse_recipe
 
     raw_recipe.pop("student")
     raw_recipe["students"] = {"same": {"path": str(teacher_folder)}, "cut": {"from": "teacher", "ffn": 32}}
-    steps, size = check(parse_recipe(raw_recipe)).warnings
-    assert steps.startswith("training: 1,500 tokens are about 12 steps of 128 tokens")
+    steps, size = look(parse_recipe(raw_recipe)).warnings
+    assert re.match(r"training: 1,500 labels are about 1\d steps of 4 rows, which teach little", steps)
     assert size.startswith("students.same: with ")
     assert "as large as its teacher" in size
     raw_recipe["training"]["tokens"] = 128 * 50
-    assert [size] == check(parse_recipe(raw_recipe)).warnings
+    assert [size] == look(parse_recipe(raw_recipe)).warnings
     assert keep_more(Vocabulary()) == "bring more text, whose tokens are kept, or leave `vocabulary` out"
     assert keep_more(Vocabulary(min_count=3)) == "lower vocabulary.min_count"
     assert keep_more(Vocabulary(min_count=3, size=999)) == "lower vocabulary.min_count, or raise vocabulary.size"

@@ -276,8 +276,11 @@ def test_a_budget_that_is_spent_goes_on_with_more(short_recipe: dict[str, Any]) 
 
 
 def test_what_needs_weights_is_refused(served_recipe: dict[str, Any], teacher_folder: Path) -> None:
-    for technique in ("soft", "co"):
-        with pytest.raises(RecipeError, match=r"techniques\.0.*needs the teacher's weights.*write `hard`"):
+    for technique, why in (
+        ("soft", r"techniques\.0\.signals.*a few log-probabilities a token.*signals: \{scheme: top_k.*else `hard`"),
+        ("co", r"techniques\.0.*needs the teacher's weights.*write `hard`"),
+    ):
+        with pytest.raises(RecipeError, match=why):
             parse_recipe({**served_recipe, "techniques": [technique]})
     with pytest.raises(RecipeError, match=r"student.*no weights to cut"):
         parse_recipe({**served_recipe, "student": {"from": "teacher", "layers": 1}})
