@@ -372,6 +372,27 @@ def test_signals_of_another_tokenizer_are_refused(raw: dict[str, Any], tmp_path:
         captured(raw, run=str(tmp_path / "runs" / "two"), teacher={"path": str(tmp_path / "other")}, techniques=named)
 
 
+def test_a_lost_manifest_and_a_torn_line_are_told(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    captured(raw)
+    (store,) = stores(raw)
+    manifest = store / "manifest.jsonl"
+    lines = manifest.read_bytes()
+    for torn in (lines + b'{"torn', lines[:-9]):  # whose shard was never named; and that of a shard
+        manifest.write_bytes(torn)
+        capture(parse_recipe(raw), Display())
+        said = " ".join(capsys.readouterr().out.split())
+        number = torn.count(b"\n") + 1
+        assert f"line {number} of" in said
+        assert "signals repair" in said
+    manifest.unlink()
+    shards = sorted(store.glob("*.arrow"))
+    for changed in ({}, {"techniques": [{"kind": "soft", "signals": {"folder": str(store)}}]}):
+        with pytest.raises(StoreError, match=r"of shards, and its manifest.jsonl is lost.*signals repair") as error:
+            captured(raw, **changed)
+        assert error.value.key == "techniques.0.signals.folder"
+    assert sorted(store.glob("*.arrow")) == shards
+
+
 def test_a_flipped_byte_stops_a_training_before_it_begins(raw: dict[str, Any]) -> None:
     captured(raw)
     shard = next(stores(raw)[0].glob("*.arrow"))

@@ -36,6 +36,7 @@ from limbeck.report.numbers import size
 from limbeck.signals.capture import Captured, capture
 from limbeck.signals.codec import CODEC
 from limbeck.signals.store import Identity, StoreWriter
+from limbeck.signals.store.manifest import FILE, read_manifest
 from limbeck.workflow.stage import Context, Facts, Plain, Stage, Task
 
 PAYS = 1.5
@@ -117,12 +118,32 @@ class Capture(PipelineStage):
         }
 
     def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
-        """A shard that is gone or has another size."""
+        """A shard that is gone, has another size, or is not named any more; or the manifest."""
+        named: dict[Path, set[str]] = {}
         for path, n_bytes in result.get("shards", {}).items():
             file = folder.absolute() / path
             if not file.is_file() or file.stat().st_size != n_bytes:
                 return file.name
+            try:
+                if file.parent not in named:
+                    named[file.parent] = {shard.name for shard in read_manifest(file.parent).shards}
+            except StoreError:  # raised again by what is then run
+                return FILE
+            if file.name not in named[file.parent]:
+                return f"the line of {file.name} in {FILE}"
         return None
+
+    def check_kept(self, result: Mapping[str, Plain], folder: Path) -> list[str]:
+        stores = dict.fromkeys((folder.absolute() / path).parent for path in result.get("shards", {}))
+        return [warning for store in stores for warning in self._torn(store)]
+
+    def _torn(self, folder: Path) -> list[str]:
+        """Warnings of lines of a store's manifest that cannot be read."""
+        return [
+            f"{self.place}: line {number} of {folder / FILE} is torn, and the shard that it named is not read; "
+            f"`limbeck signals repair {folder}` adopts it again"
+            for number in read_manifest(folder).damaged
+        ]
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         text = open_text(context.folder)
@@ -136,6 +157,8 @@ class Capture(PipelineStage):
                 captured = self._capture(needed, found, up, context, text)
         if self.part is not None:
             return {"captured": captured.positions}
+        for warning in self._torn(needed.folder):
+            context.warn(warning)
         now = captured.positions + sum(up[part].get("captured", 0) for part in self.parts)
         return self._facts(needed, now, context.folder)
 
@@ -150,7 +173,10 @@ class Capture(PipelineStage):
         identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
-        return Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+        key = f"{self.place}.folder"
+        with under(key, StoreError):
+            folder = store_of(self.section, run, identity)
+        return Needed(rows, sorted(chosen), identity, folder, key)
 
     def asked(self, up: Facts, run: Path, text: Text) -> Asked:
         """What is kept of the teacher."""

@@ -7,18 +7,20 @@ only, and its shard is adopted again by ``limbeck signals repair``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import StoreError
+from limbeck.errors import StoreError, counted
 from limbeck.files import exclusive, write_whole
 from limbeck.signals.store.identity import Identity
+from limbeck.signals.store.shards import PREFIX, SUFFIX, WRITING
 
 FILE, LOCK = "manifest.jsonl", ".lock"
 
@@ -94,16 +96,56 @@ def _head(identity: Identity) -> dict[str, Any]:
     return {"limbeck_signals": FORMAT, "identity": identity.plain()}
 
 
+def unnamed_files(folder: Path, named: Collection[str] = ()) -> list[Path]:
+    """Files of shards, whole or being written, that a manifest does not name."""
+    files = [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"{PREFIX}*{SUFFIX}{WRITING}")]
+    return sorted(file for file in files if file.name not in named)
+
+
+def is_held(file: Path) -> bool:
+    """Whether a writer is writing a shard."""
+    if not file.name.endswith(WRITING):
+        return False
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:  # it was finished, or given up, meanwhile
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder has a manifest; False: a store can be made there.
+
+    Raises:
+        StoreError: it has none, and shards that no writer is writing: the manifest is lost.
+    """
+    # Shards are looked for first: a writer makes the manifest before them.
+    left = [file for file in unnamed_files(folder) if not is_held(file)]
+    if (folder / FILE).exists():
+        return True
+    left = [file for file in left if file.exists()]
+    if left:
+        raise StoreError(
+            f"{folder} holds {counted(len(left), 'file')} of shards, and its {FILE} is lost",
+            fix=f"`limbeck signals repair {folder}` writes it again from the shards",
+        )
+    return False
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        StoreError: there is no store, or one of another layout.
+        StoreError: there is no store, one whose manifest is lost, or one of another layout.
     """
     path = folder / FILE
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
+        is_store(folder)
         raise StoreError(
             f"there is no store of signals in {folder}", fix="`limbeck capture RECIPE` makes one, or name its folder"
         ) from None

@@ -17,17 +17,23 @@ from limbeck.errors import StoreWriteError
 from limbeck.files import fsync
 from limbeck.signals.codec import entries_in
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
-from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, locked, read_manifest
-from limbeck.signals.store.shards import COLUMNS, PREFIX, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
+from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, is_store, locked, read_manifest
+from limbeck.signals.store.shards import (
+    COLUMNS,
+    PREFIX,
+    SUFFIX,
+    WRITING,
+    Dtypes,
+    data_fingerprint,
+    record_batch,
+    write_shard,
+)
 
 SHARD_TOKENS = 1 << 18
 """Positions of a shard: some 15 MB at 60 bytes a token. What a killed writer loses is less than this."""
 
 _MOST_WORDS = 1 << 30
 """Of a shard: its lists have 32-bit offsets."""
-
-WRITING = ".writing"
-"""Suffix of a shard that is being written. Its writer holds a lock on it."""
 
 
 class StoreWriter:
@@ -46,7 +52,7 @@ class StoreWriter:
         positions, entries, bytes: of the shards that this writer finished; ``positions`` are those with a signal.
 
     Raises:
-        StoreError: the store holds signals of another identity.
+        StoreError: the store holds signals of another identity, or its manifest is lost.
         StoreWriteError: the folder cannot be written.
     """
 
@@ -60,7 +66,7 @@ class StoreWriter:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder):
-                if not (folder / FILE).exists():
+                if not is_store(folder):
                     create_manifest(folder, identity)
         read_manifest(folder).whose().require(identity, str(folder / FILE))
 

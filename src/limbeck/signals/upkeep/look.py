@@ -10,9 +10,8 @@ from typing import Any
 from limbeck.errors import StoreError
 from limbeck.signals.store.hashes import cheap_fault, repair_fix
 from limbeck.signals.store.index import SpanIndex
-from limbeck.signals.store.manifest import FILE, read_manifest
-from limbeck.signals.store.shards import PREFIX, SUFFIX, Shard
-from limbeck.signals.store.writer import WRITING
+from limbeck.signals.store.manifest import FILE, read_manifest, unnamed_files
+from limbeck.signals.store.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,6 @@ class Summary:
     @property
     def entries_per_position(self) -> float:
         return self.entries / self.positions if self.positions else 0.0
-
-
-def unnamed_files(folder: Path, named: set[str]) -> list[Path]:
-    """Files of shards, whole or being written, that a manifest does not name."""
-    files = [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"{PREFIX}*{SUFFIX}{WRITING}")]
-    return sorted(file for file in files if file.name not in named)
 
 
 def summary_of(folder: Path) -> Summary:
