@@ -222,6 +222,17 @@ def test_seeds_that_read_other_rows_are_captured_before_they_train(raw: dict[str
     go(raw, techniques=kept, seeds=[0, 1])
 
 
+def test_what_is_kept_is_not_said_to_be_captured(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for _ in range(2):
+        capture(parse_recipe(raw), Display())
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "captured)" in said[0]
+    assert "(all were there)" in said[1]
+    assert "captured)" not in said[1]
+    assert all("in whole spans of documents, one arm reads" in each for each in said)
+
+
 def test_what_is_gone_is_captured_again(raw: dict[str, Any]) -> None:
     (first,) = captured(raw)
     (store,) = stores(raw)

@@ -232,6 +232,7 @@ def test_signals_of_another_identity_are_refused(tmp_path: Path, change: dict[st
         assert said in error.value.line()
         assert str(tmp_path / "store" / FILE) in error.value.line()
         assert error.value.fix
+        assert error.value.line().lower().count("another folder") == 1
         assert "\n" not in error.value.line()
 
 

@@ -192,7 +192,9 @@ def test_shards_without_a_manifest_are_no_new_store(store: Path, tmp_path: Path)
         folder = tmp_path / name
         if name != "missing":
             folder.mkdir()
-        with (tmp_path / name if name == "begun" else tmp_path).joinpath(f"shard-0-0.arrow{WRITING}").open("wb") as file:
+        with (
+            (tmp_path / name if name == "begun" else tmp_path).joinpath(f"shard-0-0.arrow{WRITING}").open("wb") as file
+        ):
             fcntl.flock(file, fcntl.LOCK_EX)
             assert not is_store(folder)
             write(folder, SPANS[:3])

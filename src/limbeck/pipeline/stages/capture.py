@@ -42,6 +42,8 @@ from limbeck.workflow.stage import Context, Facts, Plain, Stage, Task
 PAYS = 1.5
 """`auto` stores signals where the teacher would otherwise be asked so many times as often."""
 
+ALL_THERE = "all were there"
+
 ROOM = 0.8
 """Part of the free disk that `auto` takes at most."""
 
@@ -136,6 +138,10 @@ class Capture(PipelineStage):
     def check_kept(self, result: Mapping[str, Plain], folder: Path) -> list[str]:
         stores = dict.fromkeys((folder.absolute() / path).parent for path in result.get("shards", {}))
         return [warning for store in stores for warning in self._torn(store)]
+
+    def notes_kept(self, result: Mapping[str, Plain]) -> list[str]:
+        captured = f"({result.get('captured', 0):,} captured)"
+        return [note.replace(captured, f"({ALL_THERE})") for note in result.get("notes") or ()]
 
     def _torn(self, folder: Path) -> list[str]:
         """Warnings of lines of a store's manifest that cannot be read."""
@@ -235,8 +241,9 @@ class Capture(PipelineStage):
         n_bytes = sum(shard.bytes for shard in store.shards)
         a_token = n_bytes / max(store.positions, 1)
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
+        spans = "in whole spans of documents, " if self.section.context == "document" else ""
         decided = "auto: stored" if self.decides else "stored"
-        new = f"{captured:,} captured" if captured else "all were there"
+        new = f"{captured:,} captured" if captured else ALL_THERE
         identity = needed.identity.plain()
         return {
             # Arms that were trained stay what they are when the codec becomes another one.
@@ -249,7 +256,7 @@ class Capture(PipelineStage):
                 os.path.relpath(needed.folder / shard.name, run.absolute()): shard.bytes for shard in store.shards
             },
             "notes": [
-                f"{self.place}: {decided}, {reads} {found.positions:,} positions ({new}); "
+                f"{self.place}: {decided}, {spans}{reads} {found.positions:,} positions ({new}); "
                 f"{needed.folder.name} takes {size(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }

@@ -73,11 +73,11 @@ class Identity:
 
 _OTHER = "Name another folder (`signals.folder`), and `limbeck capture` fills it"
 _DIFFERENCES = {
-    "codec": ("another codec version", f"Read it with the limbeck that wrote it, or capture again. {_OTHER}"),
+    "codec": ("another codec version", f"Read it with the limbeck that wrote it. {_OTHER}"),
     "tokenizer": ("another tokenizer", _OTHER),
     "teacher": ("another teacher", _OTHER),
     "vocab_size": ("a vocabulary of another size", _OTHER),
-    "scheme": ("another scheme", f"Write the store's settings into `signals`, or name another folder. {_OTHER}"),
+    "scheme": ("another scheme", f"Write the store's settings into `signals`. {_OTHER}"),
     "context": ("another context", f"Set `signals.context` to the store's. {_OTHER}"),
     "encoding": ("another encoding of the documents (data format or chat template)", _OTHER),
     "window": ("another window of the teacher", _OTHER),

@@ -17,7 +17,15 @@ from limbeck.errors import StoreWriteError
 from limbeck.files import fsync
 from limbeck.signals.codec import entries_in
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
-from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, is_store, locked, read_manifest
+from limbeck.signals.store.manifest import (
+    FILE,
+    ShardLine,
+    append_shard,
+    create_manifest,
+    is_store,
+    locked,
+    read_manifest,
+)
 from limbeck.signals.store.shards import (
     COLUMNS,
     PREFIX,
