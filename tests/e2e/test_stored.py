@@ -458,6 +458,17 @@ def test_check_says_what_a_store_takes_and_what_it_cannot_teach(raw: dict[str, A
     with pytest.raises(RecipeError, match="is a file") as error:
         checked(signals={"folder": str(tmp_path / "file" / "store")})
     assert error.value.key == "techniques.0.signals.folder"
+    (tmp_path / "other" / "stages").mkdir(parents=True)
+    other = tmp_path / "other"
+    for folder, said in (
+        (other, "in the run folder"),
+        (other / "x" / "y", "in the run folder"),
+        (Path("/proc/x"), "cannot be made"),
+    ):
+        with pytest.raises(RecipeError, match=said) as error:
+            checked(signals={"folder": str(folder)})
+        assert error.value.key == "techniques.0.signals.folder"
+        assert error.value.fix
 
 
 def test_a_live_teacher_is_left_out_of_what_a_run_is_known_by(raw: dict[str, Any]) -> None:

@@ -190,6 +190,10 @@ class Capture(PipelineStage):
         with under(self.place):
             return Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
 
+    def teacher_name(self, up: Facts, run: Path) -> str:
+        """A name of the teacher for people."""
+        return teacher_spec(up, run).path
+
     def _is_rounded(self, up: Facts) -> bool:
         return precision(self.training.precision, up[MACHINE]) == "bf16"
 
@@ -210,7 +214,9 @@ class Capture(PipelineStage):
         worker = "0" if self.part is None else str(self.part[0])
         with (
             context.task(self.title, found.missing, "tokens") as task,
-            StoreWriter(needed.folder, needed.identity, worker) as writer,
+            StoreWriter(
+                needed.folder, needed.identity, worker, teacher=self.teacher_name(up, context.folder)
+            ) as writer,
         ):
             work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
             captured = self.have_read(work, up, context, text)

@@ -55,11 +55,12 @@ class Identity:
         """16 hexadecimal digits: equal ones may share a store."""
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def require(self, asked: Identity, where: str) -> None:
+    def require(self, asked: Identity, where: str, teacher: str = "") -> None:
         """Raise StoreError if these are not the signals that are asked for. It names what differs, and the fix.
 
         Args:
             where: the file that says what these are.
+            teacher: a name of the teacher for people, as that file has it.
         """
         for each in fields(self):
             ours, theirs = getattr(self, each.name), getattr(asked, each.name)
@@ -68,6 +69,8 @@ class Identity:
             what, fix = _DIFFERENCES[each.name]
             if each.name == "scheme":
                 ours, theirs = _scheme(ours, theirs)
+            if each.name == "teacher" and teacher:
+                ours = f"{teacher} ({ours})"
             raise StoreError(f"{where} is of {what}: {ours}, not {theirs}", fix=fix)
 
 

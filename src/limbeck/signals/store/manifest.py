@@ -60,12 +60,14 @@ class Manifest:
         identity: whose signals; None: the line that says it cannot be read.
         shards: in the order in which they were written.
         damaged: numbers of the lines that cannot be read, from 1.
+        teacher: a name of the teacher for people, no part of the identity; empty: it is not known.
     """
 
     folder: Path
     identity: Identity | None
     shards: tuple[ShardLine, ...]
     damaged: tuple[int, ...] = ()
+    teacher: str = ""
 
     def whose(self) -> Identity:
         """Raises StoreError where it cannot be read."""
@@ -92,8 +94,9 @@ def _plain(line: bytes) -> dict[str, Any] | None:
     return plain if zlib.crc32(json.dumps(plain, sort_keys=True).encode()) == crc else None
 
 
-def _head(identity: Identity) -> dict[str, Any]:
-    return {"limbeck_signals": FORMAT, "identity": identity.plain()}
+def _head(identity: Identity, teacher: str) -> dict[str, Any]:
+    named = {"teacher": teacher} if teacher else {}
+    return {"limbeck_signals": FORMAT, "identity": identity.plain(), **named}
 
 
 def unnamed_files(folder: Path, named: Collection[str] = ()) -> list[Path]:
@@ -151,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror})", fix="Check its permissions") from None
-    identity, damaged = None, []
+    identity, damaged, teacher = None, [], ""
     shards: dict[str, ShardLine] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -160,11 +163,11 @@ def read_manifest(folder: Path) -> Manifest:
         if plain is None or "/" in plain.get("name", ""):  # a shard lies in the folder itself
             damaged.append(number)
         elif "identity" in plain:
-            identity = identity or _identity(plain, path)
+            identity, teacher = identity or _identity(plain, path), teacher or plain.get("teacher", "")
         else:
             shard = ShardLine(**{each.name: plain[each.name] for each in fields(ShardLine)})
             shards.setdefault(shard.name, shard)
-    return Manifest(folder, identity, tuple(shards.values()), tuple(damaged))
+    return Manifest(folder, identity, tuple(shards.values()), tuple(damaged), teacher)
 
 
 def _identity(plain: Mapping[str, Any], path: Path) -> Identity:
@@ -183,9 +186,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def create_manifest(folder: Path, identity: Identity, shards: Sequence[ShardLine] = ()) -> None:
+def create_manifest(folder: Path, identity: Identity, shards: Sequence[ShardLine] = (), teacher: str = "") -> None:
     """Write the manifest anew, at once or not at all. The caller holds the lock."""
-    lines = [_line(_head(identity)), *(_line(asdict(shard)) for shard in shards)]
+    lines = [_line(_head(identity, teacher)), *(_line(asdict(shard)) for shard in shards)]
     write_whole(folder / FILE, "".join(f"{line}\n" for line in lines))
 
 

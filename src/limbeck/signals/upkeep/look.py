@@ -22,6 +22,7 @@ class Summary:
         folder: of the store.
         identity: whose signals, as plain data; None: the manifest does not say.
         fingerprint: of the identity, 16 hexadecimal digits.
+        teacher: a name of it for people; empty: it is not known.
         shards, documents, spans: how many there are.
         twice: spans that were written more than once.
         positions: with a signal.
@@ -34,6 +35,7 @@ class Summary:
     folder: str
     identity: dict[str, Any] | None
     fingerprint: str | None
+    teacher: str
     shards: int
     documents: int
     spans: int
@@ -78,6 +80,7 @@ def summary_of(folder: Path) -> Summary:
         folder=str(folder),
         identity=None if identity is None else identity.plain(),
         fingerprint=None if identity is None else identity.fingerprint,
+        teacher=manifest.teacher,
         shards=len(manifest.shards),
         documents=len(spans.keys),
         spans=len(spans),

@@ -73,7 +73,7 @@ def repair(folder: Path) -> Repaired:
         adopted = _adopt(folder, identity, kept, done)
         if done.changed or adopted:
             done.changed = True
-            create_manifest(folder, identity, [*kept, *adopted])
+            create_manifest(folder, identity, [*kept, *adopted], manifest.teacher)
         Stamps(folder).put([*kept, *adopted])
     return done
 
