@@ -212,6 +212,7 @@ class Capture(PipelineStage):
     def _capture(self, needed: Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
         """Write what the store lacks."""
         worker = "0" if self.part is None else str(self.part[0])
+        name = self.teacher_name(up, context.folder)
         with (
             context.task(self.title, found.missing, "tokens") as task,
             StoreWriter(
