@@ -215,9 +215,7 @@ class Capture(PipelineStage):
         name = self.teacher_name(up, context.folder)
         with (
             context.task(self.title, found.missing, "tokens") as task,
-            StoreWriter(
-                needed.folder, needed.identity, worker, teacher=self.teacher_name(up, context.folder)
-            ) as writer,
+            StoreWriter(needed.folder, needed.identity, worker, teacher=name) as writer,
         ):
             work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
             captured = self.have_read(work, up, context, text)
