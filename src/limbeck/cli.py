@@ -332,13 +332,19 @@ _Store = Annotated[Path, typer.Argument(metavar="FOLDER", help="A store of signa
 def signals_inspect(
     folder: _Store, json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, debug: _Debug = False
 ) -> None:
-    """Say whose signals a store holds, how many, and what they take. Nothing is hashed, and nothing is written."""
+    """Say whose signals a store holds, how many, and what they take. Nothing is hashed, and nothing is written.
+
+    Exits with 2 where something is wrong.
+    """
     from rich.console import Console
 
     from limbeck.commands.signals.stores import as_json, inspect, show_summary
+    from limbeck.errors import StoreError
 
     found = inspect(folder)
     print(as_json(found)) if json_ else show_summary(found, Console(highlight=False))
+    if found.faults:
+        raise typer.Exit(StoreError.exit_code)
 
 
 @signals.command("verify")

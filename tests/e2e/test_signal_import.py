@@ -15,12 +15,15 @@ import yaml
 from limbeck.commands.signals.imported import import_for
 from limbeck.data.corpus import open_corpus
 from limbeck.display import Display
-from limbeck.errors import LimbeckError, RecipeError
+from limbeck.errors import InputError, LimbeckError, RecipeError
 from limbeck.models.load import load_model
 from limbeck.pipeline.shared.base import open_text
 from limbeck.recipe import PathModel, parse_recipe
+from limbeck.signals.exchange.parquet import export_parquet
 from limbeck.signals.store import Store
 from tests.e2e.test_stored import captured, go, raw, sharp_folder
+from tests.unit.signals.stores import grid
+from tests.unit.signals.stores import write as write_store
 
 __all__ = ["raw", "sharp_folder"]
 
@@ -80,6 +83,14 @@ def test_a_training_reads_what_was_imported(
     assert "rows are as they stand" in limbeck("signals", "import", tmp_path / "out", tmp_path / "recipe.yaml")
     (third,) = (tmp_path / "third" / "signals").iterdir()
     assert len(Store(third)) > 0
+
+
+def test_an_own_export_needs_no_recipe(raw: dict[str, Any], tmp_path: Path) -> None:
+    write_store(tmp_path / "store", grid(3))
+    export_parquet(tmp_path / "store", tmp_path / "cold")
+    for source in (tmp_path / "cold", next((tmp_path / "cold").iterdir())):
+        with pytest.raises(InputError, match=r"is limbeck's own export.*Name a store folder instead of a recipe"):
+            import_for(parse_recipe(raw), source, Display(quiet=True))
 
 
 def test_what_a_recipe_must_say(raw: dict[str, Any], file: Path) -> None:

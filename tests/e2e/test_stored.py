@@ -222,6 +222,17 @@ def test_seeds_that_read_other_rows_are_captured_before_they_train(raw: dict[str
     go(raw, techniques=kept, seeds=[0, 1])
 
 
+def test_what_is_kept_is_not_said_to_be_captured(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for _ in range(2):
+        capture(parse_recipe(raw), Display())
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "captured)" in said[0]
+    assert "(all were there)" in said[1]
+    assert "captured)" not in said[1]
+    assert all("in whole spans of documents, one arm reads" in each for each in said)
+
+
 def test_what_is_gone_is_captured_again(raw: dict[str, Any]) -> None:
     (first,) = captured(raw)
     (store,) = stores(raw)
@@ -372,6 +383,27 @@ def test_signals_of_another_tokenizer_are_refused(raw: dict[str, Any], tmp_path:
         captured(raw, run=str(tmp_path / "runs" / "two"), teacher={"path": str(tmp_path / "other")}, techniques=named)
 
 
+def test_a_lost_manifest_and_a_torn_line_are_told(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    captured(raw)
+    (store,) = stores(raw)
+    manifest = store / "manifest.jsonl"
+    lines = manifest.read_bytes()
+    for torn in (lines + b'{"torn', lines[:-9]):  # whose shard was never named; and that of a shard
+        manifest.write_bytes(torn)
+        capture(parse_recipe(raw), Display())
+        said = " ".join(capsys.readouterr().out.split())
+        number = torn.count(b"\n") + 1
+        assert f"line {number} of" in said
+        assert "signals repair" in said
+    manifest.unlink()
+    shards = sorted(store.glob("*.arrow"))
+    for changed in ({}, {"techniques": [{"kind": "soft", "signals": {"folder": str(store)}}]}):
+        with pytest.raises(StoreError, match=r"of shards, and its manifest.jsonl is lost.*signals repair") as error:
+            captured(raw, **changed)
+        assert error.value.key == "techniques.0.signals.folder"
+    assert sorted(store.glob("*.arrow")) == shards
+
+
 def test_a_flipped_byte_stops_a_training_before_it_begins(raw: dict[str, Any]) -> None:
     captured(raw)
     shard = next(stores(raw)[0].glob("*.arrow"))
@@ -426,6 +458,17 @@ def test_check_says_what_a_store_takes_and_what_it_cannot_teach(raw: dict[str, A
     with pytest.raises(RecipeError, match="is a file") as error:
         checked(signals={"folder": str(tmp_path / "file" / "store")})
     assert error.value.key == "techniques.0.signals.folder"
+    (tmp_path / "other" / "stages").mkdir(parents=True)
+    other = tmp_path / "other"
+    for folder, said in (
+        (other, "in the run folder"),
+        (other / "x" / "y", "in the run folder"),
+        (Path("/proc/x"), "cannot be made"),
+    ):
+        with pytest.raises(RecipeError, match=said) as error:
+            checked(signals={"folder": str(folder)})
+        assert error.value.key == "techniques.0.signals.folder"
+        assert error.value.fix
 
 
 def test_a_live_teacher_is_left_out_of_what_a_run_is_known_by(raw: dict[str, Any]) -> None:

@@ -308,7 +308,7 @@ class _Run:
         self.facts[stage.name] = decision.result
         minor = stage.recomputable or not stage.outputs()
         self._tell(stage, "stage_kept", title=stage.title, reason=decision.reason, minor=minor)
-        self._repeat(stage, decision.result)
+        self._repeat(stage, {**decision.result, "notes": stage.notes_kept(decision.result)})
         for warning in decision.warnings:
             self._tell(stage, "warning", text=warning)
 

@@ -129,6 +129,10 @@ class Stage(ABC):
         """
         return ()
 
+    def notes_kept(self, result: Mapping[str, Plain]) -> Sequence[str]:
+        """The notes that are shown when a finished stage is kept: those of its result."""
+        return result.get("notes") or ()
+
     def is_undisturbed(self, up: Facts) -> bool:
         """Whether nothing else may run beside it: it is timed, or uses all cores."""
         return False

@@ -359,6 +359,11 @@ def test_export_to_distillkit_and_back(lm: CausalLM, tmp_path: Path) -> None:
         assert set(text.counts.tolist()) == {K}
     done = import_texts(tmp_path / "out", tmp_path / "back", whose, data, lm)
     assert done.matched == written
+    parts = identity(lm, window=0, context="row")
+    with StoreWriter(tmp_path / "parts", parts) as writer:
+        capture(lm, readings(Rows(data, 8, pack=True), range(3), "row", 0), writer, Scheme("top_k", k=K))
+    with pytest.raises(StoreError, match=r"context row: only parts .* were captured.*`context: document`"):
+        export_distillkit(tmp_path / "parts", data, tmp_path / "no")
     with StoreWriter(tmp_path / "draws", identity(lm, scheme=Scheme("threshold").plain())):
         pass
     with pytest.raises(StoreError, match="scheme threshold, which DistillKit would renormalise"):

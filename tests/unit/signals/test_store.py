@@ -15,6 +15,8 @@ from limbeck.errors import MissingSignalError, StoreError, StoreWriteError
 from limbeck.signals.codec import Encoded, decode
 from limbeck.signals.store import Span, Store, StoreWriter
 from limbeck.signals.store.manifest import FILE
+from limbeck.signals.upkeep.look import summary_of
+from limbeck.signals.upkeep.mend import repair
 from tests.unit.signals.stores import IDENTITY, WIDE, encoded, equal, grid, identity, signal, write
 
 
@@ -232,7 +234,21 @@ def test_signals_of_another_identity_are_refused(tmp_path: Path, change: dict[st
         assert said in error.value.line()
         assert str(tmp_path / "store" / FILE) in error.value.line()
         assert error.value.fix
+        assert error.value.line().lower().count("another folder") == 1
         assert "\n" not in error.value.line()
+
+
+def test_a_teacher_has_a_name_for_people(tmp_path: Path) -> None:
+    StoreWriter(tmp_path / "store", IDENTITY, teacher="models/big")
+    write(tmp_path / "store", grid(2))  # the name is no part of the identity
+    with pytest.raises(StoreError, match=r"another teacher: models/big \(weights-1\), not weights-2"):
+        Store(tmp_path / "store", identity(teacher="weights-2"))
+    (shard, *_) = Store(tmp_path / "store").shards
+    (tmp_path / "store" / shard.name).unlink()
+    assert repair(tmp_path / "store").changed
+    assert Store(tmp_path / "store").teacher == summary_of(tmp_path / "store").teacher == "models/big"
+    write(tmp_path / "old", grid(2))
+    assert Store(tmp_path / "old").teacher == ""
 
 
 def test_a_codec_that_this_limbeck_cannot_read_is_refused(tmp_path: Path) -> None:
@@ -254,7 +270,7 @@ def test_where_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no store of signals in .*limbeck capture"):
         Store(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreWriteError, match="cannot be written"):
+    with pytest.raises(StoreWriteError, match="cannot be made"):
         StoreWriter(tmp_path / "file", IDENTITY)
 
 

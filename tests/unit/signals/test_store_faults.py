@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import multiprocessing
 import multiprocessing.process
 import os
@@ -20,8 +21,9 @@ from hypothesis import strategies as st
 from limbeck.errors import StoreError, StoreWriteError
 from limbeck.signals.store import Span, Store, StoreWriter
 from limbeck.signals.store.hashes import sha256_of
-from limbeck.signals.store.manifest import FILE
-from limbeck.signals.store.writer import WRITING
+from limbeck.signals.store.manifest import FILE, is_store
+from limbeck.signals.store.shards import WRITING
+from limbeck.signals.upkeep.mend import repair
 from tests.unit.signals.stores import IDENTITY, encoded, equal, grid, signal, write
 
 SPANS = grid(40)
@@ -173,6 +175,35 @@ def test_what_the_manifest_does_not_name_is_left_alone(store: Path) -> None:
     write(store, grid(2, seed=5))
     assert (store / "shard-9-00.arrow").exists()
     assert (store / f"shard-9-01.arrow{WRITING}").exists()
+
+
+def test_shards_without_a_manifest_are_no_new_store(store: Path, tmp_path: Path) -> None:
+    (store / FILE).unlink()
+    shards = sorted(file.name for file in store.glob("*.arrow"))
+    for refused_by in (lambda: StoreWriter(store, IDENTITY), lambda: Store(store), lambda: is_store(store)):
+        with pytest.raises(StoreError, match=rf"{len(shards)} files of shards.*lost.*signals repair {store}"):
+            refused_by()
+    assert sorted(file.name for file in store.glob("*.arrow")) == shards
+    assert not (store / FILE).exists()
+    repair(store)
+    assert Store(store).missing(SPANS) == []
+    # A folder that is missing, is empty, or holds only what another writer is at is a new store.
+    for name in ("missing", "empty", "begun"):
+        folder = tmp_path / name
+        if name != "missing":
+            folder.mkdir()
+        with (
+            (tmp_path / name if name == "begun" else tmp_path).joinpath(f"shard-0-0.arrow{WRITING}").open("wb") as file
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert not is_store(folder)
+            write(folder, SPANS[:3])
+        assert len(Store(folder)) == 3
+    begun = tmp_path / "killed"
+    begun.mkdir()
+    (begun / f"shard-0-0.arrow{WRITING}").write_bytes(b"torn")
+    with pytest.raises(StoreError, match="1 file of shards"):
+        write(begun, SPANS[:3])
 
 
 def _fill(folder: Path, limit: int, queue: object) -> None:

@@ -23,7 +23,7 @@ from limbeck.signals.codec import PAIR, decode
 from limbeck.signals.exchange.parquet import export_parquet, exported_signals
 from limbeck.signals.store import Span, SpanSignal, Store, StoreWriter, manifest
 from limbeck.signals.store.manifest import FILE
-from limbeck.signals.store.writer import WRITING
+from limbeck.signals.store.shards import WRITING
 from limbeck.signals.upkeep.check import verify
 from limbeck.signals.upkeep.join import copy_into, merge
 from limbeck.signals.upkeep.look import summary_of, unnamed_files
@@ -121,6 +121,10 @@ def test_commands(store: Path, tmp_path: Path, limbeck: Callable[..., tuple[int,
     code, _, err = limbeck("signals", "merge", store, "--into", tmp_path / "merged-2")
     assert (code, err.count("\n")) == (2, 1)
     assert "repair" in err
+    with (store / FILE).open("a") as file:
+        file.write('{"torn')
+    code, out, _ = limbeck("signals", "inspect", store)
+    assert (code, "cannot be read" in out) == (2, True)
     code, _, err = limbeck("signals", "inspect", tmp_path / "nothing")
     assert (code, "no store" in err) == (2, True)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from limbeck.commands.run import carry_out
 from limbeck.display import Display
-from limbeck.errors import RecipeError, counted
+from limbeck.errors import InputError, RecipeError, counted
 from limbeck.pipeline.build import build
 from limbeck.pipeline.shared.base import lease_teacher, open_text
 from limbeck.pipeline.stages.capture import Capture
 from limbeck.pipeline.stages.teacher import teacher_spec
 from limbeck.recipe import Recipe, ServedTeacher
 from limbeck.signals.exchange.foreign import Imported, import_texts
+from limbeck.signals.exchange.parquet import is_ours
 from limbeck.signals.exchange.states import SUFFIX, import_states
 from limbeck.workflow.lock import run_path
 from limbeck.workflow.stage import Stage
@@ -36,6 +37,11 @@ def import_for(recipe: Recipe, source: Path, display: Display | None = None) -> 
     Raises:
         LimbeckError: what the user can mend: the recipe, or a file that is not what its teacher says.
     """
+    if is_ours(source):
+        raise InputError(
+            f"{source} is limbeck's own export, which needs no recipe",
+            fix=f"Name a store folder instead of a recipe: `limbeck signals import {source} FOLDER`",
+        )
     if isinstance(recipe.teacher, ServedTeacher):
         raise RecipeError(
             "an import is proven by the teacher's weights, and this one is called",

@@ -46,6 +46,8 @@ def show_summary(found: Summary, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
+    if found.teacher:
+        table.add_row("named", escape(found.teacher))
     for name, value in (found.identity or {}).items():
         table.add_row(name.replace("_", " "), escape(_said(value)))
     rows = {

@@ -56,6 +56,9 @@ class CaptureServed(Capture):
         reveals = Reveals(**{**plain, "own_P": tuple(plain["own_P"])})
         return self._signals.asked(reveals, text.tokenizer, self.data.seq_len)
 
+    def teacher_name(self, up: Facts, run: Path) -> str:
+        return self.teacher.endpoint.model
+
     def have_read(self, work: Missing, up: Facts, context: Context, text: Text) -> Captured:
         # Since it was probed, another model may have taken the server's place.
         reveals, _ = self._signals.probe(text.tokenizer, context.folder, must_answer=True)

@@ -36,10 +36,13 @@ from limbeck.report.numbers import size
 from limbeck.signals.capture import Captured, capture
 from limbeck.signals.codec import CODEC
 from limbeck.signals.store import Identity, StoreWriter
+from limbeck.signals.store.manifest import FILE, read_manifest
 from limbeck.workflow.stage import Context, Facts, Plain, Stage, Task
 
 PAYS = 1.5
 """`auto` stores signals where the teacher would otherwise be asked so many times as often."""
+
+ALL_THERE = "all were there"
 
 ROOM = 0.8
 """Part of the free disk that `auto` takes at most."""
@@ -117,12 +120,36 @@ class Capture(PipelineStage):
         }
 
     def lost(self, result: Mapping[str, Plain], folder: Path) -> str | None:
-        """A shard that is gone or has another size."""
+        """A shard that is gone, has another size, or is not named any more; or the manifest."""
+        named: dict[Path, set[str]] = {}
         for path, n_bytes in result.get("shards", {}).items():
             file = folder.absolute() / path
             if not file.is_file() or file.stat().st_size != n_bytes:
                 return file.name
+            try:
+                if file.parent not in named:
+                    named[file.parent] = {shard.name for shard in read_manifest(file.parent).shards}
+            except StoreError:  # raised again by what is then run
+                return FILE
+            if file.name not in named[file.parent]:
+                return f"the line of {file.name} in {FILE}"
         return None
+
+    def check_kept(self, result: Mapping[str, Plain], folder: Path) -> list[str]:
+        stores = dict.fromkeys((folder.absolute() / path).parent for path in result.get("shards", {}))
+        return [warning for store in stores for warning in self._torn(store)]
+
+    def notes_kept(self, result: Mapping[str, Plain]) -> list[str]:
+        captured = f"({result.get('captured', 0):,} captured)"
+        return [note.replace(captured, f"({ALL_THERE})") for note in result.get("notes") or ()]
+
+    def _torn(self, folder: Path) -> list[str]:
+        """Warnings of lines of a store's manifest that cannot be read."""
+        return [
+            f"{self.place}: line {number} of {folder / FILE} is torn, and the shard that it named is not read; "
+            f"`limbeck signals repair {folder}` adopts it again"
+            for number in read_manifest(folder).damaged
+        ]
 
     def work(self, up: Facts, context: Context) -> dict[str, Plain]:
         text = open_text(context.folder)
@@ -136,6 +163,8 @@ class Capture(PipelineStage):
                 captured = self._capture(needed, found, up, context, text)
         if self.part is not None:
             return {"captured": captured.positions}
+        for warning in self._torn(needed.folder):
+            context.warn(warning)
         now = captured.positions + sum(up[part].get("captured", 0) for part in self.parts)
         return self._facts(needed, now, context.folder)
 
@@ -150,13 +179,20 @@ class Capture(PipelineStage):
         identity = asked.identity(self.data, up[DATA], fingerprint_of_text(corpus) if self.text is not None else None)
         rows = Rows(corpus, self.data.seq_len, pack=self.data.pack)
         chosen = {r for seed in self.seeds for r in batches_of(rows, self.training, seed).rows_read()}
-        return Needed(rows, sorted(chosen), identity, store_of(self.section, run, identity), f"{self.place}.folder")
+        key = f"{self.place}.folder"
+        with under(key, StoreError):
+            folder = store_of(self.section, run, identity)
+        return Needed(rows, sorted(chosen), identity, folder, key)
 
     def asked(self, up: Facts, run: Path, text: Text) -> Asked:
         """What is kept of the teacher."""
         name = f"{up[TEACHER]['fingerprint']}{'-bf16' if self._is_rounded(up) else ''}"
         with under(self.place):
             return Asked.of(self.section, self.temperature, name, teacher_spec(up, run), text.tokenizer)
+
+    def teacher_name(self, up: Facts, run: Path) -> str:
+        """A name of the teacher for people."""
+        return teacher_spec(up, run).path
 
     def _is_rounded(self, up: Facts) -> bool:
         return precision(self.training.precision, up[MACHINE]) == "bf16"
@@ -176,9 +212,10 @@ class Capture(PipelineStage):
     def _capture(self, needed: Needed, found: Survey, up: Facts, context: Context, text: Text) -> Captured:
         """Write what the store lacks."""
         worker = "0" if self.part is None else str(self.part[0])
+        name = self.teacher_name(up, context.folder)
         with (
             context.task(self.title, found.missing, "tokens") as task,
-            StoreWriter(needed.folder, needed.identity, worker) as writer,
+            StoreWriter(needed.folder, needed.identity, worker, teacher=name) as writer,
         ):
             work = Missing(needed.missing(self.part), found.longest, writer, _progress(task))
             captured = self.have_read(work, up, context, text)
@@ -209,8 +246,9 @@ class Capture(PipelineStage):
         n_bytes = sum(shard.bytes for shard in store.shards)
         a_token = n_bytes / max(store.positions, 1)
         reads = "one arm reads" if self.arms == 1 else f"{self.arms} arms read"
+        spans = "in whole spans of documents, " if self.section.context == "document" else ""
         decided = "auto: stored" if self.decides else "stored"
-        new = f"{captured:,} captured" if captured else "all were there"
+        new = f"{captured:,} captured" if captured else ALL_THERE
         identity = needed.identity.plain()
         return {
             # Arms that were trained stay what they are when the codec becomes another one.
@@ -223,7 +261,7 @@ class Capture(PipelineStage):
                 os.path.relpath(needed.folder / shard.name, run.absolute()): shard.bytes for shard in store.shards
             },
             "notes": [
-                f"{self.place}: {decided}, {reads} {found.positions:,} positions ({new}); "
+                f"{self.place}: {decided}, {spans}{reads} {found.positions:,} positions ({new}); "
                 f"{needed.folder.name} takes {size(n_bytes)}, {a_token:.1f} bytes a token"
             ],
         }

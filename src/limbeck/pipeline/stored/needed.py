@@ -11,7 +11,7 @@ from limbeck.errors import StoreError, under
 from limbeck.signals.capture import Captured
 from limbeck.signals.spans import Reading, lacking, readings, shared
 from limbeck.signals.store import Identity, Store, StoreWriter
-from limbeck.signals.store.manifest import FILE
+from limbeck.signals.store.manifest import is_store
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Needed:
             StoreError: it holds other signals, or is damaged.
         """
         with under(self.key, StoreError):
-            return Store(self.folder, self.identity) if (self.folder / FILE).exists() else None
+            return Store(self.folder, self.identity) if is_store(self.folder) else None
 
     def all(self, part: tuple[int, int] | None = None) -> Iterator[Reading]:
         found = readings(self.rows, self.chosen, self.identity.context, self.identity.window)

@@ -3,13 +3,16 @@ here."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Signals, Soft, Technique
 from limbeck.report.numbers import size
+from limbeck.workflow.lock import is_run
 
 BESIDE = 8.0
 """Bytes of a token beside its entries: their number, the entropy, the tail, and its part of the span's columns."""
@@ -49,6 +52,25 @@ def check_homes(techniques: Iterable[Technique], run: Path) -> None:
         there = next(each for each in (home.absolute(), *home.absolute().parents) if each.exists())
         if not there.is_dir():
             raise RecipeError(f"{there} is a file, not a folder", key=f"{place}.folder", fix="Name a folder")
+        if section.folder is None:
+            continue
+        for each in (home.resolve(), *home.resolve().parents):
+            if is_run(each) and each != run.resolve():
+                raise RecipeError(
+                    f"{home} is in the run folder {each}", key=f"{place}.folder", fix="Name a folder outside of runs"
+                )
+        if not home.exists():
+            _require_makeable(home, there, f"{place}.folder")
+
+
+def _require_makeable(home: Path, there: Path, key: str) -> None:
+    """Refuse a folder that cannot be made in ``there``. Permissions do not tell: `/proc` refuses also root."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".limbeck-", dir=there))
+    except OSError as error:
+        raise RecipeError(
+            f"{home} cannot be made ({error.strerror})", key=key, fix="Name a folder you may write to"
+        ) from None
 
 
 def room_of_signals(techniques: Iterable[Technique], tokens: int, run: Path) -> list[str]:

@@ -22,7 +22,7 @@ from limbeck.signals.scheme import Scheme
 from limbeck.signals.source import SignalSource
 from limbeck.signals.spans import WINDOW
 from limbeck.signals.store import Identity
-from limbeck.signals.store.manifest import FILE
+from limbeck.signals.store.manifest import is_store
 from limbeck.signals.stored import StoredTeacher
 from limbeck.workflow.stage import Plain
 
@@ -107,9 +107,13 @@ def window_of(section: Signals, longest: int | None) -> int:
 
 
 def store_of(section: Signals, run: Path, identity: Identity) -> Path:
-    """The folder of a store: what the recipe names, if that is a store itself, else one in the folder of stores."""
+    """The folder of a store: what the recipe names, if that is a store itself, else one in the folder of stores.
+
+    Raises:
+        StoreError: what it names is a store whose manifest is lost.
+    """
     home = home_of(section, run)
-    return home if (home / FILE).exists() else home / f"{section.scheme}-{section.context}-{identity.fingerprint}"
+    return home if is_store(home) else home / f"{section.scheme}-{section.context}-{identity.fingerprint}"
 
 
 def fingerprint_of_text(corpus: Corpus) -> str:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from limbeck.data.chat.encode import MASKED
 from limbeck.data.corpus import Corpus
 from limbeck.errors import InputError, MissingSignalError, StoreError
 from limbeck.files import whole_folder
@@ -211,6 +212,7 @@ def export_distillkit(folder: Path, corpus: Corpus, out: Path) -> tuple[int, int
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     written = left_out = 0
+    plain = False  # whether every token of a document that is left out would be learned
     with whole_folder(out) as scratch, pq.ParquetWriter(scratch / "data_0.parquet", schema) as writer:
         rows: list[dict[str, Any]] = []
         for d, key in enumerate(corpus.keys.tolist()):
@@ -218,12 +220,19 @@ def export_distillkit(folder: Path, corpus: Corpus, out: Path) -> tuple[int, int
                 continue
             row = _row(store, int(key), corpus.document(d)[0])
             written, left_out = written + (row is not None), left_out + (row is None)
+            plain |= row is None and bool((corpus.document(d)[1][1:] != MASKED).all())
             rows += [row] if row is not None else []
             if len(rows) >= ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
+        if not written and plain:
+            raise StoreError(
+                f"no document has a signal at every position in {folder}, of context {store.identity.context}: only "
+                "parts of documents were captured, and DistillKit's rows have no mask",
+                fix="Capture with `context: document`, and more `training.tokens`, so that documents are read whole",
+            )
         if not written:
             raise StoreError(
                 f"no document has a signal at every position in {folder}: DistillKit's rows have no mask",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,13 @@ def export_parquet(folder: Path, out: Path, progress: Callable[[int], None] = la
     return sum(file.stat().st_size for file in out.iterdir())
 
 
-def is_ours(file: Path) -> bool:
-    """Whether a Parquet file was exported by limbeck."""
-    return METADATA in (pq.read_schema(file).metadata or {})
+def is_ours(source: Path) -> bool:
+    """Whether a Parquet file, or one of those in a folder, was exported by limbeck."""
+    for file in sorted(source.glob("*.parquet")) if source.is_dir() else [source]:
+        with suppress(OSError, pa.ArrowException):  # what is damaged, or no Parquet, is told by who reads it
+            if METADATA in (pq.read_schema(file).metadata or {}):
+                return True
+    return False
 
 
 def exported_signals(source: Path) -> tuple[Identity, Iterator[SpanSignal]]:

@@ -55,11 +55,12 @@ class Identity:
         """16 hexadecimal digits: equal ones may share a store."""
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def require(self, asked: Identity, where: str) -> None:
+    def require(self, asked: Identity, where: str, teacher: str = "") -> None:
         """Raise StoreError if these are not the signals that are asked for. It names what differs, and the fix.
 
         Args:
             where: the file that says what these are.
+            teacher: a name of the teacher for people, as that file has it.
         """
         for each in fields(self):
             ours, theirs = getattr(self, each.name), getattr(asked, each.name)
@@ -68,16 +69,18 @@ class Identity:
             what, fix = _DIFFERENCES[each.name]
             if each.name == "scheme":
                 ours, theirs = _scheme(ours, theirs)
+            if each.name == "teacher" and teacher:
+                ours = f"{teacher} ({ours})"
             raise StoreError(f"{where} is of {what}: {ours}, not {theirs}", fix=fix)
 
 
 _OTHER = "Name another folder (`signals.folder`), and `limbeck capture` fills it"
 _DIFFERENCES = {
-    "codec": ("another codec version", f"Read it with the limbeck that wrote it, or capture again. {_OTHER}"),
+    "codec": ("another codec version", f"Read it with the limbeck that wrote it. {_OTHER}"),
     "tokenizer": ("another tokenizer", _OTHER),
     "teacher": ("another teacher", _OTHER),
     "vocab_size": ("a vocabulary of another size", _OTHER),
-    "scheme": ("another scheme", f"Write the store's settings into `signals`, or name another folder. {_OTHER}"),
+    "scheme": ("another scheme", f"Write the store's settings into `signals`. {_OTHER}"),
     "context": ("another context", f"Set `signals.context` to the store's. {_OTHER}"),
     "encoding": ("another encoding of the documents (data format or chat template)", _OTHER),
     "window": ("another window of the teacher", _OTHER),

@@ -7,18 +7,20 @@ only, and its shard is adopted again by ``limbeck signals repair``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import StoreError
+from limbeck.errors import StoreError, counted
 from limbeck.files import exclusive, write_whole
 from limbeck.signals.store.identity import Identity
+from limbeck.signals.store.shards import PREFIX, SUFFIX, WRITING
 
 FILE, LOCK = "manifest.jsonl", ".lock"
 
@@ -58,12 +60,14 @@ class Manifest:
         identity: whose signals; None: the line that says it cannot be read.
         shards: in the order in which they were written.
         damaged: numbers of the lines that cannot be read, from 1.
+        teacher: a name of the teacher for people, no part of the identity; empty: it is not known.
     """
 
     folder: Path
     identity: Identity | None
     shards: tuple[ShardLine, ...]
     damaged: tuple[int, ...] = ()
+    teacher: str = ""
 
     def whose(self) -> Identity:
         """Raises StoreError where it cannot be read."""
@@ -90,26 +94,67 @@ def _plain(line: bytes) -> dict[str, Any] | None:
     return plain if zlib.crc32(json.dumps(plain, sort_keys=True).encode()) == crc else None
 
 
-def _head(identity: Identity) -> dict[str, Any]:
-    return {"limbeck_signals": FORMAT, "identity": identity.plain()}
+def _head(identity: Identity, teacher: str) -> dict[str, Any]:
+    named = {"teacher": teacher} if teacher else {}
+    return {"limbeck_signals": FORMAT, "identity": identity.plain(), **named}
+
+
+def unnamed_files(folder: Path, named: Collection[str] = ()) -> list[Path]:
+    """Files of shards, whole or being written, that a manifest does not name."""
+    files = [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"{PREFIX}*{SUFFIX}{WRITING}")]
+    return sorted(file for file in files if file.name not in named)
+
+
+def is_held(file: Path) -> bool:
+    """Whether a writer is writing a shard."""
+    if not file.name.endswith(WRITING):
+        return False
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:  # it was finished, or given up, meanwhile
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder has a manifest; False: a store can be made there.
+
+    Raises:
+        StoreError: it has none, and shards that no writer is writing: the manifest is lost.
+    """
+    # Shards are looked for first: a writer makes the manifest before them.
+    left = [file for file in unnamed_files(folder) if not is_held(file)]
+    if (folder / FILE).exists():
+        return True
+    left = [file for file in left if file.exists()]
+    if left:
+        raise StoreError(
+            f"{folder} holds {counted(len(left), 'file')} of shards, and its {FILE} is lost",
+            fix=f"`limbeck signals repair {folder}` writes it again from the shards",
+        )
+    return False
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a store's manifest.
 
     Raises:
-        StoreError: there is no store, or one of another layout.
+        StoreError: there is no store, one whose manifest is lost, or one of another layout.
     """
     path = folder / FILE
     try:
         lines = path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
+        is_store(folder)
         raise StoreError(
             f"there is no store of signals in {folder}", fix="`limbeck capture RECIPE` makes one, or name its folder"
         ) from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror})", fix="Check its permissions") from None
-    identity, damaged = None, []
+    identity, damaged, teacher = None, [], ""
     shards: dict[str, ShardLine] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -118,11 +163,11 @@ def read_manifest(folder: Path) -> Manifest:
         if plain is None or "/" in plain.get("name", ""):  # a shard lies in the folder itself
             damaged.append(number)
         elif "identity" in plain:
-            identity = identity or _identity(plain, path)
+            identity, teacher = identity or _identity(plain, path), teacher or plain.get("teacher", "")
         else:
             shard = ShardLine(**{each.name: plain[each.name] for each in fields(ShardLine)})
             shards.setdefault(shard.name, shard)
-    return Manifest(folder, identity, tuple(shards.values()), tuple(damaged))
+    return Manifest(folder, identity, tuple(shards.values()), tuple(damaged), teacher)
 
 
 def _identity(plain: Mapping[str, Any], path: Path) -> Identity:
@@ -141,9 +186,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def create_manifest(folder: Path, identity: Identity, shards: Sequence[ShardLine] = ()) -> None:
+def create_manifest(folder: Path, identity: Identity, shards: Sequence[ShardLine] = (), teacher: str = "") -> None:
     """Write the manifest anew, at once or not at all. The caller holds the lock."""
-    lines = [_line(_head(identity)), *(_line(asdict(shard)) for shard in shards)]
+    lines = [_line(_head(identity, teacher)), *(_line(asdict(shard)) for shard in shards)]
     write_whole(folder / FILE, "".join(f"{line}\n" for line in lines))
 
 

@@ -39,6 +39,7 @@ class Store:
     Attributes:
         identity: whose signals they are.
         shards: what the manifest says of each shard.
+        teacher: a name of the teacher for people, no part of the identity; empty: it is not known.
         bytes_read: of entries, counts, entropies and tails that were read since it was opened.
 
     Raises:
@@ -49,9 +50,9 @@ class Store:
     def __init__(self, folder: Path, identity: Identity | None = None) -> None:
         self.folder = folder
         manifest = read_manifest(folder)
-        self.identity, self.shards = manifest.whose(), manifest.shards
+        self.identity, self.shards, self.teacher = manifest.whose(), manifest.shards, manifest.teacher
         if identity is not None:
-            self.identity.require(identity, str(folder / FILE))
+            self.identity.require(identity, str(folder / FILE), self.teacher)
         if self.identity.codec != CODEC:
             raise StoreError(
                 f"{folder / FILE} is of codec version {self.identity.codec}, and this limbeck reads {CODEC}",

@@ -28,6 +28,9 @@ from limbeck.signals.store.identity import Identity, Span, SpanSignal
 
 PREFIX, SUFFIX = "shard-", ".arrow"
 """Of the names of shards; other files in a store are nobody's."""
+WRITING = ".writing"
+"""Suffix of a shard that is being written. Its writer holds a lock on it."""
+
 END = b"\xff\xff\xff\xff\0\0\0\0"
 """What a stream ends with."""
 

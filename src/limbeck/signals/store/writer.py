@@ -17,17 +17,31 @@ from limbeck.errors import StoreWriteError
 from limbeck.files import fsync
 from limbeck.signals.codec import entries_in
 from limbeck.signals.store.identity import LARGEST_OFFSET, Identity, SpanSignal
-from limbeck.signals.store.manifest import FILE, ShardLine, append_shard, create_manifest, locked, read_manifest
-from limbeck.signals.store.shards import COLUMNS, PREFIX, SUFFIX, Dtypes, data_fingerprint, record_batch, write_shard
+from limbeck.signals.store.manifest import (
+    FILE,
+    ShardLine,
+    append_shard,
+    create_manifest,
+    is_store,
+    locked,
+    read_manifest,
+)
+from limbeck.signals.store.shards import (
+    COLUMNS,
+    PREFIX,
+    SUFFIX,
+    WRITING,
+    Dtypes,
+    data_fingerprint,
+    record_batch,
+    write_shard,
+)
 
 SHARD_TOKENS = 1 << 18
 """Positions of a shard: some 15 MB at 60 bytes a token. What a killed writer loses is less than this."""
 
 _MOST_WORDS = 1 << 30
 """Of a shard: its lists have 32-bit offsets."""
-
-WRITING = ".writing"
-"""Suffix of a shard that is being written. Its writer holds a lock on it."""
 
 
 class StoreWriter:
@@ -41,28 +55,41 @@ class StoreWriter:
         identity: whose signals.
         worker: a name for the shards of this writer; it need not be unique.
         shard_tokens: positions after which a shard is ended.
+        teacher: a name of the teacher for people, which a new store keeps.
 
     Attributes:
         positions, entries, bytes: of the shards that this writer finished; ``positions`` are those with a signal.
 
     Raises:
-        StoreError: the store holds signals of another identity.
+        StoreError: the store holds signals of another identity, or its manifest is lost.
         StoreWriteError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, identity: Identity, worker: str = "0", shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        worker: str = "0",
+        shard_tokens: int = SHARD_TOKENS,
+        teacher: str = "",
+    ) -> None:
         self.folder, self.identity, self.shard_tokens = folder, identity, shard_tokens
         self._worker = re.sub(r"[^A-Za-z0-9_]+", "_", worker) or "0"
         self._signals: list[SpanSignal] = []
         self._length = self._words = 0
         self._dtypes: Dtypes | None = None
         self.positions = self.entries = self.bytes = 0
-        with writing(folder):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder):
-                if not (folder / FILE).exists():
-                    create_manifest(folder, identity)
-        read_manifest(folder).whose().require(identity, str(folder / FILE))
+        except OSError as error:
+            raise StoreWriteError(
+                f"the folder {folder} cannot be made ({error.strerror or error})", fix="Name a folder you may write to"
+            ) from None
+        with writing(folder), locked(folder):
+            if not is_store(folder):
+                create_manifest(folder, identity, teacher=teacher)
+        manifest = read_manifest(folder)
+        manifest.whose().require(identity, str(folder / FILE), manifest.teacher)
 
     def add(self, signal: SpanSignal) -> None:
         """Take a span. It is on the disk after :meth:`flush`, or when a shard is full.

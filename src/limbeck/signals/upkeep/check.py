@@ -12,9 +12,8 @@ from limbeck.errors import StoreError
 from limbeck.signals.codec import CODEC, decode
 from limbeck.signals.store.hashes import Stamps, fault, repair_fix
 from limbeck.signals.store.identity import Identity
-from limbeck.signals.store.manifest import FILE, ShardLine, read_manifest
+from limbeck.signals.store.manifest import FILE, ShardLine, read_manifest, unnamed_files
 from limbeck.signals.store.shards import Shard
-from limbeck.signals.upkeep.look import unnamed_files
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,20 @@ class Copied:
 
 
 def copy_into(
-    target: Path, identity: Identity, signals: Iterable[SpanSignal], progress: Callable[[int], None] = lambda n: None
+    target: Path,
+    identity: Identity,
+    signals: Iterable[SpanSignal],
+    progress: Callable[[int], None] = lambda n: None,
+    teacher: str = "",
 ) -> Copied:
     """Add signals to a store, made if it is not there. Spans that it has are not added again.
 
     Args:
         progress: is told of spans.
+        teacher: a name of the teacher for people.
     """
     added = there = 0
-    with StoreWriter(target, identity, "copy") as writer:
+    with StoreWriter(target, identity, "copy", teacher=teacher) as writer:
         held = Store(target, identity)
         signals = iter(signals)
         while some := list(islice(signals, AT_A_TIME)):
@@ -69,5 +74,5 @@ def merge(sources: Sequence[Path], target: Path, progress: Callable[[int], None]
         store.identity.require(stores[0].identity, str(store.folder / FILE))
     copied = Copied()
     for store in stores:
-        copied += copy_into(target, stores[0].identity, store.signals(), progress)
+        copied += copy_into(target, stores[0].identity, store.signals(), progress, store.teacher)
     return copied

@@ -10,9 +10,8 @@ from typing import Any
 from limbeck.errors import StoreError
 from limbeck.signals.store.hashes import cheap_fault, repair_fix
 from limbeck.signals.store.index import SpanIndex
-from limbeck.signals.store.manifest import FILE, read_manifest
-from limbeck.signals.store.shards import PREFIX, SUFFIX, Shard
-from limbeck.signals.store.writer import WRITING
+from limbeck.signals.store.manifest import FILE, read_manifest, unnamed_files
+from limbeck.signals.store.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Summary:
         folder: of the store.
         identity: whose signals, as plain data; None: the manifest does not say.
         fingerprint: of the identity, 16 hexadecimal digits.
+        teacher: a name of it for people; empty: it is not known.
         shards, documents, spans: how many there are.
         twice: spans that were written more than once.
         positions: with a signal.
@@ -35,6 +35,7 @@ class Summary:
     folder: str
     identity: dict[str, Any] | None
     fingerprint: str | None
+    teacher: str
     shards: int
     documents: int
     spans: int
@@ -54,12 +55,6 @@ class Summary:
     @property
     def entries_per_position(self) -> float:
         return self.entries / self.positions if self.positions else 0.0
-
-
-def unnamed_files(folder: Path, named: set[str]) -> list[Path]:
-    """Files of shards, whole or being written, that a manifest does not name."""
-    files = [*folder.glob(f"{PREFIX}*{SUFFIX}"), *folder.glob(f"{PREFIX}*{SUFFIX}{WRITING}")]
-    return sorted(file for file in files if file.name not in named)
 
 
 def summary_of(folder: Path) -> Summary:
@@ -85,6 +80,7 @@ def summary_of(folder: Path) -> Summary:
         folder=str(folder),
         identity=None if identity is None else identity.plain(),
         fingerprint=None if identity is None else identity.fingerprint,
+        teacher=manifest.teacher,
         shards=len(manifest.shards),
         documents=len(spans.keys),
         spans=len(spans),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,19 @@ from limbeck.files import fsync
 from limbeck.signals.store.hashes import Stamps, repair_fix, sha256_of
 from limbeck.signals.store.identity import Identity
 from limbeck.signals.store.index import SpanIndex
-from limbeck.signals.store.manifest import FILE, Manifest, ShardLine, create_manifest, locked, read_manifest
-from limbeck.signals.store.shards import END, Shard
-from limbeck.signals.store.writer import WRITING, writing
+from limbeck.signals.store.manifest import (
+    FILE,
+    Manifest,
+    ShardLine,
+    create_manifest,
+    is_held,
+    locked,
+    read_manifest,
+    unnamed_files,
+)
+from limbeck.signals.store.shards import END, WRITING, Shard
+from limbeck.signals.store.writer import writing
 from limbeck.signals.upkeep.check import check_entries, check_shard
-from limbeck.signals.upkeep.look import unnamed_files
 
 ASIDE = "damaged"
 """Folder in a store for what was set aside. Nothing is read from it."""
@@ -66,7 +73,7 @@ def repair(folder: Path) -> Repaired:
         adopted = _adopt(folder, identity, kept, done)
         if done.changed or adopted:
             done.changed = True
-            create_manifest(folder, identity, [*kept, *adopted])
+            create_manifest(folder, identity, [*kept, *adopted], manifest.teacher)
         Stamps(folder).put([*kept, *adopted])
     return done
 
@@ -74,7 +81,7 @@ def repair(folder: Path) -> Repaired:
 def _identity_of_shards(folder: Path, done: Repaired) -> Identity:
     """Whose signals all shards hold, by their own schemas."""
     found: dict[str, Identity] = {}
-    for file in unnamed_files(folder, set()):
+    for file in unnamed_files(folder):
         try:
             identity = Shard(file, repair_fix(folder)).identity
         except StoreError:
@@ -107,7 +114,7 @@ def _adopt(folder: Path, identity: Identity, kept: list[ShardLine], done: Repair
     """Lines for shards that are whole and were not named; others are set aside."""
     adopted: list[ShardLine] = []
     for file in unnamed_files(folder, {line.name for line in kept}):
-        if file.name.endswith(WRITING) and _is_held(file):
+        if is_held(file):
             done.said.append(f"{file.name} is being written, and was left alone")
             continue
         try:
@@ -131,16 +138,6 @@ def _adopt(folder: Path, identity: Identity, kept: list[ShardLine], done: Repair
         adopted.append(ShardLine(name, sha256_of(path), *facts[:3], path.stat().st_size, facts.data, "repair"))
         done.said.append(f"{name} was not named, and is whole: {counted(facts.rows, 'span')} adopted")
     return adopted
-
-
-def _is_held(file: Path) -> bool:
-    """Whether a writer is writing it."""
-    with file.open("rb") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _ends(file: Path) -> bool:
