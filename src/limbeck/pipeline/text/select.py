@@ -218,7 +218,9 @@ def examples(answers: Sequence[Candidate]) -> str:
 def _short(text: str) -> str:
     """In quotes, escaped. What decides an answer stands at its end: so that is shown."""
     text = " ".join(text.split())
-    return json.dumps(text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}", ensure_ascii=True).replace("\\u2026", "…")
+    return json.dumps(text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}", ensure_ascii=True).replace(
+        "\\u2026", "…"
+    )
 
 
 def _said(counts: Mapping[str, Plain]) -> str:
