@@ -180,10 +180,14 @@ def check(
     from limbeck.commands.checking.plan import plan_of
     from limbeck.commands.checking.servers import ask_servers
     from limbeck.commands.checking.show import as_json, show_plan
+    from limbeck.pipeline.checks_served import UNSEEN
     from limbeck.pipeline.sections import resolved as with_defaults
 
     plan = plan_of(loaded, look(loaded))
-    plan.notes += ask_servers(loaded, offline=offline)
+    servers = ask_servers(loaded, offline=offline)
+    plan.notes += [line for line in servers if not line.startswith(UNSEEN)]
+    unseen = [line.removeprefix(UNSEEN) for line in servers if line.startswith(UNSEEN)]
+    plan.warnings += unseen
     if resolved:
         print(with_defaults(loaded), end="")
     else:
@@ -194,7 +198,8 @@ def check(
         print(f"limbeck: warning: {warning}", file=sys.stderr)
     counts = {"technique": loaded.techniques, "student": loaded.named_students, "seed": loaded.seeds}
     many = ", ".join(counted(len(each), name) for name, each in counts.items())
-    print(f"limbeck: {recipe} is right: {many}", file=sys.stderr)
+    right = "is right as far as it could be looked at" if unseen else "is right"
+    print(f"limbeck: {recipe} {right}: {many}", file=sys.stderr)
 
 
 @app.command()

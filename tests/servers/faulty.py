@@ -55,6 +55,8 @@ class Settings:
     """Alternatives a token at most; None: null under a 200."""
     refuses: tuple[str, ...] = ()
     """Parameters that are refused."""
+    most_temperature: float | None = None
+    """One above it is refused as vLLM refuses it: without the parameter's name beside the message."""
     most_choices: int = 128
     """Of one request (``n``)."""
     refuses_over: int | None = None
@@ -242,6 +244,10 @@ def _refused(settings: Settings, body: dict[str, Any]) -> web.Response | None:
             said = f"Unsupported parameter: '{name}' is not supported with this model."
             error = {"message": said, "param": name, "code": "unsupported_parameter", "type": "invalid_request_error"}
             return web.json_response({"error": error}, status=400)
+    if settings.most_temperature is not None and (value := sent.get("temperature") or 0) > settings.most_temperature:
+        said = f"temperature must be in [0, {settings.most_temperature:g}], got {value}."
+        error = {"message": said, "type": "BadRequestError", "param": None, "code": 400}
+        return web.json_response({"error": error}, status=400)
     if settings.refuses_over is not None and (body.get("n") or 1) > settings.refuses_over:
         error = {"message": f"Invalid value for 'n': must be at most {settings.refuses_over}.", "param": "n"}
         return web.json_response({"error": error | {"code": "invalid_value"}}, status=400)

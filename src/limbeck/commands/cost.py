@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from limbeck.generation.local import as_document
 from limbeck.generation.prompts import Prompt, prompts_among, question_of, requests_for
 from limbeck.generation.request import Request, Usage
 from limbeck.generation.select.data_set.card import usd
-from limbeck.generation.select.prompts import prompts_to_ask
+from limbeck.generation.select.prompts import ToAsk, prompts_to_ask
 from limbeck.generation.text import SHORTEST_ANSWER
 from limbeck.models.folders.saved import quiet
 from limbeck.pipeline.build import is_sampled, run_tokenizer
@@ -46,6 +46,7 @@ class Cost:
         answered: requests that the journal has answers to: they cost nothing.
         nano_usd, tokens: the most that the others can cost: what is reserved for them.
         likely_nano_usd: what they cost if an answer is as long as the data's own.
+        left_out: lines on prompts that are not asked.
     """
 
     places: list[str]
@@ -55,6 +56,7 @@ class Cost:
     nano_usd: int = 0
     tokens: int = 0
     likely_nano_usd: int = 0
+    left_out: list[str] = field(default_factory=list)
 
 
 def costs_of(recipe: Recipe) -> list[Cost]:
@@ -94,8 +96,9 @@ def _cost(
     endpoint = served.endpoint
     with under("teacher"):
         prices, protocol = prices_of(endpoint), wire_format(endpoint.protocol)
-    found = Cost([place])
-    for prompt in _prompts(generation, data, tokenizer):
+    asked = _prompts(generation, data, tokenizer)
+    found = Cost([place], left_out=list(asked.lines()))
+    for prompt in asked.prompts:
         found.prompts += 1
         answer = len((prompt.reference or "").encode("utf-8", "replace")) // BYTES_A_TOKEN + 1
         for request in requests_for(prompt, generation, data.seq_len):
@@ -125,7 +128,7 @@ def _costs_of_signals(recipe: Recipe, served: ServedTeacher) -> list[Cost]:
     return [Cost(each, nano_usd=nano_usd, tokens=tokens, likely_nano_usd=nano_usd) for each in places.values()]
 
 
-def _prompts(generation: Generation, data: Data, tokenizer: Any) -> list[Prompt]:
+def _prompts(generation: Generation, data: Data, tokenizer: Any) -> ToAsk:
     """What a run would ask."""
     tokens, system = generation.prompt_tokens, generation.system
     found = {document.key: document for document in documents(data.corpus)}
@@ -143,7 +146,7 @@ def _prompts(generation: Generation, data: Data, tokenizer: Any) -> list[Prompt]
         return len(encode_prompt(document, tokenizer, data.date)) <= data.seq_len - SHORTEST_ANSWER
 
     given = {document.key: question_of(document).after(system) for document in questions(data.prompts)}
-    return prompts_to_ask(own, given.values(), heldout, generation, fits).prompts
+    return prompts_to_ask(own, given.values(), heldout, generation, fits)
 
 
 def show_costs(recipe: Recipe, costs: Iterable[Cost], console: Console) -> None:
@@ -163,6 +166,8 @@ def show_costs(recipe: Recipe, costs: Iterable[Cost], console: Console) -> None:
             continue
         kept = f", {found.answered:,} of them answered already" if found.answered else ""
         say(f"{' and '.join(found.places)}: {found.prompts:,} prompts, {found.requests:,} requests{kept}")
+        for line in found.left_out:
+            say(f"  {line}")
         say(
             f"  at most {usd(found.nano_usd)} and {found.tokens:,} tokens (reserved before it is asked); about "
             f"{usd(found.likely_nano_usd)} if answers are as long as the data's own"

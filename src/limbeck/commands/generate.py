@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from rich.text import Text
 from limbeck.errors import InputError, RunFolderError, counted
 from limbeck.files import whole_folder
 from limbeck.generation.asked import FILE
-from limbeck.generation.candidate import Candidate
+from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.journal.journal import Journal
 from limbeck.generation.journal.rows import Counts, Row, RowState, Spent
+from limbeck.generation.journal.storage.database import is_written
+from limbeck.generation.prompts import Prompt
 from limbeck.generation.select.data_set.card import UNSOLVED, usd
 from limbeck.generation.select.data_set.rows import continuation, conversation, json_lines
 from limbeck.report.markup import one_line
@@ -36,6 +38,8 @@ class JournalStatus:
     Attributes:
         wrote: answers by teacher.
         failure: kind and message of the first request that failed.
+        asked, got: requests of this run, and those of them that are answered; None: the run has not listed them yet.
+        is_written: a process writes it, or a provider's batch is under way; else what is sent has no one who waits.
     """
 
     path: str
@@ -43,6 +47,9 @@ class JournalStatus:
     spent: Spent
     wrote: dict[str, int]
     failure: str | None = None
+    asked: int | None = None
+    got: int | None = None
+    is_written: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,10 @@ def status_of(run: Path) -> GenerationStatus:
     Raises:
         RunFolderError: there is no such run, or it asked no teacher yet.
     """
-    return GenerationStatus([_journal_status(path) for path in journals_of(run)], texts_of(run))
+    return GenerationStatus([_journal_status(path, run) for path in journals_of(run)], texts_of(run))
 
 
-def _journal_status(path: Path) -> JournalStatus:
+def _journal_status(path: Path, run: Path) -> JournalStatus:
     with Journal(path, read_only=True) as journal:
         first = next(journal.rows(RowState.FAILED), None)
         failure = None if first is None else one_line(f"{first.failure}: {first.message}")
@@ -99,7 +106,24 @@ def _journal_status(path: Path) -> JournalStatus:
         for teacher, count in journal.wrote():
             name = teacher_name(teacher)
             wrote[name] = wrote.get(name, 0) + count
-        return JournalStatus(str(path), journal.counts(), journal.spent(), wrote, failure)
+        listed = _listed_keys(run, path)
+        got = sum(journal.state(key) is RowState.ANSWERED for key in listed)
+        own = (len(listed), got) if listed else (None, None)
+        written = is_written(path) or journal.has_open_batch()
+        return JournalStatus(str(path), journal.counts(), journal.spent(), wrote, failure, *own, written)
+
+
+def _listed_keys(run: Path, journal: Path) -> set[str]:
+    """Keys of the requests that stages of a run listed when they had asked, of one journal."""
+    markers = Markers(run)
+    keys: set[str] = set()
+    for path in run.glob(f"text/{SAMPLE}*/{FILE}"):
+        marker = markers.read(path.parent.name)
+        named = (marker.last or {}).get("journal") if marker is not None else None
+        if named is None or Path(named).resolve() == journal.resolve():
+            with path.open(encoding="utf-8") as lines:
+                keys |= {key for line in lines for key in json.loads(line)["keys"]}
+    return keys
 
 
 def teacher_name(identity: Mapping[str, str]) -> str:
@@ -167,11 +191,18 @@ def show_status(status: GenerationStatus, console: Console) -> None:
     """Journals, then texts."""
     for journal in status.journals:
         counts, spent = journal.counts, journal.spent
-        console.print(Text(journal.path, "bold"))
+        console.print(Text(journal.path, "bold"), soft_wrap=True)
         table = _table()
         answered = sum(counts.answered.values())
-        _row(table, "answered", f"{answered:,} of {counts.total:,} requests", _listed(counts.answered))
-        _row(table, "to do", f"{counts.todo + counts.sent:,}", f"{counts.sent:,} in flight" if counts.sent else "")
+        if journal.asked is not None:
+            _row(table, "of this run", f"{journal.got:,} of {journal.asked:,} answered", "")
+        _row(table, "journal", f"{answered:,} of {counts.total:,} requests", _listed(counts.answered))
+        sent = ""
+        if counts.sent and journal.is_written:
+            sent = f"{counts.sent:,} in flight"
+        elif counts.sent:
+            sent = f"{counts.sent:,} unknown: sent, and the process ended; possibly paid"
+        _row(table, "to do", f"{counts.todo + counts.sent:,}", sent)
         if counts.failed:
             kinds = f"{_listed(counts.failed)}; the first: {journal.failure}"
             _row(table, "failed", f"{sum(counts.failed.values()):,}", kinds)
@@ -186,13 +217,17 @@ def show_status(status: GenerationStatus, console: Console) -> None:
     for text in status.texts:
         console.print(Text(text.name, "bold"))
         table = _table()
-        _row(table, "learned", f"{text.learned:,} of {text.answers:,} answers", text.data_set)
+        _row(table, "learned", f"{text.learned:,} of {text.answers:,} answers", "")
         if text.pass_rate is not None:
             _row(table, "verified", f"{100 * text.pass_rate:.1f}% correct", _listed(text.verdicts))
-            _row(table, "unsolved prompts", f"{text.unsolved:,}", text.unsolved_file or "")
+            _row(table, "unsolved prompts", f"{text.unsolved:,}", "")
         if text.taken:
             _row(table, "filtered", f"{sum(text.taken.values()):,}", _listed(text.taken))
         console.print(table)
+        for what, path in (("data set", text.data_set), ("unsolved", text.unsolved_file)):
+            if path:
+                # On a line of its own, whole: it is there to be copied.
+                console.print(Text(f"{what}: {path}"), soft_wrap=True)
 
 
 def _table() -> Table:
@@ -248,18 +283,34 @@ def export_answers(run: Path, out: Path) -> str:
     _require_new(out)
     count = 0
     with whole_folder(out) as scratch, (scratch / "answers.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        for line in json_lines(_answers(journals)):
+        for line in json_lines(_answers(journals, _known(run))):
             file.write(line)
             count += 1
-    return f"{out / 'answers.jsonl'}: {count:,} answers, unverified"
+    return f"{out / 'answers.jsonl'}: {count:,} answers"
 
 
-def _answers(journals: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _known(run: Path) -> dict[str, dict[str, Any]]:
+    """By the key of an answer: its reference, and its verdict where the answer was kept."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in run.glob(f"text/{SAMPLE}*/{FILE}"):
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                found |= {key: {"reference": Prompt.of(row["prompt"]).reference} for key in row["keys"]}
+    for path in run.glob(f"text/{SELECT}*/dataset/*.jsonl"):
+        with path.open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if row.get("key") and row.get("verdict"):
+                    found.setdefault(row["key"], {})["verdict"] = Verdict(row["verdict"])
+    return found
+
+
+def _answers(journals: Sequence[Path], known: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for path in journals:
         with Journal(path, read_only=True) as journal:
             for row in journal.rows(RowState.ANSWERED):
                 candidate = _candidate(row)
                 if candidate is not None:
+                    candidate = replace(candidate, **known.get(candidate.key, {}))
                     yield conversation(candidate) if candidate.text is None else continuation(candidate)
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from limbeck.pipeline.shared.asking import Asking
 
 
+UNSEEN = "warning: "
+"""Beginning of a line on a server that could not be asked: the recipe is right only as far as it could be looked at."""
+
+
 def check_served(teacher: ServedTeacher, data: Data, generations: Mapping[str, Generation]) -> list[str]:
     """Refuse what cannot work: terms that forbid it, models without prices, prompts that the protocol cannot ask.
 
@@ -62,6 +66,8 @@ def check_servers(asked: Iterable[Asking | SignalsAsking], *, offline: bool) -> 
 
     A server that does not answer, or whose key is not set, is not asked and is no error: answers may be in a journal.
 
+    Its line begins with :data:`UNSEEN`.
+
     Args:
         offline: ask none.
 
@@ -74,13 +80,16 @@ def check_servers(asked: Iterable[Asking | SignalsAsking], *, offline: bool) -> 
         endpoint, later = asking.endpoint, "`limbeck run` asks what it takes and reveals, before it buys anything"
         name = endpoint.api_key_env
         if offline or (name is not None and not os.environ.get(name)):
-            why = "no server was asked" if offline else f"${name} is not set, so the server was not asked"
-            notes.append(f"{asking.place}: {why}; {later}")
+            unset = name is not None and not os.environ.get(name)
+            why = f"${name} is not set, so the server was not asked"
+            if offline:
+                why = f"no server was asked{f', and ${name} is not set' if unset else ''}"
+            notes.append(f"{UNSEEN}{asking.place}: {why}; {later}")
             continue
         try:
             found: Capabilities | Reveals = asking.probe()
         except TeacherGoneError as error:
-            notes.append(f"{asking.place}: {error.what}; {later}")
+            notes.append(f"{UNSEEN}{asking.place}: {error.what}; {later}")
         else:
             notes.append(f"{asking.place}: {found.line()} ({found.tokens:,} tokens to find out)")
     return notes

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from limbeck.commands.generate import as_json, export, export_answers, journals_of, retry, show_status, status_of
 from limbeck.errors import InputError, RunFolderError
 from limbeck.generation.journal.journal import Journal
+from limbeck.generation.prompts import Prompt
 from limbeck.generation.request import Completion, Outcome, Request, Usage
 from limbeck.recipe.served import Endpoint
 
@@ -86,6 +88,36 @@ def test_status_says_what_was_answered_by_whom_and_what_it_cost(run: Path) -> No
     plain = json.loads(as_json(found))
     assert plain["journals"][0]["counts"]["failed"] == {"server": 1}
     assert plain["texts"][0]["pass_rate"] == pytest.approx(2 / 3)
+
+
+def test_status_counts_what_is_of_this_run_first(run: Path) -> None:
+    keys = [ask(f"{n}+{n}?").key(ENDPOINT.identity) for n in (0, 1, 5)]
+    folder = run / "text/sample-1"
+    folder.mkdir(parents=True)
+    prompt = Prompt(ask("0+0?").messages, None, (), "0", "d").plain()
+    (folder / "requests.jsonl").write_text(json.dumps({"prompt": prompt, "group": "g", "keys": keys}) + "\n")
+    (journal,) = status_of(run).journals
+    assert (journal.got, journal.asked, journal.counts.total) == (2, 3, 6)
+    assert not journal.is_written
+    export_answers(run, run.parent / "answers")
+    rows = map(json.loads, (run.parent / "answers/answers.jsonl").read_text(encoding="utf-8").splitlines())
+    assert [row.get("reference") for row in rows] == ["0", "0", None]
+
+
+def test_what_a_dead_process_sent_is_unknown_and_paths_stay_whole(run: Path) -> None:
+    chosen(run)
+    found = status_of(run)
+    journal = replace(found.journals[0], counts=replace(found.journals[0].counts, sent=10))
+    console = Console(width=40, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        show_status(replace(found, journals=[journal]), console)
+    said = captured.get()
+    assert "in flight" not in said
+    assert "unknown:" in said
+    assert found.texts[0].data_set in said
+    (path,) = journals_of(run)
+    with Journal(path):
+        assert status_of(run).journals[0].is_written
 
 
 def test_status_writes_nothing(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,24 @@ def test_only_what_will_be_asked_is_tried() -> None:
         with pytest.raises(RecipeError, match=r"temperature.*refuses.*`temperature: null`"):
             found.check(warm)
         found.check(Request(top_p=0.5))
+
+
+def test_a_value_that_is_refused_without_a_name_is_found_by_trying() -> None:
+    warm = Request(messages=({"role": "user", "content": "x"},), temperature=3.0, top_p=0.5, seed=1)
+    with FaultyServer(most_temperature=2.0) as server:
+        found = ask(server, warm)
+        assert ask(server, replace(warm, temperature=1.0)).refused == ()
+    assert [(each.name, each.value) for each in found.refused] == [("temperature", 3.0)]
+    with pytest.raises(RecipeError, match=r"must be in \[0, 2\], got 3.0") as error:
+        found.check(warm)
+    assert error.value.key == ".temperature"
+    assert "does not answer" not in str(error.value)
+
+
+def test_a_server_that_refuses_has_answered() -> None:
+    with FaultyServer(faults=[Fault("bad_request")]) as server, pytest.raises(RecipeError) as raised:
+        ask(server)
+    assert "refuses the request" in raised.value.what
 
 
 def test_a_field_of_extra_that_is_refused_is_named_where_it_stands() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from limbeck.commands.checking.look import Seen
+from limbeck.data.questions import questions
 from limbeck.errors import counted
 from limbeck.pipeline.beforehand.estimates import Labels, Sample
 from limbeck.pipeline.stored.room import room_of_signals
@@ -38,6 +40,8 @@ ADAMW = 16
 CHECKPOINTS = 2 * 12
 """Bytes of a trained parameter in checkpoints: the newest two, each with its weight and two moments."""
 FP32 = 4
+MANY = 10_000
+"""Questions of ``data.prompts`` that are counted."""
 
 
 @dataclass
@@ -133,6 +137,9 @@ def _data(recipe: Recipe, sample: Sample, labels: Labels | None) -> Iterator[str
             tokens, learned = round(tokens / labels.documents), round(learned / labels.documents)
         read += f": {tokens:,} tokens{each}, {learned:,} of them labels"
     yield read
+    if data.prompts and not any(isinstance(source, HubSource) for source in data.prompts):
+        asked = sum(1 for _ in islice(questions(data.prompts), MANY + 1))
+        yield f"data.prompts: {f'more than {MANY:,} questions' if asked > MANY else counted(asked, 'question')}"
     packed = "packed" if data.pack else "one document a row"
     yield f"rows of {data.seq_len:,} tokens, {packed}; {100 * data.heldout:g}% of the documents held out"
 

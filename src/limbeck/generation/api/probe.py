@@ -27,6 +27,9 @@ _ASKED = Request(
 )
 _SETTINGS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 1, "stop": ("\n\n\n\n",)}
 
+_UNNAMED = frozenset({FaultKind.BAD_REQUEST, FaultKind.PARAMETER, FaultKind.TOO_LONG})
+"""Faults of a request that may be one of its settings' fault."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -224,15 +227,24 @@ class _Probe:
             name = (answer.parameter or "").split(".")[0]
             name = "extra" if name in settings.get("extra", ()) else PARAMETER_NAMES.get(name, name)
             if answer.kind is not FaultKind.PARAMETER or name not in settings:
-                if strict:
+                alone = await self._one_by_one(settings, answer, strict=strict)
+                if strict and not alone:
                     raise as_error(self.endpoint, answer)
-                # It refuses one without a name: they are tried one by one.
-                for each, value in settings.items():
-                    if isinstance(alone := await self._ask(replace(self.asked, **{each: value})), Fault):
-                        refused[each] = alone.message
+                refused |= alone
                 break
             refused[name] = answer.message
             del settings[name]
+        return refused
+
+    async def _one_by_one(self, settings: Mapping[str, Any], fault: Fault, *, strict: bool) -> dict[str, str]:
+        """Those that are refused alone, after all together were refused without a name. vLLM names none."""
+        if strict and fault.kind not in _UNNAMED:
+            return {}
+        refused: dict[str, str] = {}
+        for each, value in settings.items():
+            alone = await self._ask(replace(self.asked, **{each: value}))
+            if isinstance(alone, Fault) and (alone.kind in _UNNAMED or not strict):
+                refused[each] = alone.message
         return refused
 
     async def _logprobs(self, tempered: bool) -> tuple[int, str | None]:

@@ -154,6 +154,11 @@ class Journal:
                 self._writer.do(lambda db, changes: _lose(db, changes, number))
             return None
 
+    def has_open_batch(self) -> bool:
+        """Whether a provider's batch is under way: what it holds waits for no process."""
+        there = self._read("SELECT 1 FROM sqlite_master WHERE name = 'batches'", ())
+        return bool(there and self._read("SELECT 1 FROM batches WHERE ended IS NULL LIMIT 1", ()))
+
     def state(self, key: str) -> RowState | None:
         """Where a row stands; None: there is no such row."""
         found = self._read("SELECT state FROM requests WHERE key = ?", (bytes.fromhex(key),))

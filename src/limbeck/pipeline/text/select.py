@@ -17,7 +17,7 @@ from limbeck.data.documents.sources import documents
 from limbeck.errors import InputError, under
 from limbeck.files import whole_folder
 from limbeck.generation.asked import read_candidates
-from limbeck.generation.candidate import Candidate
+from limbeck.generation.candidate import Candidate, Verdict
 from limbeck.generation.learned import Learned
 from limbeck.generation.prompts import Prompt, prompts_among
 from limbeck.generation.select import (
@@ -115,7 +115,7 @@ class Select(PipelineStage):
         said = _said(counts)
         if not kept:
             raise InputError(
-                f"no answer is left to learn: {said}",
+                f"no answer is left to learn: {said}{examples(answers)}",
                 key=f"{self.place}.generation",
                 fix="Ask for more samples, or loosen verify, filters or keep",
             )
@@ -198,6 +198,29 @@ def at_random(candidates: list[Candidate], count: int) -> list[Candidate]:
     """So many of them, by their hash."""
     drawn = set(sorted(candidate.key for candidate in candidates)[:count])
     return [candidate for candidate in candidates if candidate.key in drawn]
+
+
+EXAMPLES, SHOWN = 3, 60
+"""Wrong answers that an error shows, and characters of each."""
+
+
+def examples(answers: Sequence[Candidate]) -> str:
+    """Some verified answers against their references, for an error; empty where none is wrong or undecided."""
+    open_ = [each for each in answers if each.verdict not in (None, Verdict.CORRECT)]
+    found = [
+        f"{each.verdict}: {_short(each.completion.text)}"
+        + (f" against {_short(each.reference)}" if each.reference is not None else ", without a reference")
+        for each in open_[:EXAMPLES]
+    ]
+    return f". For example: {'; '.join(found)}" if found else ""
+
+
+def _short(text: str) -> str:
+    """In quotes, escaped. What decides an answer stands at its end: so that is shown."""
+    text = " ".join(text.split())
+    return json.dumps(text if len(text) <= SHOWN else f"…{text[1 - SHOWN :]}", ensure_ascii=True).replace(
+        "\\u2026", "…"
+    )
 
 
 def _said(counts: Mapping[str, Plain]) -> str:

@@ -26,12 +26,19 @@ PARAMETER_NAMES = {
 }
 """What :class:`~limbeck.generation.request.Request` calls parameters that protocols name otherwise."""
 _FIXES = {
-    "temperature": "Write `temperature: null`; it is then left to the endpoint.",
+    "temperature": "Write what the endpoint allows, or `temperature: null`; it is then left to the endpoint.",
     "max_new_tokens": "Write what the endpoint allows.",
     "top_p": "Write `top_p: 1`; it is then not sent.",
     "top_k": "Write `top_k: 0`; it is then not sent.",
     "seed": "Write `seed: 0`; it is then not sent.",
 }
+
+_SAYS = {
+    **dict.fromkeys((FaultKind.UNREACHABLE, FaultKind.LATE, FaultKind.CUT), "does not answer"),
+    **dict.fromkeys((FaultKind.SERVER, FaultKind.OVERLOADED, FaultKind.LIMITED), "answers with an error"),
+    FaultKind.MALFORMED: "answers in another form",
+}
+"""What an endpoint does, by the fault; of all others it refuses the request."""
 
 
 async def ask_json(
@@ -63,7 +70,8 @@ async def ask_json(
 
 def as_error(endpoint: Endpoint, fault: Fault) -> LimbeckError:
     """A fault that stays, as an error whose key is relative to the endpoint's section."""
-    what = f"{endpoint.model} at {endpoint.api} does not answer: {fault.message}"
+    said = _SAYS.get(fault.kind, "refuses the request")
+    what = f"{endpoint.model} at {endpoint.api} {said}: {fault.message}"
     if fault.kind is FaultKind.BILLING:
         return BudgetError(what, fix="Add credit to the account.")
     if fault.kind is FaultKind.KEY:

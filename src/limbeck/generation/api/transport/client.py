@@ -81,8 +81,13 @@ class Client:
                 allow_redirects=False,
             ) as response:
                 return Reply(response.status, response.headers, await response.read())
-        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
+        except (aiohttp.ConnectionTimeoutError, aiohttp.ClientSSLError) as error:
             return Fault(FaultKind.UNREACHABLE, _said(error))
+        except aiohttp.ClientConnectorError as error:
+            # Its own text has "ssl:default" and addresses of each try in it.
+            why = one_line(error.os_error.strerror or "") or type(error).__name__
+            why = "" if "Connect call failed" in why else f": {why}"
+            return Fault(FaultKind.UNREACHABLE, f"cannot connect to {error.host}:{error.port}{why}")
         except aiohttp.InvalidURL as error:
             return Fault(FaultKind.WITHDRAWN, f"not a URL: {_said(error)}")
         except TimeoutError:

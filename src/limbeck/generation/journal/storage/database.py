@@ -192,6 +192,18 @@ def on_network(path: Path) -> bool:
     return bool(_NETWORK.match(best[1]))
 
 
+def is_written(path: Path) -> bool:
+    """Whether a process holds the journal's :class:`WriterLock`. Nothing is written."""
+    try:
+        with path.with_name(f"{path.name}.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 class WriterLock:
     """Held by the one process that writes a journal, until it is closed or the process ends.
 
