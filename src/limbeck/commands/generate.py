@@ -31,6 +31,10 @@ SAMPLE, SELECT, TRAIN = "sample-", "select-", "train-"
 """Beginnings of the names of stages that ask a teacher, that choose among its answers, and that train an arm."""
 
 
+LOOKED_UP = 50_000
+"""Requests of a run that are looked up one by one: status answers at once, also of a million."""
+
+
 @dataclass(frozen=True)
 class JournalStatus:
     """A journal. It may serve other runs with the same teacher, too.
@@ -107,10 +111,12 @@ def _journal_status(path: Path, run: Path) -> JournalStatus:
             name = teacher_name(teacher)
             wrote[name] = wrote.get(name, 0) + count
         listed = _listed_keys(run, path)
-        got = sum(journal.state(key) is RowState.ANSWERED for key in listed)
-        own = (len(listed), got) if listed else (None, None)
+        asked: int | None = None
+        got: int | None = None
+        if 0 < len(listed) <= LOOKED_UP:
+            asked, got = len(listed), sum(journal.state(key) is RowState.ANSWERED for key in listed)
         written = is_written(path) or journal.has_open_batch()
-        return JournalStatus(str(path), journal.counts(), journal.spent(), wrote, failure, *own, written)
+        return JournalStatus(str(path), journal.counts(), journal.spent(), wrote, failure, asked, got, written)
 
 
 def _listed_keys(run: Path, journal: Path) -> set[str]:

@@ -360,8 +360,11 @@ def test_export_to_distillkit_and_back(lm: CausalLM, tmp_path: Path) -> None:
     done = import_texts(tmp_path / "out", tmp_path / "back", whose, data, lm)
     assert done.matched == written
     parts = identity(lm, window=0, context="row")
+    short = Rows(data, 8, pack=True)
+    plain = {int(data.keys[d]) for d in range(len(data)) if data.document(d)[1][1:].all() and data.lengths[d] > 10}
+    of_one = [r for r in range(len(short)) if {piece.key for piece in short[r].pieces} <= plain][:1]
     with StoreWriter(tmp_path / "parts", parts) as writer:
-        capture(lm, readings(Rows(data, 8, pack=True), range(3), "row", 0), writer, Scheme("top_k", k=K))
+        capture(lm, readings(short, of_one, "row", 0), writer, Scheme("top_k", k=K))
     with pytest.raises(StoreError, match=r"context row: only parts .* were captured.*`context: document`"):
         export_distillkit(tmp_path / "parts", data, tmp_path / "no")
     with StoreWriter(tmp_path / "draws", identity(lm, scheme=Scheme("threshold").plain())):
