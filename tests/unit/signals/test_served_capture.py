@@ -189,7 +189,7 @@ def test_a_capture_goes_on_where_it_stopped(teacher: CausalLM, corpus: Corpus, t
             return "402" if server.scored - before > whole / 2 else None
 
         server.when = dies
-        with pytest.raises(Exception, match="does not answer"), StoreWriter(tmp_path / "store", identity) as writer:
+        with pytest.raises(Exception, match="refuses the request"), StoreWriter(tmp_path / "store", identity) as writer:
             capture_served(scorer, readings(rows, range(len(rows)), "document", 64), writer)
         server.when = None
         kept = Store(tmp_path / "store", identity).positions
