@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from itertools import count
@@ -273,15 +272,21 @@ def test_auto_is_live_where_a_store_cannot_serve(raw: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------- kills
 
 
-CAPTURE = """
-import json, sys, time
+SLOW = """
+import time
 import limbeck.signals.capture as own
 own.FLUSH_SECONDS, own.BATCH_TOKENS = 0.0, 64
 signals_of = own.signals_of
 def slow(*args):
-    time.sleep(0.05)
+    time.sleep(0.04)
     return signals_of(*args)
 own.signals_of = slow
+"""
+"""A capture that takes its time, in small shards."""
+
+CAPTURE = f"""
+import json, sys
+{SLOW}
 from limbeck.commands.capture import capture
 from limbeck.display import Display
 from limbeck.recipe import load_recipe, parse_recipe
@@ -297,7 +302,7 @@ def test_a_capture_that_is_killed_goes_on(raw: dict[str, Any]) -> None:
     (expected,) = captured(whole)
     killed, shards = 0, 0
     while killed < 3:
-        process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(CAPTURE), json.dumps(raw)])
+        process = subprocess.Popen([sys.executable, "-c", CAPTURE, json.dumps(raw)])
         while process.poll() is None and len(list(folder.glob("*/*.arrow"))) < shards + 2:
             time.sleep(0.01)
         if process.poll() is not None:
@@ -539,18 +544,6 @@ def test_the_example_of_a_store_runs(raw: dict[str, Any], corpus_file: Path) -> 
 # ---------------------------------------------------------------------------- kills, two workers
 
 
-SLOW = """
-import os, time
-import limbeck.signals.capture as own
-own.FLUSH_SECONDS, own.BATCH_TOKENS = 0.0, 64
-signals_of = own.signals_of
-def slow(*args):
-    time.sleep(0.03)
-    return signals_of(*args)
-own.signals_of = slow
-"""
-
-
 @pytest.mark.slow
 def test_a_capture_by_two_workers_is_killed_twenty_times(tmp_path: Path, raw: dict[str, Any]) -> None:
     """Every span is there once, checksums hold, and nothing is captured twice beyond a shard a worker."""
@@ -558,7 +551,7 @@ def test_a_capture_by_two_workers_is_killed_twenty_times(tmp_path: Path, raw: di
     raw["evaluation"]["max_documents"] = 5
     recipe, folder = write(raw, tmp_path / "r.yaml"), Path(raw["run"]).parent / "signals"
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(SLOW))
+    (tmp_path / "site" / "sitecustomize.py").write_text(SLOW)
     paths = [str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     rng, killed = np.random.default_rng(0), 0

@@ -6,7 +6,6 @@ answer, as strings or lists of messages; plain text. What a row asks for and lim
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +13,15 @@ from typing import Any, NoReturn
 from limbeck.data.documents.document import Document
 from limbeck.data.documents.messages.calls import tools_of
 from limbeck.data.documents.messages.place import Place, is_list, kind_of, parsed
-from limbeck.data.documents.messages.turns import TEXTUAL, Message, messages_of, said_turns, says_messages, says_turns
+from limbeck.data.documents.messages.turns import (
+    TEXTUAL,
+    Message,
+    lists_only,
+    messages_of,
+    said_turns,
+    says_messages,
+    says_turns,
+)
 from limbeck.data.documents.seen import UNLEARNED, Seen
 from limbeck.errors import InputError
 from limbeck.recipe import Columns
@@ -472,13 +479,7 @@ def _system(value: Any, name: str, place: Place) -> str:
 
 def _says_parts(text: str) -> bool:
     """Whether a text is JSON of parts of text."""
-    if not is_list(text):
-        return False
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return all(isinstance(part, dict) and part.get("type") in TEXTUAL for part in value)
+    return lists_only(text, lambda part: part.get("type") in TEXTUAL)
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from limbeck.data.documents.document import MESSAGE_FIELDS
@@ -50,13 +51,18 @@ TEXTUAL = ("text", "input_text", "output_text")
 
 def says_messages(text: str) -> bool:
     """Whether a text is JSON of a list of messages."""
+    return lists_only(text, lambda message: "role" in message or "from" in message)
+
+
+def lists_only(text: str, is_one: Callable[[Message], bool]) -> bool:
+    """Whether a text is JSON of a list of objects that all are of a kind."""
     if not is_list(text):
         return False
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
+    return all(isinstance(each, dict) and is_one(each) for each in value)
 
 
 def says_turns(text: str) -> bool:
