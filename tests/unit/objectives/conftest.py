@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kernels import choose_kernel
 
-from limbeck.objectives.kernels import build, eager
+from limbeck.objectives.kernels import eager
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -26,15 +27,8 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(params=["eager", "cpu"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test on plain torch and on the C++ kernel."""
+    choose_kernel(request.param, monkeypatch)
     if request.param == "eager":
-        monkeypatch.setenv("LIMBECK_CPU_KERNEL", "0")
         # Two parts a chunk, so that what is cut is tested.
         monkeypatch.setattr(eager, "PART", 40)
-    else:
-        monkeypatch.delenv("LIMBECK_CPU_KERNEL", raising=False)
-        try:
-            build.find_compiler()
-        except build.CannotBuildError:
-            pytest.skip("no C++ compiler")
-        assert build.library() is not None, "there is a compiler, so there must be a kernel"
     return request.param

@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 from limbeck.errors import RecipeError
 from limbeck.objectives import Dense, Term, fused_divergence
-from limbeck.objectives.kernels import blocks, build
+from limbeck.objectives.kernels import blocks
 from limbeck.signals import sampling
 from limbeck.signals.sampling import Draw, LogitsError, Scheme, draw, to_sparse, uniforms
+from tests.kernels import choose_kernel
 
 GRID = 16
 """Uniform numbers of an exhaustive test: the middles of as many equal parts of [0, 1)."""
@@ -28,15 +29,7 @@ GRID = 16
 @pytest.fixture(autouse=True, params=["eager", "cpu"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The sums over the vocabulary, in torch and in C++."""
-    if request.param == "eager":
-        monkeypatch.setenv("LIMBECK_CPU_KERNEL", "0")
-    else:
-        monkeypatch.delenv("LIMBECK_CPU_KERNEL", raising=False)
-        try:
-            build.find_compiler()
-        except build.CannotBuildError:
-            pytest.skip("no C++ compiler")
-        assert build.library() is not None
+    choose_kernel(request.param, monkeypatch)
     return str(request.param)
 
 
